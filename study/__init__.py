@@ -1,0 +1,1 @@
+"""A study: search over distillation trials with Ray Tune, Optuna and MLflow."""

@@ -1,0 +1,121 @@
+"""The Ray cluster that a study runs on, and how many trials fit on it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import torch
+
+from study.config import StudyConfig
+from trainable.config import TrialConfig
+from trainable.errors import ConfigError, Problem
+
+_QUIET = {
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+}
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What a cluster offers."""
+
+    cpus: float
+    gpus: float
+
+
+def local_capacity() -> Capacity:
+    """What this machine would offer."""
+    return Capacity(float(os.cpu_count() or 1), float(torch.cuda.device_count()))
+
+
+@contextmanager
+def connected() -> Generator[Capacity]:
+    """Connect to the cluster of RAY_ADDRESS, or start one on this machine for as long as this lasts."""
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    already = ray.is_initialized()
+    if not already:
+        address = os.environ.get("RAY_ADDRESS")
+        options: dict[str, Any] = {} if address else {"num_cpus": os.cpu_count()}
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+    try:
+        offered = ray.cluster_resources()
+        yield Capacity(offered.get("CPU", 0.0), offered.get("GPU", 0.0))
+    finally:
+        if not already:
+            ray.shutdown()
+
+
+def with_resources(config: StudyConfig, capacity: Capacity) -> StudyConfig:
+    """The config with `resources.gpus_per_worker` settled: 1 where the cluster has GPUs, else 0."""
+    if config.resources.gpus_per_worker is not None:
+        return config
+    settled = {"gpus_per_worker": 1.0 if capacity.gpus else 0.0}
+    resources = config.resources.model_copy(update=settled)
+    return config.model_copy(update={"resources": resources})
+
+
+def uses_torch_trainer(config: TrialConfig) -> bool:
+    """Whether a trial runs under Ray Train; else the loop runs in Tune's own actor."""
+    launcher = config.train.launcher
+    return launcher == "torch_trainer" or (launcher == "auto" and config.train.workers > 1)
+
+
+def worker_resources(config: TrialConfig) -> dict[str, float]:
+    """What Ray reserves for one worker."""
+    resources = config.resources
+    reserved = {"CPU": float(resources.cpus_per_worker)}
+    return {**reserved, "GPU": resources.gpus_per_worker} if resources.gpus_per_worker else reserved
+
+
+def actor_resources(config: TrialConfig) -> dict[str, float]:
+    """What Ray reserves for Tune's own actor of a trial.
+
+    Under Ray Train the workers reserve their own; the actor only waits. One byte of memory is a
+    reservation that Tune accepts and that can starve nobody.
+    """
+    return {"memory": 1} if uses_torch_trainer(config) else worker_resources(config)
+
+
+def concurrency(config: StudyConfig, capacity: Capacity) -> int:
+    """How many trials run at a time: as many as fit whole, so that none waits for what another holds.
+
+    ConfigError if not even one fits.
+    """
+    need = worker_resources(config)
+    workers = config.train.workers
+    fits = int((capacity.cpus + 1e-9) // (need["CPU"] * workers))
+    if "GPU" in need:
+        fits = min(fits, _fitting_on_gpus(need["GPU"], workers, capacity.gpus))
+    if fits == 0:
+        raise ConfigError([_too_large(need, workers, capacity)])
+    return min(fits, config.study.trials, config.study.concurrency or fits)
+
+
+def _fitting_on_gpus(each: float, workers: int, gpus: float) -> int:
+    if each < 1:
+        return int(gpus) * int((1 + 1e-9) // each)
+    return int((gpus + 1e-9) // (each * workers))
+
+
+def _too_large(need: dict[str, float], workers: int, capacity: Capacity) -> Problem:
+    wanted = f"{workers} worker(s) of {need['CPU']:g} CPU(s)"
+    wanted += f" and {need['GPU']:g} GPU(s)" if "GPU" in need else ""
+    return Problem(
+        "resources",
+        f"one trial must fit on the cluster, which has {capacity.cpus:g} CPU(s) and {capacity.gpus:g} GPU(s)",
+        "lower train.workers, resources.cpus_per_worker or resources.gpus_per_worker, or add nodes",
+        wanted,
+    )

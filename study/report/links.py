@@ -1,0 +1,36 @@
+"""Where a study is seen in MLflow's pages (the addresses are those of MLflow 3.17)."""
+
+from __future__ import annotations
+
+from urllib.parse import quote, urlencode
+
+from trainable.records import VAL_ACCURACY
+
+LOCAL_SERVER = "http://127.0.0.1:5000"
+"""Where `mlflow ui` listens unless told otherwise."""
+
+
+def server_of(tracking_uri: str) -> str | None:
+    """The server's address, or None for a store that has no pages of its own."""
+    return tracking_uri.rstrip("/") if tracking_uri.startswith(("http://", "https://")) else None
+
+
+def open_command(tracking_uri: str) -> str:
+    """The command that serves MLflow's pages for an embedded store."""
+    return f"mlflow ui --backend-store-uri {tracking_uri}"
+
+
+def runs_page(server: str, experiment_id: str, study: str) -> str:
+    """A study's runs with their learning curves, the best validation accuracy first.
+
+    The experiment's own page opens on MLflow's views for language models, which are empty here, and
+    its list folds the trials into their parent.
+    """
+    view = {
+        "workflowType": "machine_learning",
+        "searchFilter": f"tags.`kd.study` = '{study}'",
+        "orderByKey": f"metrics.`{VAL_ACCURACY}`",
+        "orderByAsc": "false",
+        "compareRunsMode": "CHART",
+    }
+    return f"{server}/#/experiments/{experiment_id}/runs?{urlencode(view, quote_via=quote)}"

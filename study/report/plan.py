@@ -1,0 +1,104 @@
+"""What `kd-study validate` prints: the resolved plan of a study."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from study.cluster import uses_torch_trainer, worker_resources
+from study.config import StudyConfig
+from study.preflight import StudyPlan, stages_by_decomposition
+from study.space import SearchRange
+from trainable.plan import Stage
+from trainable.tasks import DataSummary, NetworkSummary
+
+
+def print_plan(plan: StudyPlan, console: Console) -> None:
+    """Data, networks, stages, search, resources."""
+    config = plan.config
+    console.print(f"[bold]{config.study.name}[/bold]  in {config.folder}", soft_wrap=True)
+    console.print(_data(config, plan.data), soft_wrap=True)
+    console.print(_networks(plan.student, plan.teacher))
+    for name, stages in stages_by_decomposition(plan).items():
+        console.print(_stages(name, stages, plan))
+    if config.search:
+        console.print(_search(config))
+    console.print(_resources(plan), soft_wrap=True)
+
+
+def _data(config: StudyConfig, data: DataSummary) -> str:
+    height, width = data.image_size
+    how = "streamed" if data.streamed else "decoded once"
+    text = (
+        f"data        {config.data.source}: {data.train} training, {data.val} validation and {data.test} "
+        f"test pictures of {data.channels}×{height}×{width} in {len(data.classes)} classes, {how} "
+        f"({data.decoded_gib:.2f} GiB)"
+    )
+    if data.overlap:
+        text += f"\n            {data.overlap} test pictures also occur among the others"
+    return text
+
+
+def _networks(student: NetworkSummary, teacher: NetworkSummary | None) -> Table:
+    table = _table("block", "output", "student", "teacher")
+    others = teacher.blocks if teacher is not None else ()
+    for index, block in enumerate(student.blocks):
+        theirs = f"{others[index].parameters:,}" if others else "—"
+        shape = "×".join(str(size) for size in block.output)
+        table.add_row(block.name, shape, f"{block.parameters:,}", theirs)
+    total = f"{teacher.parameters:,}" if teacher is not None else "—"
+    table.add_row("parameters", "", f"{student.parameters:,}", total, style="bold")
+    model = teacher.model if teacher is not None else "none"
+    table.title = f"{model} → {student.model}"
+    return table
+
+
+def _stages(name: str, stages: tuple[Stage, ...], plan: StudyPlan) -> Table:
+    table = _table("stage", "epochs", "groups", "peak lr")
+    table.title = f"stages of {name}"
+    names = [block.name for block in plan.student.blocks]
+    first = stages[0].peak_lr
+    for stage in stages:
+        last = stage.first_epoch + stage.epochs - 1
+        groups = " | ".join(" ".join(names[start:stop]) for start, stop in stage.groups)
+        peak = f"{stage.peak_lr:.4g}"
+        if "optim.lr" in plan.config.search:
+            peak = f"{stage.peak_lr / first:.4g} × optim.lr"
+        table.add_row(str(stage.number), f"{stage.first_epoch}–{last}", groups, peak)
+    return table
+
+
+def _search(config: StudyConfig) -> Table:
+    table = _table("searched", "values")
+    for path, values in config.search.items():
+        table.add_row(path, _range(values))
+    return table
+
+
+def _range(values: SearchRange) -> str:
+    if values.choice is not None:
+        return ", ".join(str(value) for value in values.choice)
+    low, high = values.candidates
+    kind = "integers " if values.integers else "log-uniform " if values.loguniform else ""
+    return f"{kind}{low:g} … {high:g}"
+
+
+def _resources(plan: StudyPlan) -> str:
+    config, capacity = plan.config, plan.capacity
+    need = worker_resources(config)
+    each = f"{need['CPU']:g} CPU(s)" + (f" and {need['GPU']:g} GPU(s)" if "GPU" in need else "")
+    launcher = "a TorchTrainer" if uses_torch_trainer(config) else "the loop in Tune's actor"
+    lines = [
+        f"a trial     {config.train.workers} worker(s) of {each}, {config.train.epochs} epochs, by {launcher}",
+        f"the cluster {capacity.cpus:g} CPU(s) and {capacity.gpus:g} GPU(s): {plan.concurrency} trial(s) at a time",
+        f"trials      {config.study.trials}, seed {config.study.seed}, sampler {config.study.sampler}, "
+        f"pruner {config.study.pruner.name}",
+    ]
+    return "\n".join(lines)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, title_justify="left", title_style="bold")
+    for column in columns:
+        table.add_column(column)
+    return table

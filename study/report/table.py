@@ -1,0 +1,238 @@
+"""The leaderboard: every trial of a study, what to compare them with, and where to look further."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+from study.report.links import LOCAL_SERVER, open_command, runs_page, server_of
+from study.report.text import (
+    duration,
+    one_line,
+    params_text,
+    percent,
+    short_names,
+    value_text,
+)
+from study.results import Role, State, StudyResults, TrialRow
+
+_STATES: tuple[State, ...] = ("complete", "pruned", "running", "failed")
+_STATE_STYLES: dict[State, str] = {"pruned": "dim", "running": "cyan", "failed": "red"}
+_UNLIMITED = 10_000
+_COMPARED: dict[Role, str] = {
+    "baseline": "student without a teacher",
+    "teacher": "teacher",
+}
+
+
+def leaderboard(results: StudyResults, experiment_id: str | None = None) -> RenderableType:
+    """The whole report; it folds to the width of the console that prints it.
+
+    With MLflow's `experiment_id` it also gives the address of the study's page.
+    """
+    return _Leaderboard(results, experiment_id)
+
+
+def print_leaderboard(
+    results: StudyResults, console: Console, experiment_id: str | None = None
+) -> None:
+    """Print the report; paths and commands stay whole even if the console is narrower."""
+    console.print(leaderboard(results, experiment_id), crop=False, highlight=False)
+
+
+def ranked(results: StudyResults) -> list[TrialRow]:
+    """The trials: complete ones (the winner first), then pruned, running and failed ones.
+
+    Within a state the better validation accuracy comes first, then the earlier trial.
+    """
+    winner = results.winner
+
+    def key(row: TrialRow) -> tuple[int, bool, float, int]:
+        value = float("-inf") if row.value is None else row.value
+        return _STATES.index(row.state), row != winner, -value, row.number
+
+    return sorted(results.of("trial"), key=key)
+
+
+class _Leaderboard:
+    def __init__(self, results: StudyResults, experiment_id: str | None) -> None:
+        self._results = results
+        self._experiment_id = experiment_id
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        results = self._results
+        yield Text.assemble((results.name, "bold"), f"  {_summary(results)}")
+        yield Text()
+        if rows := ranked(results):
+            yield _fitting(rows, console, options)
+            yield Text()
+        if compared := _comparison(results):
+            yield compared
+            yield Text()
+        for row in rows:
+            if row.state == "failed":
+                yield Text(f"{row.label} failed: {one_line(row.error)}", style="red")
+        yield Text(_verdict(results), style="bold")
+        yield from _places(results, self._experiment_id)
+
+
+def _summary(results: StudyResults) -> str:
+    """`8 of 12 trials ended in 4 min 05 s: 5 complete, 2 pruned, 1 failed`."""
+    counts = Counter(row.state for row in results.of("trial"))
+    ended = sum(counts.values()) - counts["running"]
+    states = ", ".join(f"{counts[state]} {state}" for state in _STATES if counts[state])
+    head = f"{ended} of {results.trials_planned} trials ended in {duration(results.seconds)}"
+    return f"{head}: {states}" if states else head
+
+
+def _fitting(rows: Sequence[TrialRow], console: Console, options: ConsoleOptions) -> Table:
+    """One column a parameter where that fits, else all parameters in one that folds."""
+    names = short_names(rows)
+    unlimited = options.update(width=_UNLIMITED)  # a measurement is cut off at the console's width
+    for gap, separator in ((2, "_"), (1, "_\n")):
+        headings = {path: name.replace("_", separator) for path, name in names.items()}
+        table = _trials(rows, headings, gap)
+        if Measurement.get(console, unlimited, table).maximum <= options.max_width:
+            return table
+    return _folded(rows, names)
+
+
+def _trials(rows: Sequence[TrialRow], headings: dict[str, str], gap: int) -> Table:
+    table = _table(gap)
+    _add_result_columns(table, rows)
+    for heading in headings.values():
+        table.add_column(heading, justify="right", no_wrap=True)
+    for rank, row in enumerate(rows, start=1):
+        values = [value_text(row.params.get(path)) for path in headings]
+        table.add_row(*_result_cells(row, rank, rows), *values, style=_style(row, rank))
+    return table
+
+
+def _folded(rows: Sequence[TrialRow], names: dict[str, str]) -> Table:
+    table = _table(gap=1)
+    _add_result_columns(table, rows)
+    table.add_column("hyperparameters", overflow="fold")
+    for rank, row in enumerate(rows, start=1):
+        params = params_text(row.params, names)
+        table.add_row(*_result_cells(row, rank, rows), params, style=_style(row, rank))
+    return table
+
+
+def _table(gap: int) -> Table:
+    return Table(box=None, padding=(0, gap, 0, 0), pad_edge=False, header_style="bold")
+
+
+def _add_result_columns(table: Table, rows: Sequence[TrialRow]) -> None:
+    table.add_column("#", justify="right", no_wrap=True)
+    table.add_column("trial", no_wrap=True)
+    table.add_column("state", no_wrap=True)
+    table.add_column("val %", justify="right", no_wrap=True)
+    if _tested(rows):
+        table.add_column("test %", justify="right", no_wrap=True)
+    table.add_column("epochs", justify="right", no_wrap=True)
+    table.add_column("sec", justify="right", no_wrap=True)
+
+
+def _result_cells(row: TrialRow, rank: int, rows: Sequence[TrialRow]) -> Iterator[str]:
+    """A pruned trial has no rank: its accuracy is of fewer epochs."""
+    yield str(rank) if row.state == "complete" else ""
+    yield row.label
+    yield row.state
+    yield percent(row.value)
+    if _tested(rows):
+        yield "" if row.test_accuracy is None else percent(row.test_accuracy)
+    yield str(row.epochs)
+    yield f"{row.seconds:.0f}"
+
+
+def _tested(rows: Sequence[TrialRow]) -> bool:
+    return any(row.test_accuracy is not None for row in rows)
+
+
+def _style(row: TrialRow, rank: int) -> str:
+    return (
+        "bold green" if rank == 1 and row.state == "complete" else _STATE_STYLES.get(row.state, "")
+    )
+
+
+def _comparison(results: StudyResults) -> Table | None:
+    """The winner beside the student alone and the teacher."""
+    named = {name: row for role, name in _COMPARED.items() for row in results.of(role)}
+    named |= {row.label: row for row in results.of("replicate")}
+    if not named:
+        return None
+    if winner := results.winner:
+        named = {f"{winner.label}, the best": winner, **named}
+    table = _table(gap=2)
+    table.add_column("compared")
+    for heading in ("val %", "test %", "epochs", "sec"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, row in named.items():
+        label = name if row.state == "complete" else f"{name} ({row.state})"
+        numbers = (percent(row.value), percent(row.test_accuracy), str(row.epochs))
+        table.add_row(label, *numbers, f"{row.seconds:.0f}")
+    return table
+
+
+def _verdict(results: StudyResults) -> str:
+    """What the numbers say, and how far they can be trusted."""
+    winner = results.winner
+    if winner is None:
+        return _why_no_winner(results)
+    head = f"Best: {winner.label}"
+    alone = next((row for row in results.of("baseline") if row.state == "complete"), None)
+    if alone is None:
+        return f"{head}, validation accuracy {percent(winner.value)} %."
+    if winner.test_accuracy is not None and alone.test_accuracy is not None:
+        gain = _gain(winner.test_accuracy, alone.test_accuracy, "test")
+        return f"{head}, {gain} One seed each: the difference can be within noise."
+    if winner.value is not None and alone.value is not None:
+        gain = _gain(winner.value, alone.value, "validation")
+        return f"{head}, {gain} One seed each, and the search chose by this number: not proof."
+    return f"{head}; there are no accuracies to compare with the student without a teacher."
+
+
+def _gain(ours: float, theirs: float, split: str) -> str:
+    return (
+        f"{100 * (ours - theirs):+.2f} points of {split} accuracy over the student without a "
+        f"teacher ({percent(ours)} against {percent(theirs)} %)."
+    )
+
+
+def _why_no_winner(results: StudyResults) -> str:
+    rows = results.of("trial")
+    counts = Counter(row.state for row in rows)
+    if not rows:
+        return "No usable trial: none was started."
+    if counts["running"]:
+        return "No usable trial yet: none has run to its end."
+    if counts["failed"] == len(rows):
+        return f"No usable trial: all {len(rows)} failed, for the reasons above."
+    return (
+        f"No usable trial: none ran to its end ({counts['pruned']} pruned, "
+        f"{counts['failed']} failed)."
+    )
+
+
+def _places(results: StudyResults, experiment_id: str | None) -> Iterator[Text]:
+    """Paths, commands and addresses to copy: never wrapped, so that they can be."""
+    if winner := results.winner:
+        yield _place("Checkpoint", str(Path(winner.directory) / "best.safetensors"))
+    server = server_of(results.tracking_uri)
+    if server is None:
+        yield _place("MLflow", open_command(results.tracking_uri))
+    if experiment_id is not None:
+        page = runs_page(server or LOCAL_SERVER, experiment_id, results.name)
+        yield _place("MLflow" if server else "then open", page)
+    elif server is not None:
+        yield _place("MLflow", server)
+
+
+def _place(name: str, place: str) -> Text:
+    return Text(f"{name:<11} {place}", no_wrap=True, overflow="ignore")

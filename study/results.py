@@ -1,0 +1,116 @@
+"""The ledger of a study: every trial with its state, kept in one JSON file in the study's folder.
+
+The driver writes it after every change (write, then rename), `kd-study report` reads it, and a
+resumed study starts from it.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from trainable.errors import InputError, input_error
+
+Role = Literal["teacher", "baseline", "trial", "replicate"]
+State = Literal["running", "complete", "pruned", "failed"]
+Value = bool | int | float | str
+
+
+class TrialRow(BaseModel):
+    """One trial, as the leaderboard shows it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    role: Role
+    number: int
+    """Counted from 0 within its role."""
+    state: State = "running"
+    params: dict[str, Value] = {}
+    """The searched values by dotted path, and `distill.k`/`distill.n` beside a searched decomposition."""
+    epochs: int = 0
+    """Epochs that were reported."""
+    value: float | None = None
+    """Best validation accuracy of an epoch, in [0, 1]."""
+    best_epoch: int | None = None
+    test_accuracy: float | None = None
+    """Measured once, at the end of the study; None for a trial that was not tested."""
+    seconds: float = 0.0
+    """Wall time of the trial."""
+    directory: str
+    """Absolute path of the trial's folder."""
+    run_id: str | None = None
+    """The MLflow run."""
+    error: str | None = None
+    """Why it failed, in one or a few lines."""
+
+    @property
+    def label(self) -> str:
+        """`trial 3`; roles that exist once have no number."""
+        return f"{self.role} {self.number}" if self.role in ("trial", "replicate") else self.role
+
+
+class StudyResults(BaseModel):
+    """What is known of a study."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    trials_planned: int
+    finished: bool = False
+    started_at: float
+    """Seconds since 1970."""
+    seconds: float = 0.0
+    """Wall time of the study so far."""
+    tracking_uri: str
+    experiment: str
+    parent_run_id: str
+    rows: tuple[TrialRow, ...] = ()
+
+    def of(self, role: Role) -> tuple[TrialRow, ...]:
+        """The rows of one role, in their order."""
+        return tuple(row for row in self.rows if row.role == role)
+
+    @property
+    def winner(self) -> TrialRow | None:
+        """The complete trial with the best validation accuracy (the first of equals, or the last trial
+        where nothing was validated)."""
+        usable = [row for row in self.of("trial") if row.state == "complete"]
+        measured = [row for row in usable if row.value is not None]
+        if measured:
+            return max(measured, key=lambda row: (row.value or 0.0, -row.number))
+        return usable[-1] if usable else None
+
+    def with_row(self, row: TrialRow) -> StudyResults:
+        """These results with `row` in place of the one of its role and number, or added."""
+        rows = {(old.role, old.number): old for old in self.rows}
+        rows[row.role, row.number] = row
+        return self.model_copy(update={"rows": tuple(rows.values())})
+
+
+LEDGER = "results.json"
+"""The ledger's file in a study's folder."""
+
+
+def find_results(storage: Path, name: str) -> StudyResults:
+    """The ledger of the study `name` under `storage`; InputError names the studies that are there."""
+    path = storage / name / LEDGER
+    if path.is_file():
+        return load_results(path)
+    known = sorted(found.parent.name for found in storage.glob(f"*/{LEDGER}"))
+    remedy = f"there are {', '.join(known)}" if known else "run a study, or name its --storage"
+    raise input_error(InputError, str(storage), "must hold the study", remedy, name)
+
+
+def save_results(results: StudyResults, path: Path) -> None:
+    """Write atomically: a reader sees the old file or the new one."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(results.model_dump_json(indent=2))
+    os.replace(temporary, path)
+
+
+def load_results(path: Path) -> StudyResults:
+    """Read what `save_results` wrote."""
+    return StudyResults.model_validate_json(path.read_text())

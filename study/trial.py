@@ -1,0 +1,62 @@
+"""A job → a training run, in Tune's own actor or under Ray Train."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.train import RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.tune.integration.ray_train import TuneReportCallback
+
+from study.cluster import uses_torch_trainer, worker_resources
+from study.config import StudyConfig
+from study.jobs import Job
+from trainable import tasks
+from trainable.config import TrialConfig
+from trainable.records import EpochRecord
+from trainable.worker import train_worker
+
+
+def run_job(drawn: dict[str, Any], study: StudyConfig, teacher_weights: Path | None) -> None:
+    """Tune's trainable: run `drawn["job"]` of a study from its last checkpoint."""
+    job = Job.from_dict(drawn["job"])
+    config = job.config(study)
+    weights = teacher_weights if config.distill.method != "none" else None
+    task = tasks.TrialTask(config, job.folder(study), weights)
+    if uses_torch_trainer(config):
+        _run_workers(task, study)
+    else:
+        _run_inline(task)
+
+
+def _run_inline(task: tasks.TrialTask) -> None:
+    def report(record: EpochRecord) -> None:
+        tune.report(record.to_result(task.config.train.epochs))
+
+    tasks.train(task, report, tasks.default_device(task.config))
+
+
+def _run_workers(task: tasks.TrialTask, study: StudyConfig) -> None:
+    """Train with a group of workers, placed beside this actor; their reports reach Tune."""
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"task": task},
+        torch_config=TorchConfig(backend=_backend(task.config)),
+        scaling_config=ScalingConfig(
+            num_workers=task.config.train.workers,
+            use_gpu=bool(task.config.resources.gpus_per_worker),
+            resources_per_worker=worker_resources(task.config),
+        ),
+        run_config=RunConfig(
+            name=task.folder.name,
+            storage_path=str(study.folder / "ray" / "workers"),
+            callbacks=[TuneReportCallback()],
+        ),
+    )
+    trainer.fit()
+
+
+def _backend(config: TrialConfig) -> str:
+    return "nccl" if config.resources.gpus_per_worker else "gloo"

@@ -1,0 +1,135 @@
+"""A small study in a real store, MLflow's pages on it, and a browser to look at them."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+
+from study.results import State
+from study.tracking import Tracker
+from trainable.records import EpochRecord
+
+EPOCHS = 3
+STATES: list[State] = ["complete"] * 5 + ["pruned", "pruned", "failed"]
+BROWSER_OPTIONS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-quic",
+    "--no-first-run",
+    "--window-size=1600,1200",
+]
+
+
+@dataclass(frozen=True)
+class StoredStudy:
+    """A finished study, and the server that shows it."""
+
+    server: str
+    experiment_id: str
+    parent: str
+    trials: list[str]
+
+
+def accuracy(trial: int, epoch: int) -> float:
+    """Made up, and different for every trial and epoch."""
+    return round(0.5 + 0.05 * epoch + 0.0123 * trial, 4)
+
+
+def write_study(tracker: Tracker) -> tuple[str, list[str]]:
+    """A parent run with eight trials; the run ids."""
+    config = {"study": {"name": "quickstart", "trials": len(STATES)}}
+    parent = tracker.start_study(
+        "quickstart", config, {}, config_text="study:\n  name: quickstart\n", note="A *small* study"
+    )
+    trials: list[str] = []
+    for number, state in enumerate(STATES):
+        params = {"optim.lr": 0.01 * 2**number, "distill.alpha": 0.1 * number, "distill.k": 5}
+        run_id = tracker.start_trial(parent, "quickstart", "trial", number, params)
+        for epoch in range(1, EPOCHS + 1):
+            metrics = {"val/accuracy": accuracy(number, epoch), "train/loss": 2.0 / epoch}
+            tracker.log_epoch(run_id, EpochRecord(epoch, metrics, time.time_ns() // 1_000_000))
+        error = "ValueError: no pictures" if state == "failed" else None
+        tracker.end_trial(run_id, state, error)
+        trials.append(run_id)
+    tracker.update_best(parent, accuracy(4, EPOCHS), len(STATES))
+    tracker.end_study(parent, "complete", {"best/test_accuracy": 0.6789})
+    return parent, trials
+
+
+@pytest.fixture(scope="session")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StoredStudy]:
+    """The study in an embedded store, served by `mlflow ui` on this machine."""
+    folder = tmp_path_factory.mktemp("pages")
+    uri = f"sqlite:///{folder}/mlflow.db"
+    tracker = Tracker(uri, "kd", folder / "mlartifacts")
+    parent, trials = write_study(tracker)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "ui", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", uri]
+    log = folder / "server.log"
+    server = f"http://127.0.0.1:{port}"
+    with (
+        log.open("wb") as out,
+        subprocess.Popen(command, cwd=folder, stdout=out, stderr=out) as process,
+    ):
+        try:
+            wait_until_healthy(server, process, log)
+            yield StoredStudy(server, tracker.experiment_id, parent, trials)
+        finally:
+            process.terminate()
+
+
+def wait_until_healthy(server: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            with urllib.request.urlopen(f"{server}/health", timeout=2):
+                return
+        except (urllib.error.URLError, TimeoutError, ConnectionError):
+            time.sleep(0.2)
+    pytest.fail(f"`mlflow ui` did not start:\n{log.read_text()}")
+
+
+def program(*names: str) -> str:
+    """The first of these programs that is installed."""
+    for name in names:
+        if path := shutil.which(name):
+            return path
+    pytest.fail(
+        f"none of {', '.join(names)} is installed; `apt-get install chromium chromium-driver`, or "
+        "leave these tests out with `-m 'not browser'`"
+    )
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+    """Headless Chromium with a profile of its own."""
+    options = webdriver.ChromeOptions()
+    options.binary_location = program("chromium", "chromium-browser", "google-chrome")
+    profile = tmp_path_factory.mktemp("profile")
+    for option in [*BROWSER_OPTIONS, f"--user-data-dir={profile}"]:
+        options.add_argument(option)
+    driver = webdriver.Chrome(options=options, service=Service(program("chromedriver")))
+    try:
+        yield driver
+    finally:
+        driver.quit()

@@ -1,0 +1,65 @@
+"""What every test needs: a quiet environment of its own, and one small Ray cluster on request."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Set before anything imports Ray or MLflow, which read some of these once, at import.
+os.environ |= {
+    "DO_NOT_TRACK": "true",
+    "GIT_PYTHON_REFRESH": "quiet",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "RAY_AUTH_MODE": "disabled",  # otherwise ray.init() may leave a token in the home folder
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the poll for reports, 2 s by default
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+}
+
+import torch
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU where there is none."""
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="needs a CUDA device")
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(skip)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def node_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Decoded data goes to a folder of this session, never to the user's cache."""
+    cache = tmp_path_factory.mktemp("node-cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KD_STUDY_CACHE", str(cache))
+        yield cache
+
+
+@pytest.fixture(scope="session", autouse=True)
+def torch_threads() -> None:
+    """One thread: golden numbers depend on the count, and the machines that run tests are small."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[str]:
+    """A Ray cluster with two CPUs on this machine; the value is its address."""
+    import ray
+
+    context = ray.init(
+        num_cpus=2,
+        num_gpus=0,
+        namespace="kd-study-tests",
+        # The dashboard stays on: without it a crashed trial driver can leave its placement group.
+        include_dashboard=True,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
+    yield context.address_info["address"]
+    ray.shutdown()

@@ -1,0 +1,182 @@
+"""Progress: what the lines say, how often, and the estimate of the time left."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from study.report.progress import Progress, RunningTrial, time_left
+from study.results import State, TrialRow
+from trainable.records import VAL_ACCURACY, EpochRecord
+
+
+class Clock:
+    """Seconds that pass when told to."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def trial(
+    number: int, state: State = "running", seconds: float = 0.0, **fields: object
+) -> TrialRow:
+    known = {"role": "trial", "number": number, "state": state, "seconds": seconds}
+    params = {"optim.lr": 0.05, "distill.decomposition": "5/2", "distill.k": 5, "distill.n": 2}
+    return TrialRow.model_validate(known | {"directory": "/d", "params": params} | fields)
+
+
+def record(epoch: int, accuracy: float = 0.5) -> EpochRecord:
+    return EpochRecord(epoch, {VAL_ACCURACY: accuracy}, timestamp_ms=1)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def out() -> io.StringIO:
+    return io.StringIO()
+
+
+@pytest.fixture
+def plain(out: io.StringIO, clock: Clock) -> Progress:
+    """Progress into a file, four trials planned, two at once."""
+    return Progress(4, 2, console=Console(file=out, width=80), clock=clock)
+
+
+def test_plain_output_is_a_line_an_event(plain: Progress, out: io.StringIO, clock: Clock) -> None:
+    with plain:
+        plain.phase("searching")
+        plain.trial_started(trial(0))
+        for epoch in range(1, 6):
+            clock.now += 1
+            plain.epoch(trial(0), record(epoch), 5)
+        plain.trial_ended(trial(0, "complete", 5.0, value=0.5, epochs=5))
+        plain.trial_ended(trial(1, "failed", 1.0, error="ValueError: no\npictures"))
+        plain.message("stopping: the time budget is spent")
+    assert out.getvalue().splitlines() == [
+        "searching",
+        "trial 0 complete: val 50.00 %, 5 epochs, 5 s, lr=0.05, k/n=5/2",
+        "trial 1 failed: ValueError: no pictures",
+        "stopping: the time budget is spent",
+    ]
+
+
+def test_plain_progress_is_told_every_ten_seconds_at_most(
+    plain: Progress, out: io.StringIO, clock: Clock
+) -> None:
+    with plain:
+        plain.trial_started(trial(0))
+        for epoch in range(1, 26):
+            clock.now += 1
+            plain.epoch(trial(0), record(epoch), 100)
+    lines = out.getvalue().splitlines()
+    assert len(lines) == 2
+    assert lines[0] == "0/4 trials, best —, 3 min 15 s left"
+
+
+def test_long_lines_are_not_broken(plain: Progress, out: io.StringIO) -> None:
+    with plain:
+        plain.message("x" * 300)
+        plain.message("[red]no markup[/nonsense]")
+    assert out.getvalue().splitlines() == ["x" * 300, "[red]no markup[/nonsense]"]
+
+
+def test_status_counts_trials_of_the_search_only(plain: Progress) -> None:
+    assert plain.status() == "0/4 trials, best —, — left"
+    teacher = TrialRow(role="teacher", number=0, directory="/d", state="complete", value=0.9)
+    plain.trial_ended(teacher)
+    plain.trial_ended(trial(0, "complete", 10.0, value=0.5))
+    plain.trial_ended(trial(1, "pruned", 4.0, value=0.7))
+    plain.trial_ended(trial(2, "failed", 1.0))
+    assert plain.status() == "3/4 trials, 1 pruned, 1 failed, best trial 0 50.00 %, 4 s left"
+
+
+def test_resumed_study_counts_what_ended_before() -> None:
+    ended = [trial(0, "complete", 10.0, value=0.5), trial(1, "complete", 10.0, value=0.6)]
+    progress = Progress(4, 1, ended=ended, console=Console(file=io.StringIO()))
+    assert progress.status() == "2/4 trials, best trial 1 60.00 %, 20 s left"
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_live_table(clock: Clock, width: int) -> None:
+    out = io.StringIO()
+    progress = Progress(4, 2, console=Console(file=out, width=width), clock=clock)
+    progress.phase("searching")
+    progress.trial_started(trial(0))
+    progress.trial_started(trial(1))
+    clock.now += 2
+    progress.epoch(trial(0), record(1, 0.25), 5)
+    out.seek(0)
+    out.truncate()
+    Console(file=out, width=width).print(progress)
+    head, _, first, second = out.getvalue().splitlines()
+    assert head == "searching  0/4 trials, best —, 18 s left"
+    assert first.split()[:2] == ["trial", "0"]
+    assert first.split()[-4:] == ["1/5", "25.00", "lr=0.05,", "k/n=5/2"]
+    assert second.split()[-4:] == ["0/—", "—", "lr=0.05,", "k/n=5/2"]
+
+
+def test_terminal_shows_the_display_and_clears_it(clock: Clock) -> None:
+    out = io.StringIO()
+    console = Console(file=out, width=80, force_terminal=True, force_interactive=True)
+    with Progress(4, 2, console=console, clock=clock) as progress:
+        progress.phase("searching")
+        progress.trial_started(trial(0))
+        progress.trial_ended(trial(0, "complete", 5.0, value=0.5))
+        progress.trial_ended(trial(1, "failed", 5.0, error="ValueError: no pictures"))
+    text = out.getvalue()
+    assert "trial 1 failed: ValueError: no pictures" in text
+    assert "trial 0 complete" not in text  # the leaderboard will say it
+    assert "searching" in text
+    assert text.index("\x1b[?25l") < text.rindex("\x1b[?25h")  # the cursor is shown again
+
+
+def test_cursor_returns_after_an_error(clock: Clock) -> None:
+    out = io.StringIO()
+    console = Console(file=out, width=80, force_terminal=True, force_interactive=True)
+    with pytest.raises(KeyboardInterrupt), Progress(4, 2, console=console, clock=clock):
+        raise KeyboardInterrupt
+    assert "\x1b[?25h" in out.getvalue()
+
+
+def running(number: int, *, started: float, epoch: int, told: float, total: int) -> RunningTrial:
+    return RunningTrial(trial(number), started, epoch, total, told)
+
+
+def test_time_left_is_unknown_at_first() -> None:
+    assert time_left([], [], 4, 2, 0.0) is None
+    assert time_left([], [RunningTrial(trial(0), 0.0)], 1, 1, 5.0) is None
+    assert time_left([trial(0, "failed", 1.0)], [], 4, 2, 0.0) is None
+
+
+def test_time_left_of_finished_trials_means() -> None:
+    ended = [trial(0, "complete", 10.0), trial(1, "pruned", 4.0)]
+    assert time_left(ended, [], 6, 2, 0.0) == pytest.approx(4 * 7 / 2)
+
+
+def test_time_left_is_refined_by_the_epochs_of_running_trials() -> None:
+    # 2 s an epoch, 3 of 5 done, told 1 s ago: 3 s to go, and two more trials of 10 s
+    one = running(0, started=0.0, epoch=3, told=6.0, total=5)
+    assert time_left([], [one], 3, 1, 7.0) == pytest.approx(3 + 20)
+    assert time_left([], [one], 1, 1, 7.0) == pytest.approx(3)
+
+
+def test_time_left_is_at_least_that_of_the_slowest_running_trial() -> None:
+    slow = running(1, started=0.0, epoch=1, told=10.0, total=10)
+    quick = running(2, started=0.0, epoch=9, told=9.0, total=10)
+    assert time_left([trial(0, "complete", 5.0)], [slow, quick], 3, 2, 10.0) == pytest.approx(90)
+
+
+def test_time_left_never_falls_below_zero() -> None:
+    late = running(0, started=0.0, epoch=4, told=4.0, total=5)
+    assert time_left([], [late], 1, 1, 60.0) == 0
+    assert time_left([trial(0, "complete", 5.0)], [], 1, 1, 0.0) == 0
+    waiting = RunningTrial(trial(1), 0.0)
+    assert time_left([trial(0, "complete", 5.0)], [waiting], 2, 1, 60.0) == 0

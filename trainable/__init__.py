@@ -1,0 +1,1 @@
+"""One distillation trial: config, data, networks, loss, loop. Knows nothing of studies."""

@@ -1,0 +1,117 @@
+"""A whole split as it lies on disk: from the cache, decoded into it, or to be streamed."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from trainable.config import DataConfig
+from trainable.data import cache as node_cache
+from trainable.data.cache import Decoded
+from trainable.data.content import combine
+from trainable.data.decode import decode_rows
+from trainable.data.faults import data_error
+from trainable.data.pictures import Pictures
+from trainable.data.sources import Source, SplitName
+from trainable.data.split import Split
+
+FORMAT = "1"
+"""Version of the decoded pixels: raise it whenever the same files would decode to others."""
+GIB = 2**30
+
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """A split before any of it is held out; exactly one of `decoded` and `pictures` is set."""
+
+    key: str
+    """Hex key of the pixels and labels, and of all that they depend on."""
+    labels: npt.NDArray[np.int64]
+    shape: tuple[int, int, int]
+    """C, H, W."""
+    decoded: Decoded | None
+    pictures: Pictures | None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all pictures, decoded."""
+        return len(self.labels) * int(np.prod(self.shape))
+
+    def part(self, rows: Rows) -> Split:
+        """The samples in some rows."""
+        stored = None if self.decoded is None else self.decoded.pixels
+        return Split(self.labels[rows], rows, self.shape, stored, self.pictures)
+
+    def measured(self, rows: Rows, cache: Path) -> Decoded:
+        """The sums and hashes of some rows' pictures, without their pixels.
+
+        A streamed split decodes them, once for a node: what was found is kept in the cache folder.
+        """
+        if self.decoded is not None:
+            whole = self.decoded
+            sums, squares, hashes = whole.sums[rows], whole.squares[rows], whole.hashes[rows]
+            return Decoded(whole.labels[rows], sums, squares, hashes, whole.shape, None)
+        assert self.pictures is not None
+        pictures = self.pictures
+        path = node_cache.decoded_path(cache, combine(self.key, "sums", _digest(rows)))
+        known = node_cache.load(path)
+        if known is not None:
+            return known
+        return node_cache.build(path, lambda: decode_rows(pictures, rows, keep=False))
+
+
+def open_split(source: Source, name: SplitName, config: DataConfig, cache: Path) -> Opened:
+    """Map a split from the cache, decoding it first if need be; or leave it to be streamed.
+
+    Raises:
+        DataError: The split is missing or has corrupt pictures, or is over the budget although
+            `data.loader` is `resident`.
+    """
+    key = combine(FORMAT, source.fingerprint(name), str(config.channels), str(config.image_size))
+    path = node_cache.decoded_path(cache, key)
+    decoded = None if config.loader == "streamed" else node_cache.load(path)
+    if decoded is not None and not _over_budget(config, len(decoded), decoded.shape):
+        return Opened(key, decoded.labels, decoded.shape, decoded, None)
+    raw = source.split(name)
+    pictures = Pictures.of(raw, config.channels, config.image_size)
+    if config.loader == "streamed" or _over_budget(config, len(raw), pictures.shape):
+        return Opened(key, raw.labels, pictures.shape, None, pictures)
+    rows = np.arange(len(raw), dtype=np.int64)
+    decoded = node_cache.build(path, lambda: decode_rows(pictures, rows, keep=True))
+    return Opened(key, decoded.labels, decoded.shape, decoded, None)
+
+
+def _digest(rows: Rows) -> str:
+    return hashlib.blake2b(rows.tobytes(), digest_size=16).hexdigest()
+
+
+def _over_budget(config: DataConfig, count: int, shape: tuple[int, int, int]) -> bool:
+    """Whether so many pictures are too many to keep; DataError if they have to be kept."""
+    gib = count * int(np.prod(shape)) / GIB
+    if gib <= config.cache_budget_gib:
+        return False
+    if config.loader == "resident":
+        raise data_error(
+            "data.cache_budget_gib",
+            f"loader resident needs at least {gib:.3g} GiB for {count:,} pictures",
+            "raise it, set data.image_size, or set data.loader to auto or streamed",
+            f"{config.cache_budget_gib:g}",
+        )
+    return True
+
+
+def train_fingerprint(opened: Opened, config: DataConfig) -> str:
+    """Hex key of what a network trained on this set depends on, but for its own settings."""
+    settings = (config.val_fraction, config.split_seed, config.mean, config.std)
+    return combine(opened.key, *(repr(setting) for setting in settings))
+
+
+def label_place(config: DataConfig, name: SplitName) -> str:
+    """How a message names the labels of a split."""
+    return f"{config.root or config.source} ({name})"

@@ -1,0 +1,69 @@
+"""Which samples make up each update of an epoch on each rank, from the arguments alone."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from trainable.data.hashing import permutation, stream_key
+from trainable.plan import micro_batch_sizes, update_sizes
+
+Indices = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Update:
+    """The samples of one optimizer update, as one rank sees it."""
+
+    size: int
+    """Samples of the update on all ranks: the divisor of its loss."""
+    micro_batches: tuple[Indices, ...]
+    """This rank's sample indices, one (b,) array a micro-batch. An array is empty where the whole
+    epoch has fewer samples than there are ranks."""
+
+
+def epoch_order(samples: int, seed: int, epoch: int) -> Indices:
+    """The order of an epoch's samples, a permutation of 0 .. samples − 1, (samples,)."""
+    return permutation(stream_key("order", seed, epoch), samples)
+
+
+def updates(
+    samples: int,
+    batch_size: int,
+    workers: int,
+    accumulate: int,
+    rank: int,
+    seed: int,
+    epoch: int,
+) -> list[Update]:
+    """Every update of an epoch with this rank's share: each sample once an epoch over all ranks.
+
+    The samples of an update do not depend on `workers` and `accumulate`, except for a tail so
+    short that BatchNorm could not take it on every worker (`plan.update_sizes`).
+    """
+    order = epoch_order(samples, seed, epoch)
+    result: list[Update] = []
+    start = 0
+    for size in update_sizes(samples, batch_size, workers):
+        micro_batches: list[Indices] = []
+        for cells in micro_batch_sizes(size, workers, accumulate):
+            own = start + sum(cells[:rank])
+            micro_batches.append(order[own : own + cells[rank]])
+            start += sum(cells)
+        result.append(Update(size, tuple(micro_batches)))
+    return result
+
+
+def shards(samples: int, batch_size: int, workers: int, rank: int) -> list[Indices]:
+    """One rank's evaluation batches in a fixed order: each sample once over all ranks.
+
+    Batches hold at most `batch_size` samples and are as equal as they can be. Each is spread
+    evenly over the whole set, because a set sorted by class, cut into consecutive batches, would
+    give BatchNorm the statistics of one class at a time.
+    """
+    own = np.arange(rank, samples, workers, dtype=np.int64)
+    count = math.ceil(len(own) / batch_size)
+    return [own[batch::count] for batch in range(count)]

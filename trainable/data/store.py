@@ -1,0 +1,115 @@
+"""The data set of a trial: opened, split and measured; decoded once, shared by a node's processes.
+
+A split within `data.cache_budget_gib` is decoded to uint8 once, into the node's cache folder, and
+mapped from there by every trial; a larger one is streamed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from trainable.config import DataConfig
+from trainable.data.cache import cache_folder
+from trainable.data.carve import Rows, carve
+from trainable.data.check import DataSummary, check_data
+from trainable.data.labels import carve_problems, empty_problems, range_problems
+from trainable.data.moments import moments
+from trainable.data.opened import Opened, label_place, open_split, train_fingerprint
+from trainable.data.sources import open_source
+from trainable.data.split import Split
+from trainable.errors import DataError
+
+__all__ = ["DataSummary", "Dataset", "Split", "check_data", "open_dataset", "open_test"]
+
+SAMPLED = 4096
+"""Pictures, evenly spaced, that the mean and deviation of a streamed set are measured on."""
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """The training and validation samples of a trial; its test split is opened by `open_test`."""
+
+    classes: tuple[str, ...]
+    """Names in the order of their labels."""
+    channels: int
+    image_size: tuple[int, int]
+    """Height and width in pixels."""
+    mean: tuple[float, ...]
+    """Of pixels in [0, 1], one a channel."""
+    std: tuple[float, ...]
+    """Of pixels in [0, 1], one a channel."""
+    train: Split
+    val: Split | None
+    """None where `data.val_fraction` is 0."""
+    fingerprint: str
+    """Hex key of the training split's content and of every setting that changes its pixels, its
+    division or its normalization: what a cached teacher may be named by."""
+
+
+def open_dataset(config: DataConfig, cache: Path | None = None) -> Dataset:
+    """Open the training split, and hold out `val_fraction` of each class of it for validation.
+
+    The test split is not read. Which pictures are held out depends on their labels' order,
+    `val_fraction` and `split_seed` alone.
+
+    Args:
+        config: Which data set, and how it is split.
+        cache: The node's cache folder; None finds it (`cache.cache_folder`).
+
+    Raises:
+        DataError: Missing files, labels out of range, classes with too few pictures, and, where
+            the split is decoded by this call, corrupt pictures or differing sizes.
+    """
+    cache = cache or cache_folder()
+    source = open_source(config, cache)
+    opened = open_split(source, "train", config, cache)
+    where, labels, classes = label_place(config, "train"), opened.labels, source.classes
+    problems = range_problems(where, labels, classes) + empty_problems(where, labels, classes)
+    if config.val_fraction > 0:
+        problems += carve_problems(where, labels, classes)
+    if problems:
+        raise DataError(problems)
+    kept, held_out = carve(labels, config.val_fraction, config.split_seed)
+    mean, std = _normalization(opened, kept, config, cache)
+    channels, height, width = opened.shape
+    return Dataset(
+        classes=classes,
+        channels=channels,
+        image_size=(height, width),
+        mean=mean,
+        std=std,
+        train=opened.part(kept),
+        val=opened.part(held_out) if len(held_out) else None,
+        fingerprint=train_fingerprint(opened, config),
+    )
+
+
+def open_test(config: DataConfig, cache: Path | None = None) -> Split:
+    """Open the test split alone.
+
+    Raises:
+        DataError: As `open_dataset`; a class without test pictures is left to `check_data`.
+    """
+    cache = cache or cache_folder()
+    source = open_source(config, cache)
+    opened = open_split(source, "test", config, cache)
+    if problems := range_problems(label_place(config, "test"), opened.labels, source.classes):
+        raise DataError(problems)
+    return opened.part(np.arange(len(opened.labels), dtype=np.int64))
+
+
+def _normalization(
+    opened: Opened, rows: Rows, config: DataConfig, cache: Path
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation: the config's own, or measured over the training rows."""
+    if config.mean is not None and config.std is not None:
+        return config.mean, config.std
+    if opened.pictures is not None and len(rows) > SAMPLED:
+        rows = rows[np.linspace(0, len(rows) - 1, SAMPLED).round().astype(np.int64)]
+    _, height, width = opened.shape
+    measured = opened.measured(rows, cache)
+    mean, std = moments(measured.sums, measured.squares, height * width)
+    return config.mean or mean, config.std or std

@@ -1,0 +1,45 @@
+"""The loss terms, each a sum over the samples of a micro-batch.
+
+Sums, not means: the step divides once by the samples of the whole update on all ranks, so that unequal
+micro-batches and ranks weigh every sample alike. Inputs of any float type are computed in fp32.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from trainable import records
+
+LOSS = records.TRAIN_LOSS
+CE = records.TRAIN_CE
+KL = records.TRAIN_KL
+FEATURE = records.TRAIN_FEATURE
+
+Terms = dict[str, Tensor]
+"""Scalar tensors by metric name; `LOSS` is the weighted sum that is minimised, the others are unweighted."""
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Σ over samples of −log softmax(logits)[label], in nats; (batch, classes), (batch,) → ()."""
+    return F.cross_entropy(logits.float(), labels, reduction="sum")
+
+
+def kd_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Σ over samples of T²·KL(teacher ‖ student), in nats (Hinton et al. 2015, §2).
+
+    Both (batch, classes) → (). T² keeps the gradient's size independent of T.
+    """
+    log_student = F.log_softmax(student.float() / temperature, dim=1)
+    log_teacher = F.log_softmax(teacher.float() / temperature, dim=1)
+    divergence = F.kl_div(log_student, log_teacher, reduction="sum", log_target=True)
+    return temperature**2 * divergence
+
+
+def feature_error(student: Tensor, teacher: Tensor) -> Tensor:
+    """Σ over samples of the mean squared difference of a sample's features (StableKD, eq. 6 and 7).
+
+    Both (batch, …) of equal shape → ().
+    """
+    per_sample = student[0].numel()
+    return F.mse_loss(student.float(), teacher.float(), reduction="sum") / per_sample

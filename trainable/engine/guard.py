@@ -1,0 +1,77 @@
+"""The non-finite guard: a bad update leaves no trace.
+
+GradScaler skips the optimizer when a gradient is not finite, but BatchNorm has by then taken the bad
+activations into its running statistics, for good. The guard undoes that too, on every rank, without
+waiting for the device: the verdict is a tensor, and everything that depends on it is masked by it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivateUsage]
+from torch.optim import Optimizer
+
+from trainable import ranks
+
+
+class Guard:
+    """Watches the updates of one student."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._live = [_pool(buffers) for buffers in _statistics(module)]
+        self._saved = [pool.clone() for pool in self._live]
+
+    def remember(self) -> None:
+        """Keep the running statistics as they are before an update."""
+        for saved, live in zip(self._saved, self._live, strict=True):
+            saved.copy_(live)
+
+    def verdict(self, loss: Tensor, gradient_norm: Tensor) -> Tensor:
+        """1.0 if the loss or the gradient of any rank is not finite, else 0.0: a () tensor on the device."""
+        bad = (~(loss.isfinite() & gradient_norm.isfinite())).to(torch.float32)
+        return ranks.max_over_ranks(bad)
+
+    def step(self, optimizer: Optimizer, bad: Tensor) -> None:
+        """Take the optimizer's step, unless `bad`; then bring the running statistics back.
+
+        A fused optimizer reads `found_inf` on the device and leaves parameters and state alone if it is 1.
+        """
+        optimizer.found_inf = bad  # type: ignore[attr-defined]
+        optimizer.step()
+        del optimizer.found_inf  # type: ignore[attr-defined]
+        for saved, live in zip(self._saved, self._live, strict=True):
+            live.copy_(torch.where(bad > 0, saved, live))
+
+
+class _Buffer:
+    """One running statistic: where it lives."""
+
+    def __init__(self, module: nn.Module, name: str) -> None:
+        self.module, self.name = module, name
+
+    @property
+    def tensor(self) -> Tensor:
+        return self.module.get_buffer(self.name)
+
+
+def _statistics(module: nn.Module) -> list[list[_Buffer]]:
+    """The running statistics of every BatchNorm, by data type."""
+    by_type: dict[torch.dtype, list[_Buffer]] = {}
+    for layer in module.modules():
+        if isinstance(layer, _NormBase):
+            for name, tensor in layer.named_buffers(recurse=False):
+                by_type.setdefault(tensor.dtype, []).append(_Buffer(layer, name))
+    return list(by_type.values())
+
+
+def _pool(buffers: list[_Buffer]) -> Tensor:
+    """Move the buffers into one tensor, so that all of them are saved or restored by one kernel."""
+    pool = torch.cat([buffer.tensor.reshape(-1) for buffer in buffers])
+    start = 0
+    for buffer in buffers:
+        old = buffer.tensor
+        view = pool[start : start + old.numel()].view(old.shape)
+        buffer.module.register_buffer(buffer.name, view)
+        start += old.numel()
+    return pool

@@ -1,0 +1,32 @@
+"""Process-wide settings of a trial, set outright: a reused process keeps what the last trial left."""
+
+from __future__ import annotations
+
+import os
+import random
+
+import numpy as np
+import torch
+
+from trainable.config import TrialConfig
+
+
+def apply_settings(config: TrialConfig) -> None:
+    """Threads, determinism, TF32 and the global seeds, as the config says."""
+    torch.set_num_threads(config.resources.cpus_per_worker)
+    if config.train.deterministic:
+        # cuBLAS reads this when its handle is made; Hopper and later need it for repeatable matrix products.
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    torch.use_deterministic_algorithms(config.train.deterministic)
+    torch.backends.cudnn.deterministic = config.train.deterministic
+    torch.backends.cudnn.benchmark = not config.train.deterministic
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    seed_everything(config.train.seed)
+
+
+def seed_everything(seed: int) -> None:
+    """Python's, NumPy's and torch's global generators: they give the initial weights and dropout."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)

@@ -1,0 +1,1 @@
+"""Networks: a name → a network cut into blocks; the frozen teacher; weights on disk."""

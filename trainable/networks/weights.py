@@ -1,0 +1,98 @@
+"""Weights on disk: safetensors, or a state dict loaded with weights only."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from trainable.errors import CheckpointError, Problem, input_error
+
+_SHOWN = 4
+
+
+def save_weights(network: nn.Module, path: Path) -> None:
+    """Write the state dict as safetensors: to a temporary file first, so that a reader never sees half."""
+    tensors = {
+        name: tensor.detach().cpu().contiguous().clone()
+        for name, tensor in network.state_dict().items()
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    safetensors.torch.save_file(tensors, temporary)
+    os.replace(temporary, path)
+
+
+def load_weights(network: nn.Module, path: Path, *, config_path: str) -> None:
+    """Load a `.safetensors` file or a `torch.save`d state dict into `network`, every tensor by name and shape.
+
+    A state dict may be nested under `state_dict` or `model`, and its names may begin with `module.`.
+    `config_path` names the setting in the CheckpointError that a file which does not fit raises.
+    """
+    tensors = _read(path, config_path)
+    expected = network.state_dict()
+    found = _mismatches(expected, tensors)
+    if found:
+        raise CheckpointError(
+            [
+                Problem(
+                    config_path,
+                    f"{path} must fit the network: {'; '.join(found)}",
+                    "name the network that the checkpoint was made with, with as many classes and channels",
+                )
+            ]
+        )
+    network.load_state_dict(tensors)
+
+
+def _read(path: Path, config_path: str) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise input_error(
+            CheckpointError, config_path, "must be a file", "check the path", str(path)
+        )
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        return _plain_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise input_error(
+            CheckpointError,
+            config_path,
+            f"{path} must be a .safetensors file or a state dict that loads with weights only "
+            f"({str(error).splitlines()[0]})",
+            "save it again with torch.save(network.state_dict(), …) or safetensors",
+        ) from error
+
+
+def _plain_state_dict(loaded: Any) -> dict[str, Tensor]:
+    while isinstance(loaded, Mapping):
+        nested = next((key for key in ("state_dict", "model") if key in loaded), None)
+        if nested is None:
+            break
+        loaded = loaded[nested]
+    if not isinstance(loaded, Mapping) or not all(isinstance(v, Tensor) for v in loaded.values()):
+        raise ValueError("it holds no state dict")
+    return {str(name).removeprefix("module."): tensor for name, tensor in loaded.items()}
+
+
+def _mismatches(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
+    missing = [name for name in expected if name not in found]
+    unexpected = [name for name in found if name not in expected]
+    shapes = [
+        f"{name} is {tuple(found[name].shape)} and must be {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in found and found[name].shape != tensor.shape
+    ]
+    lists = (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
+    return [f"{len(names)} {what} ({_some(names)})" for what, names in lists if names]
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")

@@ -1,0 +1,47 @@
+"""The ranks of a trial. Without a process group there is one, and nothing is sent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    """Number of workers of this trial."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This worker's number, from 0."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def sum_over_ranks(tensor: Tensor) -> Tensor:
+    """In place."""
+    if world_size() > 1:
+        dist.all_reduce(tensor, op=dist.ReduceOp.SUM)
+    return tensor
+
+
+def max_over_ranks(tensor: Tensor) -> Tensor:
+    """In place."""
+    if world_size() > 1:
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return tensor
+
+
+def average_over_ranks(tensors: Iterable[Tensor]) -> None:
+    """Give every rank the mean of each floating-point tensor, in place; others are left alone."""
+    if world_size() == 1:
+        return
+    for tensor in tensors:
+        if tensor.is_floating_point():
+            sum_over_ranks(tensor).div_(world_size())
+
+
+def barrier(device: torch.device) -> None:
+    """Wait for every rank."""
+    sum_over_ranks(torch.zeros(1, device=device))

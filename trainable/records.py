@@ -1,0 +1,95 @@
+"""What a trial reports: the names of its metrics, their units, and the record of an epoch.
+
+The names are an interface: people script against them, and they are what the MLflow UI shows.
+Every metric is the mean over the epoch's updates and over ranks unless it says otherwise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+TRAIN_LOSS = "train/loss"
+"""The weighted sum that is minimised, per sample, in nats plus feature terms."""
+TRAIN_CE = "train/ce"
+"""Cross-entropy with the labels, per sample, in nats."""
+TRAIN_KL = "train/kl"
+"""T²·KL(teacher ‖ student), per sample, in nats; unweighted."""
+TRAIN_FEATURE = "train/feature"
+"""Σ over cuts of the (weighted, for kd_mse) mean squared feature error; 0 where no cut is compared."""
+TRAIN_LR = "train/lr"
+"""Learning rate of the epoch's last update."""
+TRAIN_STAGE = "train/stage"
+"""StableKD's stage, counted from 1."""
+TRAIN_IMAGES_PER_SECOND = "train/images_per_second"
+"""Pictures of all workers over the wall time of the epoch's training."""
+VAL_ACCURACY = "val/accuracy"
+"""Share of validation pictures that the composed student classifies correctly, in [0, 1]."""
+VAL_LOSS = "val/loss"
+"""Cross-entropy of the composed student on the validation split, in nats."""
+VAL_ACCURACY_BATCH_STATS = "val/accuracy_batch_stats"
+"""Validation accuracy with BatchNorm using the statistics of the validation batches."""
+TEST_ACCURACY = "test/accuracy"
+"""Accuracy on the test split, measured once."""
+GRAD_NORM = "grad/norm"
+"""2-norm of the whole gradient before clipping."""
+GRAD_CLIP_RATE = "grad/clip_rate"
+"""Share of updates whose gradient was clipped."""
+GRAD_UPDATE_RATIO = "grad/update_ratio"
+"""‖θ_{t+1} − θ_t‖ / ‖θ_t‖ over the observed updates."""
+AMP_SCALE = "amp/scale"
+"""Loss scale at the end of the epoch; 1 without GradScaler."""
+AMP_SKIPPED = "amp/skipped"
+"""Updates of the epoch that were skipped because their loss or gradient was not finite."""
+BN_DRIFT = "bn/drift"
+"""Mean over layers and channels of |running mean − mean of the validation batches| / running std."""
+BN_MIN_VAR = "bn/min_var"
+"""Smallest running variance of any channel."""
+BN_DEAD_CHANNELS = "bn/dead_channels"
+"""Channels whose running variance is at most 1e-12."""
+BEST_VAL_ACCURACY = "best/val_accuracy"
+BEST_TEST_ACCURACY = "best/test_accuracy"
+
+EPOCH, EPOCHS, VALUE = "epoch", "epochs", "value"
+"""Keys of a result (see `EpochRecord.to_result`)."""
+
+
+def grad_norm_of(block: str) -> str:
+    """Metric of a block's gradient 2-norm before clipping."""
+    return f"{GRAD_NORM}.{block}"
+
+
+def update_distance_of(block: str) -> str:
+    """Metric of ‖θ_{t+1} − θ_t‖ of a block, mean over the observed updates (StableKD §3)."""
+    return f"update/distance.{block}"
+
+
+def finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The metrics that are finite numbers, as floats: stores and samplers cannot take the others."""
+    return {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """What a trial reports after an epoch, reduced over its ranks."""
+
+    epoch: int
+    """Counted from 1."""
+    metrics: dict[str, float]
+    """Finite numbers by metric name; a metric that does not apply is absent."""
+    timestamp_ms: int
+    """When the epoch ended, in milliseconds since 1970: a replayed record keeps it."""
+
+    def to_result(self, epochs: int) -> dict[str, Any]:
+        """As Ray carries it: the record, the epochs planned, and a value to compare trials by.
+
+        The value is always a finite number, or Optuna would keep the trial running for ever.
+        """
+        return {**asdict(self), EPOCHS: epochs, VALUE: self.metrics.get(VAL_ACCURACY, 0.0)}
+
+    @classmethod
+    def from_result(cls, result: Mapping[str, Any]) -> EpochRecord:
+        """What `to_result` gave."""
+        return cls(result["epoch"], dict(result["metrics"]), result["timestamp_ms"])

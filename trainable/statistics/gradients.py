@@ -1,0 +1,56 @@
+"""Norms of the gradient, by block and in total, before clipping."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from trainable.statistics import foreach
+
+
+@dataclass(frozen=True)
+class BlockNorms:
+    """2-norms of something that has one tensor a parameter, in fp32 on the device."""
+
+    blocks: Tensor
+    """(blocks,)."""
+    total: Tensor
+    """()."""
+
+
+class BlockMembership:
+    """Which parameter belongs to which block."""
+
+    def __init__(self, blocks: Iterable[tuple[str, Sequence[nn.Parameter]]]) -> None:
+        named = [(name, list(parameters)) for name, parameters in blocks]
+        self.names = tuple(name for name, _ in named)
+        self.parameters = [p for _, parameters in named for p in parameters if p.requires_grad]
+        rows = [
+            [1.0 if any(p is q for q in parameters) else 0.0 for p in self.parameters]
+            for _, parameters in named
+        ]
+        self._membership = torch.tensor(rows, device=self.parameters[0].device)
+
+    def norms(self, tensors: Sequence[Tensor]) -> BlockNorms:
+        """‖·‖₂ over the tensors of each block and of all; one tensor a parameter, in order."""
+        each = torch.stack(foreach.norms(tensors)).float()
+        squares = self._membership @ each.square()
+        return BlockNorms(squares.sqrt(), squares.sum().sqrt())
+
+    def gradient_norms(self) -> BlockNorms:
+        """Norms of the gradients; every parameter must have one."""
+        return self.norms([_gradient(p) for p in self.parameters])
+
+    def scale_gradients(self, factor: Tensor) -> None:
+        """Multiply every gradient by a () tensor, in place."""
+        gradients = [_gradient(p) for p in self.parameters]
+        foreach.multiply_(gradients, factor)
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    if parameter.grad is None:
+        raise RuntimeError("a student parameter took no part in the loss and has no gradient")
+    return parameter.grad

@@ -1,0 +1,188 @@
+"""What a study asks of a trial's world: look at the data and the networks, train, score.
+
+Each is a plain function of configs and paths, so that a study can run it in its own process or on a
+node of a cluster.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+
+from trainable.config import TrialConfig
+from trainable.data.augment import Normalizer
+from trainable.data.loaders import open_loader
+from trainable.data.store import DataSummary, check_data, open_dataset, open_test
+from trainable.distill.objective import method_of
+from trainable.engine.checkpoint import CheckpointFolder
+from trainable.engine.evaluate import Evaluator, Score
+from trainable.engine.loop import TrialTask, run
+from trainable.engine.settings import apply_settings
+from trainable.networks.blocks import BlockNetwork
+from trainable.networks.build import (
+    Pictures,
+    build_student,
+    build_teacher_network,
+    check_features_match,
+    output_shapes,
+)
+from trainable.networks.weights import load_weights
+from trainable.records import EpochRecord
+
+__all__ = [
+    "BlockSummary",
+    "DataSummary",
+    "NetworkSummary",
+    "Score",
+    "TrialTask",
+    "best_weights",
+    "check_checkpoint",
+    "check_features",
+    "check_method",
+    "default_device",
+    "describe_student",
+    "describe_teacher",
+    "inspect_data",
+    "keep_teacher",
+    "score_weights",
+    "teacher_key",
+    "train",
+]
+
+
+@dataclass(frozen=True)
+class BlockSummary:
+    """One block of a network."""
+
+    name: str
+    output: tuple[int, ...]
+    """Shape for one picture."""
+    parameters: int
+
+
+@dataclass(frozen=True)
+class NetworkSummary:
+    """A network, block by block."""
+
+    model: str
+    blocks: tuple[BlockSummary, ...]
+
+    @property
+    def parameters(self) -> int:
+        """Of the whole network."""
+        return sum(block.parameters for block in self.blocks)
+
+
+def default_device(config: TrialConfig) -> torch.device:
+    """The device of a one-worker trial: the GPU that it was given, else the CPU."""
+    return torch.device("cuda" if config.resources.gpus_per_worker else "cpu")
+
+
+def inspect_data(config: TrialConfig) -> DataSummary:
+    """Decode and check all splits, once a node; DataError with everything that is wrong."""
+    return check_data(config.data)
+
+
+def describe_student(config: TrialConfig, data: DataSummary) -> NetworkSummary:
+    """The student's blocks; ConfigError if it, or a cut, is not known."""
+    with torch.device("meta"):
+        network = build_student(config, _pictures(data))
+        return _describe(config.student.model, network, data)
+
+
+def describe_teacher(config: TrialConfig, data: DataSummary) -> NetworkSummary:
+    """The teacher's blocks; ConfigError if it, or a cut, is not known."""
+    with torch.device("meta"):
+        network = build_teacher_network(config, _pictures(data))
+        return _describe("" if config.teacher is None else config.teacher.model, network, data)
+
+
+def check_features(config: TrialConfig, data: DataSummary) -> None:
+    """ConfigError unless the networks agree where the method compares or exchanges their features."""
+    if config.distill.method not in ("kd_mse", "stablekd"):
+        return
+    pictures = _pictures(data)
+    with torch.device("meta"):
+        student, teacher = build_student(config, pictures), build_teacher_network(config, pictures)
+        check_features_match(student, teacher, pictures, config.distill.method)
+
+
+def check_method(config: TrialConfig, data: DataSummary) -> None:
+    """ConfigError if the method cannot be built on the student's blocks."""
+    with torch.device("meta"):
+        student = build_student(config, _pictures(data))
+        method_of(config.distill, student, [(0, len(student))])
+
+
+def check_checkpoint(config: TrialConfig, data: DataSummary, weights: Path) -> None:
+    """CheckpointError unless the file fits the teacher."""
+    network = build_teacher_network(config, _pictures(data))
+    load_weights(network.network, weights, config_path="teacher.checkpoint")
+
+
+def train(task: TrialTask, report: Callable[[EpochRecord], None], device: torch.device) -> None:
+    """Run a trial on this rank from its last checkpoint; see `engine.loop.run`."""
+    run(task, report, device)
+
+
+def best_weights(folder: Path) -> Path:
+    """Where a trial keeps its best student."""
+    return CheckpointFolder(folder).best
+
+
+def teacher_key(training: TrialConfig, data: DataSummary) -> str:
+    """Names a trained teacher: equal for equal training configs on equal pictures."""
+    text = training.model_dump_json(exclude={"resources"}) + data.fingerprint
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def keep_teacher(folder: Path, destination: Path) -> None:
+    """Keep the best weights of a teacher's trial where later studies find them."""
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    temporary = destination.with_suffix(".tmp")
+    shutil.copyfile(best_weights(folder), temporary)
+    temporary.replace(destination)
+
+
+def score_weights(
+    config: TrialConfig,
+    network: Literal["student", "teacher"],
+    weights: Path,
+    split: Literal["val", "test"],
+    device: torch.device,
+) -> Score | None:
+    """Score a network on the validation or test split; None where there is no validation split."""
+    apply_settings(config)
+    data = open_dataset(config.data)
+    part = open_test(config.data) if split == "test" else data.val
+    if part is None:
+        return None
+    pictures = Pictures(len(data.classes), data.channels, data.image_size)
+    build = build_student if network == "student" else build_teacher_network
+    blocks = build(config, pictures)
+    load_weights(blocks.network, weights, config_path=str(weights))
+    normalize = Normalizer(data.mean, data.std, device)
+    loader = open_loader(part, device, config.data.decode_workers)
+    evaluator = Evaluator(loader, len(part), normalize, device)
+    model: nn.Module = blocks.to(device)
+    return evaluator.score(model)
+
+
+def _describe(model: str, network: BlockNetwork, data: DataSummary) -> NetworkSummary:
+    shapes = output_shapes(network, _pictures(data))
+    blocks = [
+        BlockSummary(name, shape, sum(p.numel() for p in parameters))
+        for (name, parameters), shape in zip(network.block_parameters(), shapes, strict=True)
+    ]
+    return NetworkSummary(model, tuple(blocks))
+
+
+def _pictures(data: DataSummary) -> Pictures:
+    return Pictures(len(data.classes), data.channels, data.image_size)
