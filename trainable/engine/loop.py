@@ -76,7 +76,7 @@ class _Trial:
         if device.type == "cuda":
             self._objective.to(memory_format=torch.channels_last)
         optimizer = build_optimizer(config.optim, self._objective.parameters(), device)
-        self._step = Step(_distributed(self._objective), optimizer, config.train, device)
+        self._step = Step(wrap_for_ranks(self._objective), optimizer, config.train, device)
         self._open_data(data)
         self._checkpoints = CheckpointFolder(task.folder)
         self._best = -1.0
@@ -203,7 +203,8 @@ def _teacher(task: TrialTask, pictures: Pictures, device: torch.device) -> Froze
     return teacher.to(memory_format=torch.channels_last) if device.type == "cuda" else teacher
 
 
-def _distributed(objective: Objective) -> Objective | DistributedDataParallel:
+def wrap_for_ranks(objective: Objective) -> Objective | DistributedDataParallel:
+    """The objective in DDP where there are several ranks, itself where there is one."""
     if ranks.world_size() == 1:
         return objective
     # Buffers are not broadcast: they are averaged before they are used (see `train_epoch`).

@@ -66,7 +66,7 @@ def _read(path: Path, config_path: str) -> dict[str, Tensor]:
             CheckpointError,
             config_path,
             f"{path} must be a .safetensors file or a state dict that loads with weights only "
-            f"({str(error).splitlines()[0]})",
+            f"({_first_line(error)})",
             "save it again with torch.save(network.state_dict(), …) or safetensors",
         ) from error
 
@@ -96,3 +96,7 @@ def _mismatches(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> 
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

@@ -28,7 +28,7 @@ def test_seeds_and_epochs_give_other_orders() -> None:
 
 def test_the_order_is_pinned() -> None:
     """A change here changes every study: it must not come from a NumPy release."""
-    assert epoch_order(8, 0, 1).tolist() == [6, 7, 4, 3, 1, 2, 0, 5]
+    assert epoch_order(8, 0, 1).tolist() == [3, 7, 6, 1, 5, 0, 4, 2]
     assert mix(1) == 0x5692161D100B05E5
     # SplitMix64 with seed 1234567, from the reference implementation (Vigna, splitmix64.c).
     assert draws(1234567, 2).tolist() == [6457827717110365317, 3203168211198807973]

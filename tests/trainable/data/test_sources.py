@@ -251,6 +251,8 @@ class TestImageFolder(SourceContract):
         root = Path(config.root or "")
         (root / "train" / "ant" / "notes.txt").write_text("no picture")
         (root / "train" / ".hidden").mkdir()
+        (root / "train" / "bee" / "deeper").mkdir()
+        shutil.move(root / "train" / "bee" / "0.png", root / "train" / "bee" / "deeper" / "0.PNG")
         assert source.classes == ("ant", "bee")
         assert source.split("train").labels.tolist() == [0] * 4 + [1] * 4
 

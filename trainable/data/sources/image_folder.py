@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -56,6 +58,7 @@ class ImageFolderSource:
         self._root = require_root(config)
         self._given = config.classes
         self._cache = cache
+        self._listed: dict[SplitName, list[list[str]]] = {}
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -92,19 +95,23 @@ class ImageFolderSource:
                 f"remove them, or add them to {self._root / 'train'}",
                 ", ".join(unknown),
             )
-        files: list[str] = []
-        labels: list[int] = []
-        for label, class_name in enumerate(self.classes):
-            pictures = _pictures(folder / class_name)
-            files += [str(path.relative_to(folder)) for path in pictures]
-            labels += [label] * len(pictures)
-        return FolderSplit(np.asarray(labels, dtype=np.int64), folder, tuple(files))
+        listed = self._pictures(name)
+        counts = [len(files) for files in listed]
+        labels = np.repeat(np.arange(len(listed), dtype=np.int64), counts)
+        return FolderSplit(labels, folder, tuple(itertools.chain.from_iterable(listed)))
 
     def fingerprint(self, name: SplitName) -> str:
         """Content key of the split's files and their paths, classes in label order."""
         folder = self._folder(name)
-        files = [path for label in self.classes for path in _pictures(folder / label)]
+        files = [folder / file for file in itertools.chain.from_iterable(self._pictures(name))]
         return content_key(folder, files, self._cache)
+
+    def _pictures(self, name: SplitName) -> list[list[str]]:
+        """Each class's pictures, relative to the split's folder; listed once, as it takes a while."""
+        if name not in self._listed:
+            folder = self._folder(name)
+            self._listed[name] = [_pictures(folder, class_name) for class_name in self.classes]
+        return self._listed[name]
 
     def _folder(self, name: SplitName) -> Path:
         folder = self._root / name
@@ -122,10 +129,14 @@ def _subfolders(folder: Path) -> list[str]:
     )
 
 
-def _pictures(folder: Path) -> list[Path]:
-    """Every picture below a folder, sorted; empty where the folder is not there."""
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
-    )
+def _pictures(folder: Path, class_name: str) -> list[str]:
+    """Every picture at any depth of a class's folder, sorted; none where the folder is not there."""
+    found: list[str] = []
+    for place, _, names in os.walk(folder / class_name):
+        within = os.path.relpath(place, folder)
+        found += [
+            os.path.join(within, name)
+            for name in names
+            if os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")
+        ]
+    return sorted(found)

@@ -1,0 +1,219 @@
+"""A whole trial on digits."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from trainable import records
+from trainable.config import TrialConfig
+from trainable.engine.checkpoint import BEST, LAST
+from trainable.engine.loop import TrialTask, run
+from trainable.errors import CheckpointError
+from trainable.networks.build import Pictures, build_teacher_network
+from trainable.networks.weights import save_weights
+from trainable.records import EpochRecord
+
+MakeConfig = Callable[..., TrialConfig]
+CPU = torch.device("cpu")
+TIMES = {records.TRAIN_IMAGES_PER_SECOND}
+STABLE = {"method": "stablekd", "alpha": 0.5, "decomposition": "5/2"}
+
+
+@pytest.fixture
+def teacher_file(tmp_path: Path, make_config: MakeConfig) -> Path:
+    """An untrained teacher."""
+    torch.manual_seed(1)
+    network = build_teacher_network(make_config(), Pictures(10, 3, (8, 8)))
+    save_weights(network.network, tmp_path / "teacher.safetensors")
+    return tmp_path / "teacher.safetensors"
+
+
+def train(config: TrialConfig, folder: Path, teacher: Path | None) -> list[EpochRecord]:
+    found: list[EpochRecord] = []
+    run(TrialTask(config, folder, teacher), found.append, CPU)
+    return found
+
+
+def numbers(found: list[EpochRecord]) -> list[dict[str, float]]:
+    """All metrics but times and rates."""
+    return [{k: v for k, v in r.metrics.items() if k not in TIMES} for r in found]
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    "distill",
+    [{"method": "none"}, {"method": "kd"}, {"method": "kd_mse"}, STABLE],
+    ids=lambda d: d["method"],
+)
+def test_every_method_learns_and_reports(
+    distill: dict[str, object], make_config: MakeConfig, teacher_file: Path, tmp_path: Path
+) -> None:
+    config = make_config(distill=distill, train={"epochs": 3, "clip": 5.0})
+    before = digest(teacher_file)
+    found = train(config, tmp_path / "trial", teacher_file)
+    assert [record.epoch for record in found] == [1, 2, 3]
+    assert digest(teacher_file) == before
+    first, last = found[0].metrics, found[-1].metrics
+    if distill["method"] != "stablekd":  # its loss changes meaning from stage to stage
+        assert last[records.TRAIN_LOSS] < first[records.TRAIN_LOSS]
+    expected = {
+        records.TRAIN_LOSS,
+        records.TRAIN_CE,
+        records.TRAIN_LR,
+        records.TRAIN_STAGE,
+        records.TRAIN_IMAGES_PER_SECOND,
+        records.VAL_ACCURACY,
+        records.VAL_LOSS,
+        records.VAL_ACCURACY_BATCH_STATS,
+        records.GRAD_NORM,
+        records.GRAD_CLIP_RATE,
+        records.GRAD_UPDATE_RATIO,
+        records.AMP_SCALE,
+        records.AMP_SKIPPED,
+        records.BN_DRIFT,
+        records.BN_MIN_VAR,
+        records.BN_DEAD_CHANNELS,
+    }
+    for block in ("layer1", "layer2", "layer3", "layer4", "head"):
+        expected |= {records.grad_norm_of(block), records.update_distance_of(block)}
+    if distill["method"] != "none":
+        expected.add(records.TRAIN_KL)
+    if distill["method"] in ("kd_mse", "stablekd"):
+        expected.add(records.TRAIN_FEATURE)
+    assert set(last) == expected
+    assert last[records.AMP_SCALE] == 1
+    assert last[records.AMP_SKIPPED] == 0
+
+
+def test_a_student_without_a_teacher_learns_digits(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = make_config(distill={"method": "none"}, train={"epochs": 4}, optim={"lr": 0.05})
+    found = train(config, tmp_path, None)
+    assert found[-1].metrics[records.VAL_ACCURACY] > 0.8
+
+
+def test_stages_follow_the_plan(
+    make_config: MakeConfig, teacher_file: Path, tmp_path: Path
+) -> None:
+    config = make_config(distill=STABLE, train={"epochs": 5})
+    found = train(config, tmp_path / "trial", teacher_file)
+    assert [r.metrics[records.TRAIN_STAGE] for r in found] == [1, 2, 3, 3, 3]
+
+
+def test_one_group_with_alpha_trains_as_kd_to_the_bit(
+    make_config: MakeConfig, teacher_file: Path, tmp_path: Path
+) -> None:
+    schedule = {"schedule": "onecycle"}
+    one = {"method": "stablekd", "alpha": 0.5, "decomposition": "1/0"}
+    kd = train(make_config(optim=schedule), tmp_path / "kd", teacher_file)
+    stable = train(make_config(distill=one, optim=schedule), tmp_path / "one", teacher_file)
+    without = [{k: v for k, v in m.items() if k != records.TRAIN_FEATURE} for m in numbers(stable)]
+    assert without == numbers(kd)
+    assert (tmp_path / "kd" / BEST).read_bytes() == (tmp_path / "one" / BEST).read_bytes()
+
+
+@pytest.mark.parametrize("decomposition", ["5/0", "1/0", "2/1", "3/2", "4/0", "5/3"])
+def test_every_decomposition_trains(
+    decomposition: str, make_config: MakeConfig, teacher_file: Path, tmp_path: Path
+) -> None:
+    stable = {**STABLE, "decomposition": decomposition}
+    found = train(
+        make_config(distill=stable, train={"epochs": 4}), tmp_path / "trial", teacher_file
+    )
+    assert len(found) == 4
+
+
+def test_the_same_config_gives_the_same_bits_in_a_used_process(
+    make_config: MakeConfig, teacher_file: Path, tmp_path: Path
+) -> None:
+    config = make_config(distill=STABLE, data={"augment": {"crop": 1}}, train={"epochs": 3})
+    first = train(config, tmp_path / "a", teacher_file)
+    other = make_config(train={"epochs": 1, "seed": 9}, resources={"cpus_per_worker": 2})
+    train(other, tmp_path / "other", teacher_file)
+    random.random(), np.random.rand(), torch.rand(3)
+    second = train(config, tmp_path / "b", teacher_file)
+    assert numbers(first) == numbers(second)
+    assert (tmp_path / "a" / BEST).read_bytes() == (tmp_path / "b" / BEST).read_bytes()
+
+
+def test_another_seed_gives_another_student(
+    make_config: MakeConfig, teacher_file: Path, tmp_path: Path
+) -> None:
+    one = train(make_config(train={"epochs": 1}), tmp_path / "a", teacher_file)
+    other = train(make_config(train={"epochs": 1, "seed": 1}), tmp_path / "b", teacher_file)
+    assert numbers(one) != numbers(other)
+
+
+@pytest.mark.parametrize("stop_after", [1, 3])
+def test_an_interrupted_trial_ends_as_the_uninterrupted_one(
+    stop_after: int, make_config: MakeConfig, teacher_file: Path, tmp_path: Path
+) -> None:
+    config = make_config(
+        distill=STABLE, data={"augment": {"crop": 1, "flip": True}}, train={"epochs": 5}
+    )
+    whole = train(config, tmp_path / "whole", teacher_file)
+
+    class StoppedError(Exception):
+        pass
+
+    def report(record: EpochRecord) -> None:
+        if record.epoch == stop_after:
+            raise StoppedError
+
+    task = TrialTask(config, tmp_path / "cut", teacher_file)
+    with pytest.raises(StoppedError):
+        run(task, report, CPU)
+    rest = train(config, tmp_path / "cut", teacher_file)
+    assert numbers(rest) == numbers(whole)[stop_after:]
+    assert (tmp_path / "cut" / BEST).read_bytes() == (tmp_path / "whole" / BEST).read_bytes()
+
+
+def test_a_finished_trial_trains_no_more(
+    make_config: MakeConfig, teacher_file: Path, tmp_path: Path
+) -> None:
+    train(make_config(train={"epochs": 1}), tmp_path / "a", teacher_file)
+    assert train(make_config(train={"epochs": 1}), tmp_path / "a", teacher_file) == []
+
+
+def test_a_damaged_checkpoint_is_named(
+    make_config: MakeConfig, teacher_file: Path, tmp_path: Path
+) -> None:
+    config = make_config(train={"epochs": 1})
+    train(config, tmp_path / "a", teacher_file)
+    (tmp_path / "a" / LAST).write_bytes(b"half")
+    with pytest.raises(CheckpointError, match=str(tmp_path / "a" / LAST)):
+        train(config, tmp_path / "a", teacher_file)
+
+
+def test_checkpoints_leave_no_temporary_files(
+    make_config: MakeConfig, teacher_file: Path, tmp_path: Path
+) -> None:
+    train(make_config(), tmp_path / "a", teacher_file)
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == [BEST, LAST]
+
+
+def test_without_validation_the_last_student_is_kept(
+    make_config: MakeConfig, teacher_file: Path, tmp_path: Path
+) -> None:
+    found = train(make_config(data={"val_fraction": 0}), tmp_path / "a", teacher_file)
+    assert records.VAL_ACCURACY not in found[-1].metrics
+    assert records.BN_MIN_VAR in found[-1].metrics
+    assert (tmp_path / "a" / BEST).exists()
+
+
+def test_the_thread_count_is_the_configs(
+    make_config: MakeConfig, teacher_file: Path, tmp_path: Path
+) -> None:
+    config = make_config(train={"epochs": 1}, resources={"cpus_per_worker": 2})
+    train(config, tmp_path / "a", teacher_file)
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(1)

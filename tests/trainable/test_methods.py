@@ -1,0 +1,229 @@
+"""Methods: one student forward, the right gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from trainable.config import DistillConfig
+from trainable.distill.objective import Objective, method_of
+from trainable.distill.terms import (
+    CE,
+    FEATURE,
+    KL,
+    LOSS,
+    cross_entropy,
+    feature_error,
+    kd_divergence,
+)
+from trainable.errors import ConfigError
+from trainable.networks.blocks import BlockNetwork
+from trainable.networks.teacher import FrozenTeacher
+from trainable.plan import initial_groups, recompose
+
+Batch = tuple[Tensor, Tensor]
+
+METHODS: dict[str, dict[str, Any]] = {
+    "none": {"method": "none"},
+    "kd": {"method": "kd", "alpha": 0.3, "temperature": 2.0},
+    "kd_mse": {"method": "kd_mse", "alpha": 0.3},
+    "stablekd-5": {"method": "stablekd", "alpha": 0.3, "decomposition": "5/2"},
+    "stablekd-3": {"method": "stablekd", "lam": 2.0, "decomposition": "3/0"},
+    "stablekd-1": {"method": "stablekd", "alpha": 0.3, "decomposition": "1/0"},
+}
+
+
+def objective(student: BlockNetwork, **distill: Any) -> Objective:
+    config = DistillConfig.model_validate(distill)
+    k = int((config.decomposition or "1/0").split("/")[0])
+    return Objective(student, method_of(config, student, initial_groups(len(student), k)))
+
+
+def gradients(student: BlockNetwork, loss: Callable[[], Tensor]) -> dict[str, Tensor]:
+    student.zero_grad()
+    loss().backward()
+    return {n: p.grad.clone() for n, p in student.named_parameters() if p.grad is not None}
+
+
+def counts(student: BlockNetwork) -> set[int]:
+    return {int(b) for n, b in student.named_buffers() if n.endswith("num_batches_tracked")}
+
+
+@pytest.mark.parametrize("name", METHODS)
+class TestEveryMethod:
+    """What every method owes."""
+
+    def test_one_student_forward_a_micro_batch(
+        self, name: str, student: BlockNetwork, teacher: FrozenTeacher, batch: Batch
+    ) -> None:
+        module = objective(student, **METHODS[name]).train()
+        for number in (1, 2, 3):
+            module(*batch, teacher(batch[0]))
+            assert counts(student) == {number}
+
+    def test_every_parameter_has_a_gradient(
+        self, name: str, student: BlockNetwork, teacher: FrozenTeacher, batch: Batch
+    ) -> None:
+        module = objective(student, **METHODS[name]).train()
+        module(*batch, teacher(batch[0]))[LOSS].backward()
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in student.parameters())
+
+    def test_terms_are_sums_over_samples(
+        self, name: str, student: BlockNetwork, teacher: FrozenTeacher, batch: Batch
+    ) -> None:
+        module = objective(student, **METHODS[name]).eval()
+        images, labels = batch
+        whole = module(images, labels, teacher(images))
+        halves = [
+            module(images[part], labels[part], teacher(images[part]))
+            for part in (slice(0, 5), slice(5, 16))
+        ]
+        for term, value in whole.items():
+            torch.testing.assert_close(halves[0][term] + halves[1][term], value)
+
+    def test_the_teacher_gets_no_gradient(
+        self, name: str, student: BlockNetwork, teacher: FrozenTeacher, batch: Batch
+    ) -> None:
+        module = objective(student, **METHODS[name]).train()
+        module(*batch, teacher(batch[0]))[LOSS].backward()
+        assert all(p.grad is None for p in teacher.parameters())
+
+
+def test_none_is_cross_entropy(student: BlockNetwork, batch: Batch) -> None:
+    student.eval()
+    terms = objective(student, method="none")(*batch, None)
+    assert set(terms) == {LOSS, CE}
+    torch.testing.assert_close(terms[LOSS], cross_entropy(student(batch[0]), batch[1]))
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
+def test_alpha_weighs_the_distillation_term(
+    alpha: float, student: BlockNetwork, teacher: FrozenTeacher, batch: Batch
+) -> None:
+    student.eval()
+    terms = objective(student, method="kd", alpha=alpha)(*batch, teacher(batch[0]))
+    torch.testing.assert_close(terms[LOSS], (1 - alpha) * terms[CE] + alpha * terms[KL])
+
+
+def test_kd_mse_weighs_each_cut(
+    student: BlockNetwork, teacher: FrozenTeacher, batch: Batch
+) -> None:
+    student.eval()
+    weights = {"layer3": 0.5, "layer4": 0.25}
+    module = objective(student, method="kd_mse", alpha=0.3, feature_weights=weights)
+    outputs = teacher(batch[0])
+    terms = module(*batch, outputs)
+    mine = student.features(batch[0])
+    expected = 0.5 * feature_error(mine[2], outputs.features[2])
+    expected = expected + 0.25 * feature_error(mine[3], outputs.features[3])
+    torch.testing.assert_close(terms[FEATURE], expected)
+    torch.testing.assert_close(terms[LOSS], 0.7 * terms[CE] + 0.3 * terms[KL] + expected)
+
+
+def test_kd_mse_refuses_weights_of_unknown_cuts(student: BlockNetwork) -> None:
+    with pytest.raises(ConfigError, match=r"distill.feature_weights.*layer9.*choose from layer1"):
+        objective(student, method="kd_mse", alpha=0.3, feature_weights={"layer9": 1.0})
+
+
+def test_the_shared_forward_has_the_gradients_of_two_separate_passes(
+    student: BlockNetwork, teacher: FrozenTeacher, batch: Batch
+) -> None:
+    """The two-pass form of seed 000: CE and KL in one forward and backward, features in another."""
+    images, labels = batch
+    outputs = teacher(images)
+    student.train()
+    shared = objective(student, method="kd_mse", alpha=0.3)
+    joint = gradients(student, lambda: shared(images, labels, outputs)[LOSS])
+
+    def first_pass() -> Tensor:
+        logits = student(images)
+        divergence = kd_divergence(logits, outputs.logits, 1.0)
+        return 0.7 * cross_entropy(logits, labels) + 0.3 * divergence
+
+    def second_pass() -> Tensor:
+        *features, _ = student.features(images)
+        pairs = zip(features, outputs.features, strict=True)
+        return torch.stack([feature_error(mine, theirs) for mine, theirs in pairs]).sum()
+
+    first, second = gradients(student, first_pass), gradients(student, second_pass)
+    for name, gradient in joint.items():
+        separate = first[name] + second.get(name, torch.zeros_like(gradient))
+        scale = max(1.0, float(separate.abs().max()))
+        assert float((gradient - separate).abs().max()) <= 1e-6 * scale, name
+
+
+def test_stablekd_with_one_group_and_alpha_is_kd_to_the_bit(
+    student: BlockNetwork, teacher: FrozenTeacher, batch: Batch
+) -> None:
+    student.train()
+    outputs = teacher(batch[0])
+    settings = {"alpha": 0.3, "temperature": 2.0}
+    kd = objective(student, method="kd", **settings)
+    stable = objective(student, method="stablekd", decomposition="1/0", **settings)
+    expected = gradients(student, lambda: kd(*batch, outputs)[LOSS])
+    mine = gradients(student, lambda: stable(*batch, outputs)[LOSS])
+    assert all(torch.equal(mine[name], expected[name]) for name in expected)
+    assert torch.equal(kd(*batch, outputs)[LOSS], stable(*batch, outputs)[LOSS])
+
+
+def test_stablekd_without_the_teachers_features_equals_equation_8(
+    student: BlockNetwork, teacher: FrozenTeacher, batch: Batch
+) -> None:
+    """CE + λ·KL of the head on the teacher's features, and Σ MSE of each block on the teacher's input."""
+    student.eval()
+    images, labels = batch
+    outputs = teacher(images)
+    terms = objective(student, method="stablekd", lam=2.0, decomposition="5/0")(
+        images, labels, outputs
+    )
+    inputs = [images, *outputs.features]
+    logits = student.run(inputs[4], 4, 5)
+    expected = cross_entropy(logits, labels) + 2.0 * kd_divergence(logits, outputs.logits, 1.0)
+    for block in range(4):
+        output = student.run(inputs[block], block, block + 1)
+        expected = expected + feature_error(output, outputs.features[block])
+    torch.testing.assert_close(terms[LOSS], expected)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_each_group_depends_on_its_own_loss_only(
+    stage: int, student: BlockNetwork, teacher: FrozenTeacher, batch: Batch
+) -> None:
+    """5/3: in every stage, zeroing the other groups leaves a group's gradient as it is, to the bit."""
+    groups = initial_groups(5, 5)
+    for _ in range(stage):
+        groups = recompose(groups)
+    module = objective(student, method="stablekd", lam=1.0, decomposition="5/3").train()
+    module.regroup(groups)
+    outputs = teacher(batch[0])
+    together = gradients(student, lambda: module(*batch, outputs)[LOSS])
+    inputs = [batch[0], *outputs.features]
+    names = {id(p): n for n, p in student.named_parameters()}
+    owner = dict(enumerate(parameters for _, parameters in student.block_parameters()))
+    for start, stop in groups:
+
+        def own_loss(start: int = start, stop: int = stop) -> Tensor:
+            output = student.run(inputs[start], start, stop)
+            if stop < 5:
+                return feature_error(output, outputs.features[stop - 1])
+            return cross_entropy(output, batch[1]) + kd_divergence(output, outputs.logits, 1.0)
+
+        alone = gradients(student, own_loss)
+        mine = {names[id(p)] for block in range(start, stop) for p in owner[block]}
+        assert {n for n, g in alone.items() if g.abs().sum() > 0} == mine
+        for name in mine:
+            torch.testing.assert_close(together[name], alone[name], rtol=1e-6, atol=1e-7)
+
+
+def test_a_student_equal_to_its_teacher_has_no_feature_error(
+    student: BlockNetwork, batch: Batch
+) -> None:
+    student.eval()
+    outputs = FrozenTeacher(student)(batch[0])
+    terms = objective(student, method="stablekd", lam=1.0, decomposition="5/0")(*batch, outputs)
+    assert terms[FEATURE].item() == 0
+    assert abs(terms[KL].item()) < 1e-5

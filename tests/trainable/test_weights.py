@@ -1,0 +1,89 @@
+"""Weights on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from trainable.errors import CheckpointError
+from trainable.networks.blocks import BlockNetwork
+from trainable.networks.weights import load_weights, save_weights
+
+PLACE = "teacher.checkpoint"
+
+
+def changed(student: BlockNetwork) -> torch.nn.Module:
+    network = student.network
+    with torch.no_grad():
+        for value in network.state_dict().values():
+            value.add_(1)
+    return network
+
+
+def test_a_safetensors_round_trip_is_exact(student: BlockNetwork, tmp_path: Path) -> None:
+    before = {name: value.clone() for name, value in student.network.state_dict().items()}
+    save_weights(student.network, tmp_path / "deep" / "student.safetensors")
+    load_weights(changed(student), tmp_path / "deep" / "student.safetensors", config_path=PLACE)
+    after = student.network.state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["student.safetensors"]
+
+
+@pytest.mark.parametrize("wrap", ["plain", "state_dict", "model", "module"])
+def test_state_dicts_of_other_code_are_found(
+    wrap: str, student: BlockNetwork, tmp_path: Path
+) -> None:
+    state = {name: value.clone() for name, value in student.network.state_dict().items()}
+    saved = {
+        "plain": state,
+        "state_dict": {"epoch": 3, "state_dict": state},
+        "model": {"model": state},
+        "module": {f"module.{name}": value for name, value in state.items()},
+    }[wrap]
+    torch.save(saved, tmp_path / "teacher.pth")
+    load_weights(changed(student), tmp_path / "teacher.pth", config_path=PLACE)
+    after = student.network.state_dict()
+    assert all(torch.equal(after[name], state[name]) for name in state)
+
+
+def test_what_does_not_fit_is_named(student: BlockNetwork, tmp_path: Path) -> None:
+    state = dict(student.network.state_dict())
+    state["fc.weight"] = torch.zeros(7, 32)
+    state["extra"] = state.pop("fc.bias")
+    torch.save(state, tmp_path / "teacher.pth")
+    with pytest.raises(CheckpointError) as caught:
+        load_weights(student.network, tmp_path / "teacher.pth", config_path=PLACE)
+    message = str(caught.value)
+    assert message.startswith(f"{PLACE}: ")
+    assert "fc.weight is (7, 32) and must be (10, 32)" in message
+    assert "1 missing (fc.bias)" in message
+    assert "1 unexpected (extra)" in message
+
+
+class _Evil:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return print, ("pickle ran",)
+
+
+@pytest.mark.parametrize("content", ["pickle", "text", "empty", "number", "missing", "safetensors"])
+def test_other_files_are_refused_and_never_run(
+    content: str, student: BlockNetwork, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / ("bad.safetensors" if content == "safetensors" else "bad.pth")
+    match content:
+        case "pickle":
+            torch.save({"weight": _Evil()}, path)
+        case "text" | "safetensors":
+            path.write_text("no weights here")
+        case "empty":
+            path.touch()
+        case "number":
+            torch.save(3, path)
+        case _:
+            pass
+    with pytest.raises(CheckpointError, match=PLACE) as caught:
+        load_weights(student.network, path, config_path=PLACE)
+    assert "\n" not in str(caught.value)
+    assert "pickle ran" not in capsys.readouterr().out
