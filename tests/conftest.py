@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -45,6 +47,24 @@ def node_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def torch_threads() -> None:
     """One thread: golden numbers depend on the count, and the machines that run tests are small."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def no_host_sync() -> Callable[[], AbstractContextManager[None]]:
+    """A context in which an operation that waits for the CUDA device raises."""
+
+    @contextmanager
+    def watched() -> Iterator[None]:
+        with warnings.catch_warnings():
+            # torch calls the mode a prototype, once; as an error that would leave the mode on.
+            warnings.simplefilter("ignore", UserWarning)
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                yield
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+
+    return watched
 
 
 @pytest.fixture(scope="session")

@@ -13,10 +13,12 @@ import torch
 
 from trainable import records
 from trainable.config import TrialConfig
+from trainable.engine import loop
 from trainable.engine.checkpoint import BEST, LAST
 from trainable.engine.loop import TrialTask, run
 from trainable.errors import CheckpointError
-from trainable.networks.build import Pictures, build_teacher_network
+from trainable.networks.blocks import BlockNetwork
+from trainable.networks.build import Pictures, build_student, build_teacher_network
 from trainable.networks.weights import save_weights
 from trainable.records import EpochRecord
 
@@ -153,10 +155,21 @@ def test_another_seed_gives_another_student(
     assert numbers(one) != numbers(other)
 
 
+def student_with_dropout(config: TrialConfig, pictures: Pictures) -> BlockNetwork:
+    student = build_student(config, pictures)
+    student.network.get_submodule("layer4").append(torch.nn.Dropout(0.5))
+    return student
+
+
 @pytest.mark.parametrize("stop_after", [1, 3])
 def test_an_interrupted_trial_ends_as_the_uninterrupted_one(
-    stop_after: int, make_config: MakeConfig, teacher_file: Path, tmp_path: Path
+    stop_after: int,
+    make_config: MakeConfig,
+    teacher_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(loop, "build_student", student_with_dropout)
     config = make_config(
         distill=STABLE, data={"augment": {"crop": 1, "flip": True}}, train={"epochs": 5}
     )

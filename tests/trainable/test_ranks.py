@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,10 +12,11 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from trainable import ranks
-from trainable.config import OptimConfig, TrainConfig
+from trainable.config import DistillConfig, OptimConfig, TrainConfig
 from trainable.data.sampling import updates
 from trainable.distill.kd import KD
 from trainable.distill.objective import Objective
+from trainable.distill.terms import LOSS, Terms
 from trainable.engine.loop import wrap_for_ranks
 from trainable.engine.optimizers import build_optimizer
 from trainable.engine.step import SAMPLES, Step
@@ -49,8 +51,6 @@ def pictures() -> tuple[Tensor, Tensor]:
 
 def train_epoch(workers: int, accumulate: int) -> dict[str, object]:
     """An epoch of KD on this rank's share; every update's gradient, then weights and loss sums."""
-    from trainable.config import DistillConfig
-
     images, labels = pictures()
     student, teacher = network(0), FrozenTeacher(network(1))
     objective = Objective(student, KD(DistillConfig(alpha=0.5)))
@@ -105,19 +105,23 @@ def test_two_workers_with_accumulation_have_the_gradients_of_the_large_batch(
 
 
 def _skip_rank(rank: int, folder: str) -> None:
-    """Rank 1 alone meets a picture that is not finite."""
-    from trainable.config import DistillConfig
+    """Rank 1 alone has a loss that is not finite, with a gradient that is."""
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     images, labels = pictures()
     student, teacher = network(0), FrozenTeacher(network(1))
-    objective = Objective(student, KD(DistillConfig(alpha=0.5)))
+    method = KD(DistillConfig(alpha=0.5))
+
+    def broken(*inputs: Any) -> Terms:
+        terms = method(*inputs)
+        return {**terms, LOSS: terms[LOSS] + (float("inf") if rank else 0.0)}
+
+    objective = Objective(student, broken)
     optimizer = build_optimizer(OptimConfig(lr=0.1), objective.parameters(), CPU)
     step = Step(wrap_for_ranks(objective), optimizer, TrainConfig(), CPU)
     before = [p.detach().clone() for p in student.parameters()]
-    mine = images[:4] * (float("nan") if rank else 1.0)
-    step.accumulate(mine, labels[:4], teacher(images[:4]), update_size=8, last=True)
+    step.accumulate(images[:4], labels[:4], teacher(images[:4]), update_size=8, last=True)
     step.finish(0.1)
     same = all(torch.equal(a, b) for a, b in zip(before, student.parameters(), strict=True))
     torch.save({"same": same, "skipped": step.flush_skipped()}, f"{folder}/{rank}.pt")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from trainable.config import OptimConfig, TrialConfig
 from trainable.distill.kd import KD
-from trainable.distill.objective import Objective, method_of
+from trainable.distill.objective import Method, Objective, method_of
 from trainable.distill.terms import LOSS
 from trainable.engine.optimizers import build_optimizer
 from trainable.engine.step import SAMPLES, Step
@@ -38,9 +38,13 @@ def plain_network(seed: int) -> BlockNetwork:
 
 
 def step_of(
-    student: BlockNetwork, config: TrialConfig, optim: dict[str, Any] | None = None
+    student: BlockNetwork,
+    config: TrialConfig,
+    optim: dict[str, Any] | None = None,
+    method: Method | None = None,
 ) -> Step:
-    objective = Objective(student, method_of(config.distill, student, [(0, len(student))])).train()
+    method = method or method_of(config.distill, student, [(0, len(student))])
+    objective = Objective(student, method).train()
     settings = OptimConfig.model_validate(optim or {"lr": 0.1})
     optimizer = build_optimizer(settings, objective.parameters(), CPU)
     return Step(objective, optimizer, config.train, CPU)
@@ -173,7 +177,18 @@ def test_loss_terms_are_summed_over_samples(batch: Batch, make_config: MakeConfi
     assert sums == {name: pytest.approx(value.item(), rel=1e-5) for name, value in terms.items()}
 
 
-@pytest.mark.parametrize("where", ["input", "teacher", "loss", "gradient"])
+class BrokenLoss:
+    """A method whose loss is not finite on demand, though its gradient is."""
+
+    def __init__(self, method: Method) -> None:
+        self.method, self.extra = method, 0.0
+
+    def __call__(self, *inputs: Any) -> dict[str, Tensor]:
+        terms = self.method(*inputs)
+        return {**terms, LOSS: terms[LOSS] + self.extra}
+
+
+@pytest.mark.parametrize("where", ["input", "teacher", "logits", "loss", "gradient"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_an_update_that_is_not_finite_leaves_no_trace(
     where: str,
@@ -183,7 +198,9 @@ def test_an_update_that_is_not_finite_leaves_no_trace(
     batch: Batch,
     make_config: MakeConfig,
 ) -> None:
-    step = step_of(student, make_config(train={"observe_every": 1, "clip": 1.0}))
+    config = make_config(train={"observe_every": 1, "clip": 1.0})
+    method = BrokenLoss(method_of(config.distill, student, [(0, 5)]))
+    step = step_of(student, config, method=method)
     update(step, teacher, batch, [16], 0.1)
     before, optimizer = weights(student), state_bytes(step)
     sums = [dict(totals.flush()) for totals in (step.losses, step.gradients, step.distances)]
@@ -200,6 +217,8 @@ def test_an_update_that_is_not_finite_leaves_no_trace(
     if where == "gradient":
         handle = next(student.parameters()).register_hook(lambda g: g * bad)
     if where == "loss":
+        method.extra = bad
+    if where == "logits":
         handle = student.network.fc.register_forward_hook(lambda *a: a[2] * bad)
     step.accumulate(images[:8], labels[:8], teacher(batch[0][:8]), update_size=16, last=False)
     step.accumulate(images, labels, outputs, update_size=16, last=True)

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +10,7 @@ import torch
 from trainable.data.augment import Normalizer, augment, normalize
 from trainable.data.hashing import stream_key
 
+NoHostSync = Callable[[], AbstractContextManager[None]]
 MASK = 2**64 - 1
 
 
@@ -107,15 +111,12 @@ def test_normalizes_as_the_formula_says() -> None:
 
 
 @pytest.mark.gpu
-def test_cuda_gives_the_bits_of_the_cpu_without_waiting() -> None:
+def test_cuda_gives_the_bits_of_the_cpu_without_waiting(no_host_sync: NoHostSync) -> None:
     images, indices = batch(64, (3, 32, 32)), torch.arange(64) * 77_777
     expected = augment(images, indices, seed=5, epoch=2, crop=4, flip=True)
     images, indices = images.cuda(), indices.cuda()
     normalizer = Normalizer([0.5] * 3, [0.2] * 3, torch.device("cuda"))
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_host_sync():
         found = augment(images, indices, seed=5, epoch=2, crop=4, flip=True)
         normalizer(found)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     assert torch.equal(found.cpu(), expected)

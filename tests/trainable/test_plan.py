@@ -1,0 +1,206 @@
+"""Groups, stages and updates: pure arithmetic."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainable.config import DataConfig, DistillConfig, OptimConfig, StudentConfig, TrialConfig
+from trainable.config import TrainConfig as Train
+from trainable.plan import (
+    Decomposition,
+    initial_groups,
+    largest_n,
+    micro_batch_sizes,
+    recompose,
+    schedule_of,
+    stages,
+    update_sizes,
+)
+
+
+def stablekd(decomposition: str, epochs: int, **optim: object) -> TrialConfig:
+    return TrialConfig(
+        data=DataConfig(source="digits"),
+        student=StudentConfig(model="resnet18"),
+        distill=DistillConfig(method="stablekd", alpha=0.5, decomposition=decomposition),
+        optim=OptimConfig.model_validate(optim),
+        train=Train(epochs=epochs),
+    )
+
+
+def grouped(blocks: int, k: int) -> list[str]:
+    """Groups as text: `12 34 5`."""
+    groups = initial_groups(blocks, k)
+    return ["".join(str(b + 1) for b in range(*group)) for group in groups]
+
+
+@pytest.mark.parametrize(
+    ("blocks", "k", "expected"),
+    [
+        (5, 1, "12345"),
+        (5, 2, "1234 5"),
+        (5, 3, "12 34 5"),
+        (5, 4, "12 3 4 5"),
+        (5, 5, "1 2 3 4 5"),
+        (8, 4, "123 45 67 8"),
+        (9, 4, "123 456 78 9"),
+        (9, 6, "12 34 56 7 8 9"),
+    ],
+)
+def test_the_head_is_alone_and_earlier_groups_are_larger(
+    blocks: int, k: int, expected: str
+) -> None:
+    assert grouped(blocks, k) == expected.split()
+
+
+ALL_BLOCKS_AND_K = [(blocks, k) for blocks in range(2, 10) for k in range(1, blocks + 1)]
+
+
+@pytest.mark.parametrize(("blocks", "k"), ALL_BLOCKS_AND_K)
+def test_groups_partition_the_blocks_at_every_stage(blocks: int, k: int) -> None:
+    groups = initial_groups(blocks, k)
+    sizes = [stop - start for start, stop in groups]
+    assert len(groups) == k
+    assert k == 1 or groups[-1] == (blocks - 1, blocks)
+    assert all(earlier >= later for earlier, later in pairwise(sizes))
+    assert k == 1 or max(sizes[:-1]) - min(sizes[:-1]) <= 1
+    for _ in range(largest_n(k) + 1):
+        assert (groups[0][0], groups[-1][1]) == (0, blocks)
+        assert all(one[1] == other[0] for one, other in pairwise(groups))
+        assert all(start < stop for start, stop in groups)
+        merged = recompose(groups)
+        assert len(merged) == -(-len(groups) // 2)
+        groups = merged
+    assert groups == ((0, blocks),)
+
+
+@given(st.integers(1, 2**60))
+def test_largest_n_is_the_first_that_leaves_one_group(k: int) -> None:
+    count, n = k, 0
+    while count > 1:
+        count, n = -(-count // 2), n + 1
+    assert largest_n(k) == n
+
+
+@pytest.mark.parametrize("k", [0, -1, 6])
+def test_more_groups_than_blocks_are_refused(k: int) -> None:
+    with pytest.raises(ValueError, match=rf"1 <= k <= 5 must hold, but got k = {k}"):
+        initial_groups(5, k)
+
+
+def test_5_2_recomposes_to_3_and_to_2_groups() -> None:
+    first, second, third = stages(stablekd("5/2", 12, lr=0.4), 5)
+    assert first.groups == ((0, 1), (1, 2), (2, 3), (3, 4), (4, 5))
+    assert second.groups == ((0, 2), (2, 4), (4, 5))
+    assert third.groups == ((0, 4), (4, 5))
+    assert [stage.peak_lr for stage in (first, second, third)] == [0.4, 0.2, 0.1]
+
+
+def test_the_last_stage_takes_the_epochs_that_are_left() -> None:
+    plan = stages(stablekd("5/2", 20), 5)
+    assert [(stage.number, stage.first_epoch, stage.epochs) for stage in plan] == [
+        (1, 1, 6),
+        (2, 7, 6),
+        (3, 13, 8),
+    ]
+
+
+@given(st.integers(1, 9), st.integers(0, 4), st.integers(1, 300))
+def test_stages_cover_every_epoch_once(k: int, n: int, epochs: int) -> None:
+    if n > largest_n(k) or epochs < n + 1:
+        with pytest.raises(ValueError, match="cannot run"):
+            stages(stablekd(f"{k}/{n}", epochs), 9)
+        return
+    plan = stages(stablekd(f"{k}/{n}", epochs), 9)
+    covered = [stage.first_epoch + i for stage in plan for i in range(stage.epochs)]
+    assert covered == list(range(1, epochs + 1))
+    assert {stage.epochs for stage in plan[:-1]} <= {epochs // (n + 1)}
+
+
+def test_the_peak_stays_under_onecycle_and_decays_as_asked_under_triangle() -> None:
+    onecycle = stages(stablekd("3/1", 4, lr=0.2, schedule="onecycle"), 5)
+    assert [stage.peak_lr for stage in onecycle] == [0.2, 0.2]
+    triangle = stages(stablekd("3/1", 4, lr=0.2, peak_decay=0.25), 5)
+    assert [stage.peak_lr for stage in triangle] == [0.2, 0.05]
+
+
+@pytest.mark.parametrize("method", ["none", "kd", "kd_mse"])
+def test_other_methods_have_one_stage_of_one_group(method: str) -> None:
+    config = stablekd("5/2", 7).model_copy(
+        update={"distill": DistillConfig.model_validate({"method": method, "alpha": 0.5})}
+    )
+    (stage,) = stages(config, 5)
+    assert (stage.first_epoch, stage.epochs, stage.groups) == (1, 7, ((0, 5),))
+
+
+@pytest.mark.parametrize(
+    ("method", "schedule", "expected"),
+    [
+        ("stablekd", "auto", "triangle"),
+        ("kd", "auto", "onecycle"),
+        ("kd", "triangle", "triangle"),
+        ("stablekd", "onecycle", "onecycle"),
+    ],
+)
+def test_auto_is_the_schedule_of_the_method(method: str, schedule: str, expected: str) -> None:
+    distill = DistillConfig.model_validate({"method": method})
+    assert schedule_of(distill, OptimConfig.model_validate({"schedule": schedule})) == expected
+
+
+def test_a_decomposition_reads_as_it_is_written() -> None:
+    assert Decomposition.parse("5/2") == Decomposition(5, 2)
+    assert str(Decomposition(5, 2)) == "5/2"
+
+
+@pytest.mark.parametrize("text", ["5", "5/", "/2", "5/2/1", "5.0/2", "-1/2", " 5/2"])
+def test_a_decomposition_that_is_not_k_over_n_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="must be written k/n"):
+        Decomposition.parse(text)
+
+
+@given(st.integers(0, 2000), st.integers(1, 200), st.integers(1, 8))
+def test_updates_hold_every_sample_once(samples: int, batch_size: int, workers: int) -> None:
+    batch_size = max(batch_size, 2 * workers)
+    sizes = update_sizes(samples, batch_size, workers)
+    assert sum(sizes) == samples
+    assert all(size == batch_size for size in sizes[:-1])
+    if samples >= 2 * workers:
+        assert all(size >= 2 * workers for size in sizes)
+        assert sizes[-1] < batch_size + 2 * workers
+    else:
+        assert len(sizes) == min(samples, 1)
+
+
+@pytest.mark.parametrize(
+    ("samples", "batch_size", "workers", "expected"),
+    [
+        (256, 128, 1, (128, 128)),
+        (257, 128, 1, (128, 129)),
+        (258, 128, 1, (128, 128, 2)),
+        (258, 128, 2, (128, 130)),
+        (1, 128, 1, (1,)),
+        (0, 128, 1, ()),
+    ],
+)
+def test_a_tail_too_small_for_batchnorm_joins_the_update_before(
+    samples: int, batch_size: int, workers: int, expected: tuple[int, ...]
+) -> None:
+    assert update_sizes(samples, batch_size, workers) == expected
+
+
+@given(st.integers(1, 600), st.integers(1, 8), st.integers(1, 16))
+def test_micro_batches_share_an_update_evenly(update: int, workers: int, accumulate: int) -> None:
+    rows = micro_batch_sizes(update, workers, accumulate)
+    cells = [cell for row in rows for cell in row]
+    assert sum(cells) == update
+    assert {len(row) for row in rows} == {workers}
+    assert 1 <= len(rows) <= accumulate
+    assert max(cells) - min(cells) <= 1
+    if update >= 2 * workers:
+        assert min(cells) >= 2
+    if update >= 2 * workers * accumulate:
+        assert len(rows) == accumulate

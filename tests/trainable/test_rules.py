@@ -1,0 +1,212 @@
+"""What must hold between the keys of a trial."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from trainable import rules
+from trainable.config import TrialConfig
+from trainable.errors import Problem
+
+BASE: dict[str, Any] = {
+    "data.source": "digits",
+    "student.model": "resnet18",
+    "teacher.model": "resnet34",
+    "teacher.checkpoint": "teacher.safetensors",
+    "distill.method": "kd",
+    "distill.alpha": 0.5,
+}
+STABLEKD = {"distill.method": "stablekd", "distill.decomposition": "5/2"}
+
+
+def trial(**changes: Any) -> TrialConfig:
+    """The base with changes at dotted paths, written with `__`."""
+    tree: dict[str, Any] = {}
+    for path, value in {
+        **BASE,
+        **{key.replace("__", "."): v for key, v in changes.items()},
+    }.items():
+        *sections, key = path.split(".")
+        place = tree
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[key] = value
+    return TrialConfig.model_validate(tree)
+
+
+def changed(values: dict[str, Any]) -> TrialConfig:
+    return trial(**{path.replace(".", "__"): value for path, value in values.items()})
+
+
+def without_teacher(**changes: Any) -> TrialConfig:
+    return trial(**changes).model_copy(update={"teacher": None})
+
+
+def the_only_problem(config: TrialConfig, blocks: int | None = None) -> Problem:
+    (problem,) = rules.problems(config, blocks)
+    assert problem.rule
+    assert problem.remedy
+    return problem
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"distill.method": "kd_mse", "distill.feature_weights": {"layer1": 1.0}},
+        {"distill.method": "none", "distill.alpha": None},
+        STABLEKD,
+        {**STABLEKD, "distill.alpha": None, "distill.lam": 1.0},
+        {**STABLEKD, "distill.decomposition": "5/3"},
+        {**STABLEKD, "train.epochs": 3},
+        {"data.batch_size": 16, "train.workers": 2, "train.accumulate": 4},
+        {"resources.gpus_per_worker": 0.5},
+        {"resources.gpus_per_worker": 2.0, "train.workers": 2},
+        {"train.precision": "bf16", "resources.gpus_per_worker": 0},
+        {"train.precision": "fp16", "resources.gpus_per_worker": 1},
+        {"train.precision": "fp16", "train.batchnorm": {"sync": True}},
+        {"data.mean": [0.5], "data.std": [0.5], "data.channels": 1},
+        {"data.source": "parquet", "data.root": "folder"},
+    ],
+)
+def test_a_sound_trial_has_no_problems(changes: dict[str, Any]) -> None:
+    assert rules.problems(changed(changes), blocks=5) == []
+
+
+def test_a_trial_without_a_method_needs_no_teacher() -> None:
+    assert rules.problems(without_teacher(distill__method="none", distill__alpha=None)) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "path", "words"),
+    [
+        ({"teacher.train": {"epochs": 1}}, "teacher", "exactly one of checkpoint and train"),
+        ({"teacher.checkpoint": None}, "teacher", "exactly one of checkpoint and train"),
+        ({"distill.alpha": None}, "distill.alpha", "kd needs it"),
+        ({"distill.method": "kd_mse", "distill.alpha": None}, "distill.alpha", "kd_mse needs it"),
+        ({"distill.lam": 1.0}, "distill.lam", "belongs to stablekd, not to kd"),
+        ({"distill.feature_weights": {"a": 1.0}}, "distill.feature_weights", "belongs to kd_mse"),
+        ({**STABLEKD, "distill.lam": 1.0}, "distill", "got both"),
+        ({**STABLEKD, "distill.alpha": None}, "distill", "got neither"),
+        ({"distill.method": "stablekd"}, "distill.decomposition", "got nothing"),
+        ({**STABLEKD, "distill.decomposition": "0/0"}, "distill.decomposition", "k >= 1"),
+        ({**STABLEKD, "distill.decomposition": "6/1"}, "distill.decomposition", "k <= 5"),
+        ({**STABLEKD, "distill.decomposition": "5/4"}, "distill.decomposition", "n <= 3"),
+        ({**STABLEKD, "distill.decomposition": "1/1"}, "distill.decomposition", "n <= 0"),
+        ({**STABLEKD, "train.epochs": 2}, "train.epochs", "must be >= 3"),
+        ({"data.batch_size": 1}, "data.batch_size", "must be >= 2"),
+        (
+            {"data.batch_size": 15, "train.workers": 2, "train.accumulate": 4},
+            "data.batch_size",
+            "16",
+        ),
+        ({"train.workers": 2, "train.launcher": "inline"}, "train.launcher", "inline runs one"),
+        ({"resources.gpus_per_worker": 1.5}, "resources.gpus_per_worker", "whole above 1"),
+        (
+            {"resources.gpus_per_worker": 0.5, "train.workers": 2},
+            "resources.gpus_per_worker",
+            "NCCL needs a whole GPU",
+        ),
+        (
+            {"resources.gpus_per_worker": 0, "train.batchnorm": {"sync": True}},
+            "train.batchnorm.sync",
+            "GPUs only",
+        ),
+        (
+            {"resources.gpus_per_worker": 0, "train.precision": "fp16"},
+            "train.precision",
+            "fp16 needs a GPU",
+        ),
+        ({"data.root": "folder"}, "data.root", "digits needs no folder"),
+        ({"data.source": "cifar10"}, "data.root", "cifar10 needs a folder"),
+        ({"data.mean": [0.5]}, "data.mean", "must have 3 value(s)"),
+        ({"data.std": [0.5, 0.5]}, "data.std", "must have 3 value(s)"),
+        ({"data.mean": [0.5, 0.5, float("nan")]}, "data.mean", "must be finite"),
+    ],
+)
+def test_a_broken_rule_names_path_rule_and_value(
+    changes: dict[str, Any], path: str, words: str
+) -> None:
+    problem = the_only_problem(changed(changes), blocks=5)
+    assert problem.path == path
+    assert words in str(problem)
+
+
+def test_a_method_without_a_teacher_is_told_to_name_one() -> None:
+    problem = the_only_problem(without_teacher())
+    assert (problem.path, problem.remedy[:18]) == ("teacher", "name teacher.model")
+
+
+def test_k_is_not_bounded_before_the_blocks_are_known() -> None:
+    assert rules.problems(changed({**STABLEKD, "distill.decomposition": "9/4"})) == []
+
+
+def test_all_broken_rules_are_reported_at_once() -> None:
+    broken = {
+        "data.batch_size": 1,
+        "data.root": "x",
+        "distill.alpha": None,
+        "teacher.checkpoint": None,
+    }
+    found = rules.problems(changed(broken))
+    assert {problem.path for problem in found} == {
+        "data.batch_size",
+        "data.root",
+        "distill.alpha",
+        "teacher",
+    }
+
+
+@pytest.mark.parametrize("unknown", ["distill.alpha", "distill.method", "distill"])
+def test_rules_that_read_an_unknown_key_are_left_out(unknown: str) -> None:
+    broken = changed({"distill.alpha": None, "data.root": "x"})
+    assert [p.path for p in rules.problems(broken, unknown=[unknown])] == ["data.root"]
+
+
+def test_a_wrong_key_of_a_section_leaves_rules_about_the_section_in_force() -> None:
+    found = rules.problems(without_teacher(), unknown=["teacher.model"])
+    assert [problem.path for problem in found] == ["teacher"]
+
+
+class Recorder:
+    """Stands for a config and writes down which keys are read."""
+
+    def __init__(self, value: object, path: str, seen: set[str]) -> None:
+        self._value, self._path, self._seen = value, path, seen
+
+    def __getattr__(self, name: str) -> object:
+        value, path = getattr(self._value, name), f"{self._path}.{name}".removeprefix(".")
+        self._seen.add(path)
+        return Recorder(value, path, self._seen) if hasattr(value, "model_fields_set") else value
+
+
+@pytest.mark.parametrize("rule", rules.RULES, ids=lambda rule: rule.check.__name__.strip("_"))
+def test_a_rule_declares_every_key_that_it_reads(rule: rules.Rule) -> None:
+    configs = [
+        changed(changes)
+        for changes in (
+            {},
+            {"distill.alpha": None, "distill.lam": 1.0},
+            STABLEKD,
+            {**STABLEKD, "distill.decomposition": "9/1", "train.epochs": 1},
+            {"distill.method": "kd_mse"},
+            {"resources.gpus_per_worker": 0.5, "train.workers": 2, "train.launcher": "inline"},
+            {"resources.gpus_per_worker": 0, "data.batch_size": 1, "data.root": "x"},
+            {"data.mean": [1], "data.std": [1], "data.source": "cifar10"},
+        )
+    ]
+    for config in configs:
+        seen: set[str] = set()
+        list(rule.check(Recorder(config, "", seen), 5))  # type: ignore[arg-type]
+        sections = {
+            "data",
+            "distill",
+            "train",
+            "resources",
+            "student",
+            "teacher",
+            "train.batchnorm",
+        }
+        assert seen - sections <= set(rule.reads)
