@@ -11,7 +11,13 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
-from study.config import StudyConfig, load_config, searched_at_default, without_search
+from study.config import (
+    StudyConfig,
+    draft_config,
+    load_config,
+    searched_at_default,
+    without_search,
+)
 from study.results import StudyResults, TrialRow, find_results
 from trainable.errors import InputError
 
@@ -63,12 +69,12 @@ def train(config: _Config, set_: _Set = None) -> None:
 def validate(config: _Config, set_: _Set = None) -> None:
     """Check CONFIG, its data and its networks, and print what would run."""
     with _bad_input_exits():
-        loaded = load_config(config, set_ or [])
+        draft = draft_config(config, set_ or [])
         from study.cluster import local_capacity
-        from study.preflight import preflight
+        from study.preflight import preflight_draft
         from study.report.plan import print_plan
 
-        print_plan(preflight(loaded, local_capacity()), _OUT)
+        print_plan(preflight_draft(draft, local_capacity()), _OUT)
 
 
 @_app.command()
@@ -86,7 +92,7 @@ def main() -> None:
 def _study(load: Callable[[], StudyConfig]) -> None:
     with _bad_input_exits():
         config = load()
-        from study.driver import StudyInterruptedError, run_study
+        from study.driver import StudyFailedError, StudyInterruptedError, run_study
         from study.report.progress import Progress
 
         if config.study.trials > 1 and not config.search:
@@ -100,6 +106,9 @@ def _study(load: Callable[[], StudyConfig]) -> None:
         except StudyInterruptedError:
             _OUT.print("interrupted: run the same command again to go on")
             raise typer.Exit(INTERRUPTED) from None
+        except StudyFailedError as error:
+            print(error, file=sys.stderr)
+            raise typer.Exit(NO_USABLE_TRIAL) from None
         _print_results(results)
         if results.winner is None:
             raise typer.Exit(NO_USABLE_TRIAL)

@@ -7,7 +7,6 @@ import os
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import ray
 import torch
@@ -21,6 +20,7 @@ _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
@@ -47,9 +47,9 @@ def connected() -> Generator[Capacity]:
         os.environ.setdefault(name, value)
     already = ray.is_initialized()
     if not already:
-        address = os.environ.get("RAY_ADDRESS")
-        options: dict[str, Any] = {} if address else {"num_cpus": os.cpu_count()}
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+        # "local" is a cluster of our own, whatever else may have been started on this machine.
+        address = os.environ.get("RAY_ADDRESS") or "local"
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     try:
         offered = ray.cluster_resources()
         yield Capacity(offered.get("CPU", 0.0), offered.get("GPU", 0.0))

@@ -6,35 +6,43 @@ what came of them. The test split is read in the last one only.
 
 from __future__ import annotations
 
-import logging
-import time
-from collections.abc import Callable, Generator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import ray
-from filelock import FileLock, Timeout
 from ray import tune
-from ray.tune import FailureConfig, RunConfig, TuneConfig, Tuner
+from ray.tune import TuneConfig
 from ray.tune.experiment import Trial
 
-from study.cluster import actor_resources as resources_of
-from study.cluster import connected, worker_resources
-from study.config import StudyConfig, differing_keys, dump_config, parse_config
+from study.cluster import connected, uses_torch_trainer, worker_resources
+from study.config import StudyConfig
+from study.folder import (
+    check_same_study,
+    keep_config,
+    load_finished,
+    only_driver,
+    open_results,
+    open_tracker,
+)
 from study.jobs import Job
 from study.preflight import StudyPlan, preflight
-from study.recorder import Recorder, TuneListener, Watcher
-from study.results import LEDGER, StudyResults, TrialRow, load_results, save_results
+from study.recorder import Recorder, Watcher
+from study.results import StudyResults, TrialRow
 from study.scheduler import build_scheduler
-from study.search import StudySearch, finished_trials, open_study
-from study.tracking import Tracker
-from study.trial import run_job
-from study.yaml import dump_yaml, parse_yaml
+from study.search import (
+    StudySearch,
+    ended_curves,
+    ended_states,
+    open_study,
+    prune_unfinished,
+)
+from study.stopping import Stop, sigterm_interrupts
+from study.tuning import run_tune
+from study.yaml import dump_yaml
 from trainable import tasks
-from trainable.errors import ConfigError, KdStudyError, Problem, input_error
-
-RESOLVED = "config.yaml"
+from trainable.errors import KdStudyError
 
 
 class Display(Watcher, AbstractContextManager[Any], Protocol):
@@ -49,45 +57,34 @@ class StudyInterruptedError(KdStudyError):
     """The study was stopped and can be resumed by running it again."""
 
 
+class StudyFailedError(KdStudyError):
+    """The study cannot go on; running it again tries again."""
+
+
 def run_study(config: StudyConfig, open_display: OpenDisplay) -> StudyResults:
     """Run the study, or go on with it, or return the results of one that has finished.
 
-    Raises InputError before any trial starts if anything is wrong, and StudyInterruptedError on Ctrl-C.
+    Raises InputError before any trial starts if anything is wrong, StudyInterruptedError on Ctrl-C or
+    SIGTERM, and StudyFailedError if there is no teacher to learn from.
     """
-    _check_same_study(config)
+    check_same_study(config)
     finished = load_finished(config.folder)
     if finished is not None:
         return finished
-    with connected() as capacity:
-        plan = preflight(config, capacity)
-        tracker = Tracker(tracking_uri(config), config.tracking.experiment, artifact_root(config))
-        config.folder.mkdir(parents=True, exist_ok=True)
-        with _only_driver(config.folder):
-            (config.folder / RESOLVED).write_text(dump_config(config))
-            results = _open_results(plan.config, tracker)
-            ended = [row for row in results.of("trial") if row.state != "running"]
-            with open_display(plan.concurrency, ended) as display:
-                return _Run(plan, Recorder(plan.config, results, tracker, display), display).run()
-
-
-def load_finished(folder: Path) -> StudyResults | None:
-    """The results of a study that has finished."""
-    path = folder / LEDGER
-    results = load_results(path) if path.exists() else None
-    return results if results is not None and results.finished else None
-
-
-def tracking_uri(config: StudyConfig) -> str:
-    """The MLflow store: the config's, or the embedded one."""
-    if config.tracking.uri is not None:
-        return config.tracking.uri
-    Path(config.storage.path).mkdir(parents=True, exist_ok=True)
-    return f"sqlite:///{Path(config.storage.path) / 'mlflow.db'}"
-
-
-def artifact_root(config: StudyConfig) -> Path | None:
-    """Where the embedded store keeps its artifacts; None leaves it to a server."""
-    return Path(config.storage.path) / "mlartifacts" if config.tracking.uri is None else None
+    try:
+        with connected() as capacity, sigterm_interrupts():
+            plan = preflight(config, capacity)
+            tracker = open_tracker(config)
+            with only_driver(config.folder):
+                keep_config(config)
+                results = open_results(plan.config, tracker)
+                ended = [row for row in results.of("trial") if row.state != "running"]
+                with open_display(plan.concurrency, ended) as display:
+                    return _Run(
+                        plan, Recorder(plan.config, results, tracker, display), display
+                    ).run()
+    except KeyboardInterrupt:
+        raise StudyInterruptedError from None
 
 
 class _Run:
@@ -99,12 +96,17 @@ class _Run:
 
     def run(self) -> StudyResults:
         try:
+            searched = ended_states(open_study(self._config)) if self._config.search else {}
+            self._recorder.take_up(searched)
             self._train_references()
             self._search()
             self._test()
-        except (KeyboardInterrupt, StudyInterruptedError):
-            self._recorder.interrupted()
-            raise StudyInterruptedError from None
+        except StudyFailedError:
+            self._recorder.stopped("failed")
+            raise
+        except BaseException:
+            self._recorder.stopped("interrupted")
+            raise
         self._recorder.finished()
         return self._recorder.results
 
@@ -124,7 +126,7 @@ class _Run:
         teacher = Job("teacher")
         if weights is not None and not weights.exists():
             jobs.append(teacher)
-        if self._config.search and not self._is_complete(Job("baseline")):
+        if self._config.search and not self._has_ended(Job("baseline")):
             jobs.append(Job("baseline"))
         if jobs:
             self._watcher.phase(f"training the {' and the '.join(job.role for job in jobs)}")
@@ -140,26 +142,36 @@ class _Run:
 
     def _search(self) -> None:
         if not self._config.search:
-            if not self._is_complete(Job("trial")):
+            if not self._has_ended(Job("trial")):
                 self._watcher.phase("training the student")
                 self._train([Job("trial")])
             return
-        optuna_study = open_study(self._config)
-        remaining = self._config.study.trials - finished_trials(optuna_study)
-        if remaining > 0:
+        study = open_study(self._config)
+        seconds = self._search_seconds_left()
+        remaining = self._config.study.trials - len(ended_states(study))
+        if remaining > 0 and (seconds is None or seconds > 0):
             self._watcher.phase(f"searching: {self._config.study.trials} trials")
-            self._tune(
-                {},
-                TuneConfig(
-                    search_alg=StudySearch(self._config, optuna_study),
-                    scheduler=build_scheduler(self._config),
-                    num_samples=remaining,
-                    max_concurrent_trials=self._plan.concurrency,
-                    time_budget_s=self._config.study.time_budget_s,
-                    reuse_actors=True,
-                    trial_dirname_creator=_trial_dirname,
-                ),
+            how = TuneConfig(
+                search_alg=StudySearch(self._config, study),
+                scheduler=build_scheduler(self._config, ended_curves(study)),
+                num_samples=remaining,
+                max_concurrent_trials=self._plan.concurrency,
+                # A thread that waits for a TorchTrainer cannot be ended, and so not its actor reused.
+                reuse_actors=not uses_torch_trainer(self._config),
+                trial_dirname_creator=_trial_dirname,
             )
+            self._tune({}, how, Stop(seconds, self._watcher.phase))
+        # Whatever still runs was stopped by the time budget.
+        for job in prune_unfinished(study):
+            if self._recorder.row(job) is None:
+                self._recorder.started(job)
+            self._recorder.ended(job, "pruned")
+
+    def _search_seconds_left(self) -> float | None:
+        """Of the time budget, which an interruption does not give back."""
+        searched = self._recorder.seconds_searched()
+        budget = self._config.study.time_budget_s
+        return None if budget is None else budget - searched
 
     def _test(self) -> None:
         """Read the test split, once for each of the winner, the baseline and the teacher."""
@@ -168,7 +180,10 @@ class _Run:
             return
         self._watcher.phase("testing the winner, the baseline and the teacher")
         sample = {path: winner.params[path] for path in self._config.search}
-        for job in (Job("trial", winner.number, sample), Job("baseline"), Job("teacher")):
+        trial = Job("trial", winner.number, sample)
+        text = dump_yaml(trial.config(self._config).model_dump(mode="json", exclude_none=True))
+        self._recorder.keep_artifacts(trial, tasks.best_weights(trial.folder(self._config)), text)
+        for job in (trial, Job("baseline"), Job("teacher")):
             row = self._recorder.row(job)
             if row is None or row.state != "complete" or row.test_accuracy is not None:
                 continue
@@ -177,37 +192,17 @@ class _Run:
             accuracy = self._score(job, weights, "test")
             if accuracy is not None:
                 self._recorder.tested(job, accuracy)
-            if job.role == "trial":
-                text = dump_yaml(
-                    job.config(self._config).model_dump(mode="json", exclude_none=True)
-                )
-                self._recorder.keep_artifacts(job, weights, text)
 
     def _train(self, jobs: Sequence[Job]) -> None:
         space = {"job": tune.grid_search([job.to_dict() for job in jobs])}
-        slots = max(1, self._plan.concurrency)
-        self._tune(
-            space, TuneConfig(max_concurrent_trials=slots, trial_dirname_creator=_trial_dirname)
+        how = TuneConfig(
+            max_concurrent_trials=self._plan.concurrency, trial_dirname_creator=_trial_dirname
         )
+        self._tune(space, how, Stop(None, self._watcher.phase))
 
-    def _tune(self, space: dict[str, Any], how: TuneConfig) -> None:
-        _quieten_tune()
-        trainable = tune.with_parameters(
-            run_job, study=self._config, teacher_weights=self._teacher_weights
-        )
-        Tuner(
-            tune.with_resources(trainable, resources_of(self._config)),
-            param_space=space,
-            tune_config=how,
-            run_config=RunConfig(
-                name=time.strftime("%Y%m%d-%H%M%S"),
-                storage_path=str(self._config.folder / "ray"),
-                callbacks=[TuneListener(self._recorder)],
-                failure_config=FailureConfig(max_failures=self._config.study.max_failures),
-                verbose=0,
-            ),
-        ).fit()
-        if any(row.state == "running" for row in self._recorder.results.rows):
+    def _tune(self, space: dict[str, Any], how: TuneConfig, stop: Stop) -> None:
+        run_tune(self._config, self._teacher_weights, space, how, stop, self._recorder)
+        if stop.reason == "interrupted":
             raise StudyInterruptedError
 
     def _score(self, job: Job, weights: Path, split: Literal["val", "test"]) -> float | None:
@@ -226,91 +221,17 @@ class _Run:
         row = self._recorder.row(job)
         return row is not None and row.state == "complete"
 
+    def _has_ended(self, job: Job) -> bool:
+        row = self._recorder.row(job)
+        return row is not None and row.state != "running"
+
     def _must_be_complete(self, job: Job) -> None:
         row = self._recorder.row(job)
         if row is None or row.state != "complete":
             reason = "it did not end" if row is None else row.error or row.state
-            raise input_error(
-                ConfigError,
-                job.role,
-                f"training it failed ({reason})",
-                f"see {job.folder(self._config)} and the MLflow run's error.txt",
-            )
-
-
-def _open_results(config: StudyConfig, tracker: Tracker) -> StudyResults:
-    """The ledger of the study as it stands, with its MLflow parent run open."""
-    path = config.folder / LEDGER
-    if path.exists():
-        results = load_results(path)
-        tracker.resume_study(results.parent_run_id)
-        return results
-    parent = tracker.start_study(
-        config.study.name,
-        config.model_dump(mode="json", exclude_none=True),
-        {},
-        config_text=dump_config(config),
-        note=_note(config),
-    )
-    results = StudyResults(
-        name=config.study.name,
-        trials_planned=config.study.trials,
-        started_at=time.time(),
-        tracking_uri=tracking_uri(config),
-        experiment=config.tracking.experiment,
-        parent_run_id=parent,
-    )
-    save_results(results, path)
-    return results
-
-
-def _note(config: StudyConfig) -> str:
-    teacher = config.teacher.model if config.teacher is not None else "no teacher"
-    searched = ", ".join(f"`{path}`" for path in config.search) or "nothing"
-    return (
-        f"Distilling **{teacher}** into **{config.student.model}** on `{config.data.source}` with "
-        f"`{config.distill.method}`.\n\n{config.study.trials} trial(s), searching {searched}."
-    )
-
-
-def _check_same_study(config: StudyConfig) -> None:
-    path = config.folder / RESOLVED
-    if not path.exists():
-        return
-    old = parse_config(parse_yaml(path.read_text(), str(path)), where=str(path))
-    keys = differing_keys(old, config)
-    if keys:
-        raise ConfigError(
-            [
-                Problem(
-                    key,
-                    f"must be as it was when the study {config.study.name!r} began",
-                    "change it back, or give the study another name (study.name)",
-                )
-                for key in keys
-            ]
-        )
-
-
-@contextmanager
-def _only_driver(folder: Path) -> Generator[None]:
-    lock = FileLock(folder / ".driver.lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        rule, remedy = "another kd-study is at work on it", "wait for it, or choose another name"
-        raise input_error(ConfigError, "study.name", rule, remedy, folder.name) from None
-    try:
-        yield
-    finally:
-        lock.release()
+            place = f"{job.folder(self._config)}, and error.txt of its MLflow run, say more"
+            raise StudyFailedError(f"training the {job.role} failed: {reason}\n{place}")
 
 
 def _trial_dirname(trial: Trial) -> str:
     return trial.trial_id
-
-
-def _quieten_tune() -> None:
-    """Failures reach a person through the recorder, with their reason; Tune's own lines would be noise."""
-    for name in ("ray.tune", "ray.train", "ray.air"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+
 from study.cluster import Capacity, concurrency, with_resources
-from study.config import StudyConfig, cross_problems
-from trainable import plan, tasks
+from study.config import Draft, StudyConfig
+from study.rules import cross_problems, in_baseline, in_search, samples_over, valid_candidates
+from trainable import plan, rules, tasks
 from trainable.config import TrialConfig
-from trainable.errors import ConfigError, DataError, InputError, Problem
+from trainable.errors import ConfigError, DataError, InputError, Problem, input_error
 from trainable.tasks import DataSummary, NetworkSummary
 
 _T = TypeVar("_T")
+_USUAL_CLASSES, _USUAL_SIDE = 10, 64
+_SHAPING = ("distill.method", "distill.decomposition")
+_BUILDING = ("student.model", "distill.method")
+_METHOD_KEYS = ("method", "alpha", "lam", "feature_weights")
 
 
 @dataclass(frozen=True)
@@ -27,6 +37,7 @@ class StudyPlan:
     concurrency: int
     data: DataSummary
     student: NetworkSummary
+    """Of the usual sample, where the search has several."""
     teacher: NetworkSummary | None
 
 
@@ -35,34 +46,35 @@ def preflight(config: StudyConfig, capacity: Capacity) -> StudyPlan:
 
     Decodes the data set, once a node. Raises InputError with everything that is wrong at once.
     """
-    config = with_resources(config, capacity)
-    checks = _Checks()
-    slots = checks.of(lambda: concurrency(config, capacity))
-    data = checks.of(lambda: tasks.inspect_data(config))
-    student = teacher = None
-    if data is not None:
-        student = checks.of(lambda: tasks.describe_student(config, data))
-        if config.teacher is not None:
-            teacher = checks.of(lambda: tasks.describe_teacher(config, data))
-            checks.of(lambda: _check_checkpoint(config, data))
-        if student is not None and not checks.problems:
-            _check_trials(config, data, checks)
-    checks.problems += cross_problems(config, None if student is None else len(student.blocks))
-    if checks.problems or slots is None or data is None or student is None:
-        problems = tuple(dict.fromkeys(checks.problems))
-        raise (checks.kinds.pop() if len(checks.kinds) == 1 else ConfigError)(problems)
-    return StudyPlan(config, capacity, slots, data, student, teacher)
+    return preflight_draft(Draft(config), capacity)
+
+
+def preflight_draft(draft: Draft, capacity: Capacity) -> StudyPlan:
+    """As `preflight`; of a config that is wrong, everything is checked that does not depend on it."""
+    if draft.config is None:
+        raise ConfigError(draft.problems)
+    config = with_resources(draft.config, capacity)
+    checks = _Checks(draft)
+    checks.of(("storage",), lambda: _check_storage(config))
+    slots = checks.of(
+        ("study", "resources", "train.workers", "train.launcher"),
+        lambda: concurrency(config, capacity),
+    )
+    data = checks.of(("data",), lambda: tasks.inspect_data(config))
+    networks = _Networks(config, data, checks)
+    checks.add(cross_problems(config, networks.blocks_of, draft.unknown))
+    if checks.problems or slots is None or data is None or networks.student is None:
+        raise checks.error()
+    return StudyPlan(config, capacity, slots, data, networks.student, networks.teacher)
 
 
 def stages_by_decomposition(plan_: StudyPlan) -> dict[str, tuple[plan.Stage, ...]]:
     """The stages of each decomposition that a trial may have (or of the method, where it has none)."""
     config, blocks = plan_.config, len(plan_.student.blocks)
-    samples = [
-        sample for path, sample in config.corner_samples() if path == "distill.decomposition"
-    ]
+    searched = {p: config.search[p].candidates for p in _SHAPING if p in config.search}
     result: dict[str, tuple[plan.Stage, ...]] = {}
-    for sample in samples or [config.usual_sample]:
-        trial = config.trial(sample)
+    for sample in samples_over(searched):
+        trial = config.trial(config.usual_sample | sample)
         has_stages = trial.distill.method == "stablekd"
         name = trial.distill.decomposition if has_stages else None
         result[name or trial.distill.method] = plan.stages(trial, blocks)
@@ -70,41 +82,165 @@ def stages_by_decomposition(plan_: StudyPlan) -> dict[str, tuple[plan.Stage, ...
 
 
 class _Checks:
-    """Runs checks and keeps what they find."""
+    """Runs checks and keeps what they find; leaves out those that read what is not known."""
 
-    def __init__(self) -> None:
-        self.problems: list[Problem] = []
-        self.kinds: set[type[InputError]] = set()
+    def __init__(self, draft: Draft) -> None:
+        self.unknown = draft.unknown
+        self.problems: dict[Problem, None] = dict.fromkeys(draft.problems)
+        self._kinds: set[type[InputError]] = {ConfigError} if draft.problems else set()
 
-    def of(self, check: Callable[[], _T]) -> _T | None:
+    def of(
+        self,
+        reads: tuple[str, ...],
+        check: Callable[[], _T],
+        placed: Callable[[Problem], Problem] = lambda problem: problem,
+    ) -> _T | None:
+        """The result of a check of these sections and keys; what it finds is kept, as `placed` has it."""
+        if any(_overlap(read, path) for read in reads for path in self.unknown):
+            return None
         try:
             return check()
         except InputError as error:
-            self.problems += error.problems
-            self.kinds.add(type(error) if isinstance(error, DataError) else ConfigError)
+            self.problems |= dict.fromkeys(map(placed, error.problems))
+            self._kinds.add(DataError if isinstance(error, DataError) else ConfigError)
             return None
 
+    def add(self, problems: list[Problem]) -> None:
+        """Keep what was found elsewhere."""
+        self.problems |= dict.fromkeys(problems)
+        self._kinds |= {ConfigError} if problems else set()
 
-def _check_checkpoint(config: StudyConfig, data: DataSummary) -> None:
-    if config.teacher is not None and config.teacher.checkpoint is not None:
-        tasks.check_checkpoint(config, data, Path(config.teacher.checkpoint))
+    def error(self) -> InputError:
+        """All of it."""
+        kind = DataError if self._kinds == {DataError} else ConfigError
+        return kind(self.problems)
 
 
-def _check_trials(config: StudyConfig, data: DataSummary, checks: _Checks) -> None:
-    """Methods and networks of every kind of trial that the search can give."""
-    samples = [config.usual_sample, *(sample for _, sample in config.corner_samples())]
-    seen: set[str] = set()
+@dataclass(frozen=True)
+class _Kind:
+    """A kind of trial that the study can have."""
+
+    trial: TrialConfig
+    placed: Callable[[Problem], Problem]
+    """A problem of the trial → where the config has it."""
+
+
+class _Networks:
+    """The networks of every kind of trial.
+
+    Where the data cannot be read, they are checked for pictures as there often are.
+    """
+
+    def __init__(self, config: StudyConfig, data: DataSummary | None, checks: _Checks) -> None:
+        self._checks = checks
+        self._data = data or _usual_data(config)
+        self._students: dict[str, NetworkSummary | None] = {}
+        self.teacher: NetworkSummary | None = None
+        if config.teacher is not None:
+            reads = ("teacher.model", "student.cuts")
+            self.teacher = checks.of(reads, lambda: tasks.describe_teacher(config, self._data))
+            self._check_checkpoint(config, is_measured=data is not None)
+        kinds = list(_kinds_of_trial(config))
+        for kind in kinds:
+            if self._describe(kind) is not None:
+                self._check_method(kind)
+        self.student = self.student_of(kinds[0].trial)
+        """Of the usual sample."""
+
+    def student_of(self, trial: TrialConfig) -> NetworkSummary | None:
+        """The student of a trial; None where it cannot be built."""
+        return self._students.get(trial.student.model_dump_json())
+
+    def blocks_of(self, trial: TrialConfig) -> int | None:
+        """Into how many blocks the student of a trial is cut, if that is known."""
+        student = self.student_of(trial)
+        return None if student is None else len(student.blocks)
+
+    def _describe(self, kind: _Kind) -> NetworkSummary | None:
+        trial, key = kind.trial, kind.trial.student.model_dump_json()
+        if key not in self._students:
+            self._students[key] = self._checks.of(
+                ("student",), lambda: tasks.describe_student(trial, self._data), kind.placed
+            )
+        return self._students[key]
+
+    def _check_method(self, kind: _Kind) -> None:
+        trial, data = kind.trial, self._data
+        if self.teacher is not None:
+            reads = ("student", "teacher.model", "distill.method")
+            self._checks.of(reads, lambda: tasks.check_features(trial, data), kind.placed)
+        if not rules.problems(trial, unknown=self._checks.unknown):
+            reads = ("student", *(f"distill.{key}" for key in _METHOD_KEYS))
+            self._checks.of(reads, lambda: tasks.check_method(trial, data), kind.placed)
+
+    def _check_checkpoint(self, config: StudyConfig, *, is_measured: bool) -> None:
+        if config.teacher is None or config.teacher.checkpoint is None or self.teacher is None:
+            return
+        weights = Path(config.teacher.checkpoint)
+        if is_measured or not weights.is_file():  # its shapes depend on the data's classes
+            self._checks.of(
+                ("teacher.checkpoint",),
+                lambda: tasks.check_checkpoint(config, self._data, weights),
+            )
+
+
+def _kinds_of_trial(config: StudyConfig) -> Iterator[_Kind]:
+    """One trial for each student and method that there can be, the usual one first, the baseline's last."""
+    candidates, _ = valid_candidates(config)
+    usual = {path: values[0] for path, values in candidates.items()}
+    samples = list(samples_over({p: v for p, v in candidates.items() if p in _BUILDING}))
     for sample in samples:
+        placed = partial(in_search, sample=sample, always=len(samples) == 1)
+        yield _Kind(config.trial(usual | sample), placed)
+    if config.search:
         try:
-            trial: TrialConfig = config.trial(sample)
+            baseline = config.baseline()
         except ConfigError:
-            continue  # reported by `cross_problems`
-        if plan.problems(trial):
-            continue
-        key = trial.model_dump_json(include={"student", "distill"})
-        if key in seen:
-            continue
-        seen.add(key)
-        checks.of(lambda trial=trial: tasks.describe_student(trial, data))
-        checks.of(lambda trial=trial: tasks.check_features(trial, data))
-        checks.of(lambda trial=trial: tasks.check_method(trial, data))
+            return  # reported by `cross_problems`
+        yield _Kind(baseline, partial(in_baseline, values=config.study.baseline))
+
+
+def _usual_data(config: StudyConfig) -> DataSummary:
+    side = config.data.image_size or _USUAL_SIDE
+    classes = config.data.classes or tuple(str(label) for label in range(_USUAL_CLASSES))
+    return DataSummary(
+        classes=classes,
+        train=1,
+        val=0,
+        test=1,
+        channels=config.data.channels,
+        image_size=(side, side),
+        fingerprint="",
+        decoded_gib=0.0,
+        streamed=False,
+        overlap=0,
+    )
+
+
+def _check_storage(config: StudyConfig) -> None:
+    folder = Path(config.storage.path)
+    existing = next(place for place in (folder, *folder.parents) if os.path.exists(place))
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        rule = f"must be a folder that can be written, which {existing} is not"
+        raise input_error(ConfigError, "storage.path", rule, "choose another", str(folder))
+    if config.storage.optuna is None:
+        return
+    remedy = "write e.g. sqlite:////folder/optuna.db, or install its driver"
+    try:
+        url = make_url(config.storage.optuna)
+        url.get_dialect().import_dbapi()
+    except (ArgumentError, NoSuchModuleError, ImportError) as error:
+        rule = (
+            f"must be the URL of a database that SQLAlchemy can open ({str(error).splitlines()[0]})"
+        )
+        raise input_error(ConfigError, "storage.optuna", rule, remedy) from None
+    if (
+        url.get_backend_name() == "sqlite"
+        and not Path(url.database or ".").absolute().parent.is_dir()
+    ):
+        rule = "must lie in a folder that exists"
+        raise input_error(ConfigError, "storage.optuna", rule, "make it", str(url))
+
+
+def _overlap(one: str, other: str) -> bool:
+    return one == other or one.startswith(f"{other}.") or other.startswith(f"{one}.")

@@ -5,6 +5,7 @@ The only place that joins the three, so that they cannot tell different stories.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,9 +17,12 @@ from ray.tune.experiment import Trial
 from study.config import StudyConfig
 from study.jobs import Job, decomposition_params
 from study.results import LEDGER, Role, State, StudyResults, TrialRow, Value, save_results
-from study.tracking import Tracker, flatten
+from study.tracking import StudyState, Tracker, flatten
 from trainable import records
-from trainable.records import EPOCHS, EpochRecord
+from trainable.records import EPOCH, EPOCHS, EpochRecord
+
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+"""What Ray puts into tracebacks for terminals."""
 
 
 class Watcher(Protocol):
@@ -39,6 +43,7 @@ class Recorder:
         self._config, self._tracker, self._watcher = config, tracker, watcher
         self.results = results
         self._started: dict[tuple[Role, int], float] = {}
+        self._orphans: dict[tuple[str, int], str] = {}
         self._before = results.seconds
         self._opened = time.monotonic()
 
@@ -47,24 +52,42 @@ class Recorder:
         found = [r for r in self.results.rows if (r.role, r.number) == (job.role, job.number)]
         return found[0] if found else None
 
+    def take_up(self, ended: Mapping[int, State]) -> None:
+        """Put right what a driver that died left half told.
+
+        Optuna is told first, then the ledger, then MLflow; `ended` are the trials that Optuna knows to
+        have ended, by number.
+        """
+        for number, state in ended.items():
+            row = self.row(Job("trial", number))
+            if row is not None and row.state == "running":
+                error = "the driver died before it wrote down why" if state == "failed" else None
+                self.ended(Job("trial", number), state, error)
+        for run in self._tracker.leftover(self.results.parent_run_id):
+            rows = [row for row in self.results.rows if row.run_id == run.run_id]
+            if not rows:
+                self._orphans[run.role, run.number] = run.run_id
+            elif rows[0].state != "running":
+                self._tracker.end_trial(run.run_id, rows[0].state, rows[0].error)
+
+    def seconds_searched(self) -> float:
+        """Wall time since the search first began, without the time between two drivers."""
+        now = self._seconds()
+        if self.results.search_began is None:
+            self._save(self.results.model_copy(update={"search_began": now}))
+        return now - (self.results.search_began or 0.0)
+
     def started(self, job: Job) -> None:
         """A job begins, or begins again."""
         known = self.row(job)
         self._started[job.role, job.number] = time.monotonic() - (known.seconds if known else 0.0)
         if known is None:
-            run_id = self._tracker.start_trial(
-                self.results.parent_run_id,
-                self.results.name,
-                job.role,
-                job.number,
-                trial_params(self._config, job),
-            )
             known = TrialRow(
                 role=job.role,
                 number=job.number,
                 params=job.shown_params(),
                 directory=str(job.folder(self._config)),
-                run_id=run_id,
+                run_id=self._orphans.pop((job.role, job.number), None) or self._open_run(job),
             )
         row = known.model_copy(update={"state": "running", "error": None})
         self._put(row)
@@ -99,8 +122,8 @@ class Recorder:
     def tested(self, job: Job, accuracy: float) -> None:
         """The test split was read, once, for a job's best student."""
         row = self._known(job).model_copy(update={"test_accuracy": accuracy})
-        self._put(row)
         self._tracker.log_metrics(_run_of(row), {records.TEST_ACCURACY: accuracy}, row.epochs)
+        self._put(row)
 
     def scored(self, job: Job, accuracy: float | None) -> None:
         """A network that was not trained here was validated."""
@@ -129,10 +152,16 @@ class Recorder:
             self.results.parent_run_id, "complete" if winner is not None else "failed", metrics
         )
 
-    def interrupted(self) -> None:
+    def stopped(self, state: StudyState) -> None:
         """The driver stops before the study's end; what runs can be resumed."""
         self._save(self.results)
-        self._tracker.end_study(self.results.parent_run_id, "interrupted", {})
+        self._tracker.end_study(self.results.parent_run_id, state, {})
+
+    def _open_run(self, job: Job) -> str:
+        results, params = self.results, trial_params(self._config, job)
+        return self._tracker.start_trial(
+            results.parent_run_id, results.name, job.role, job.number, params
+        )
 
     def _log_best(self) -> None:
         winner = self.results.winner
@@ -147,14 +176,18 @@ class Recorder:
         return row
 
     def _elapsed(self, job: Job) -> float:
-        return time.monotonic() - self._started[job.role, job.number]
+        """Seconds of a job under all drivers."""
+        started = self._started.get((job.role, job.number))
+        return self._known(job).seconds if started is None else time.monotonic() - started
+
+    def _seconds(self) -> float:
+        return self._before + time.monotonic() - self._opened
 
     def _put(self, row: TrialRow) -> None:
         self._save(self.results.with_row(row))
 
     def _save(self, results: StudyResults) -> None:
-        seconds = self._before + time.monotonic() - self._opened
-        self.results = results.model_copy(update={"seconds": seconds})
+        self.results = results.model_copy(update={"seconds": self._seconds()})
         save_results(self.results, self._config.folder / LEDGER)
 
 
@@ -163,6 +196,7 @@ class TuneListener(Callback):
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
+        self._ended: list[tuple[Job, State, str | None]] = []
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its callbacks for a restore that is not used here: the recorder stays behind."""
@@ -188,13 +222,13 @@ class TuneListener(Callback):
     def on_trial_complete(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        """Ended by itself, or stopped by the scheduler or the time budget."""
+        """Ended by itself, or stopped by the scheduler."""
         result: Mapping[str, Any] = trial.last_result or {}
-        if "epoch" not in result:
-            self._recorder.ended(_job(trial), "failed", "it ended without a report")
+        if EPOCH not in result:
+            self._ended.append((_job(trial), "failed", "it ended without a report"))
             return
-        whole = result["epoch"] >= result[EPOCHS]
-        self._recorder.ended(_job(trial), "complete" if whole else "pruned")
+        whole = result[EPOCH] >= result[EPOCHS]
+        self._ended.append((_job(trial), "complete" if whole else "pruned", None))
 
     def on_trial_error(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
@@ -202,11 +236,23 @@ class TuneListener(Callback):
         """Failed for good."""
         path = trial.error_file
         text = Path(path).read_text(errors="replace") if path else "unknown error"
-        self._recorder.ended(_job(trial), "failed", text)
+        self._ended.append((_job(trial), "failed", _COLOURS.sub("", text)))
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        """Record the trials that ended in this step.
+
+        Not sooner: Tune takes an error in `on_trial_complete` for a failure of the trial, and goes on.
+        """
+        while self._ended:
+            self._recorder.ended(*self._ended.pop(0))
 
 
 def trial_params(config: StudyConfig, job: Job) -> dict[str, Value]:
     """The whole config of a job as flat params, with the decomposition also as k and n."""
+    if job.role == "teacher" and config.teacher is not None and config.teacher.checkpoint:
+        return flatten(
+            config.model_dump(mode="json", exclude_none=True, include={"data", "teacher"})
+        )
     trial = job.config(config)
     flat = flatten(trial.model_dump(mode="json", exclude_none=True))
     if trial.distill.method == "stablekd":

@@ -63,7 +63,9 @@ class StudyResults(BaseModel):
     started_at: float
     """Seconds since 1970."""
     seconds: float = 0.0
-    """Wall time of the study so far."""
+    """Wall time of the study so far, without the time between two drivers."""
+    search_began: float | None = None
+    """`seconds` when the search first began."""
     tracking_uri: str
     experiment: str
     parent_run_id: str

@@ -19,10 +19,15 @@ from ray.tune.search.optuna import OptunaSearch
 
 from study.config import StudyConfig, StudySection
 from study.jobs import Job
+from study.results import State
 from study.space import Space
 from trainable.records import EPOCH, EPOCHS, VALUE
 
-_FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+_FINISHED: dict[TrialState, State] = {
+    TrialState.COMPLETE: "complete",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+}
 
 
 def open_study(config: StudyConfig) -> optuna.Study:
@@ -36,9 +41,23 @@ def open_study(config: StudyConfig) -> optuna.Study:
     )
 
 
-def finished_trials(study: optuna.Study) -> int:
-    """Trials that need not run again."""
-    return len(_trials(study, _FINISHED))
+def ended_states(study: optuna.Study) -> dict[int, State]:
+    """How the trials that have ended did, by number."""
+    return {trial.number: _FINISHED[trial.state] for trial in _trials(study, tuple(_FINISHED))}
+
+
+def ended_curves(study: optuna.Study) -> dict[int, dict[int, float]]:
+    """The values of the trials that have ended, by number and epoch."""
+    ended = _trials(study, tuple(_FINISHED))
+    return {trial.number: trial.intermediate_values for trial in ended}
+
+
+def prune_unfinished(study: optuna.Study) -> list[Job]:
+    """Tell Optuna that the trials which it thinks are running were stopped; their jobs."""
+    unfinished = _trials(study, (TrialState.RUNNING,))
+    for trial in unfinished:
+        study.tell(trial.number, state=TrialState.PRUNED)
+    return [Job("trial", trial.number, dict(trial.params)) for trial in unfinished]
 
 
 class StudySearch(OptunaSearch):
@@ -48,7 +67,6 @@ class StudySearch(OptunaSearch):
         self._study, self._section = study, config.study
         self._suggest_all = Space(config.search)
         self._trials: dict[str, Trial] = {}
-        self._best: dict[str, float] = {}
         self._unfinished = _trials(study, (TrialState.RUNNING,))
         # No space is given: Ray's class then opens no study of its own.
         super().__init__(metric=VALUE, mode="max")
@@ -61,20 +79,14 @@ class StudySearch(OptunaSearch):
 
     def suggest(self, trial_id: str) -> dict[str, Any]:
         """The job of the next trial: an unfinished one if there is any, else a new one."""
-        if self._unfinished:
-            trial = Trial(self._study, _id_of(self._unfinished.pop(0)))
-        else:
-            self._study.sampler = _sampler(self._section, len(_trials(self._study)))
-            trial = self._study.ask()
+        trial = self._next()
         self._suggest_all(trial)
         self._trials[trial_id] = trial
         return {"job": Job("trial", trial.number, dict(trial.params)).to_dict()}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Let Optuna see the curve, and keep the best value."""
-        # A trial that goes on from an older checkpoint reports an epoch again; Optuna keeps the first.
-        self._trials[trial_id].report(result[VALUE], result[EPOCH])
-        self._best[trial_id] = max(result[VALUE], self._best.get(trial_id, result[VALUE]))
+        """Let Optuna see the curve."""
+        self._report(self._trials[trial_id], result)
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -83,15 +95,31 @@ class StudySearch(OptunaSearch):
         trial = self._trials.pop(trial_id)
         if error or not result or EPOCH not in result:
             self._study.tell(trial, state=TrialState.FAIL)
-        elif result[EPOCH] < result[EPOCHS]:
+            return
+        # Of the epoch at which it is stopped, Tune tells here only.
+        self._report(trial, result)
+        if result[EPOCH] < result[EPOCHS]:
             self._study.tell(trial, state=TrialState.PRUNED)
         else:
-            self._study.tell(trial, self._best_of(trial_id, trial))
+            self._study.tell(trial, max(self._curve(trial).values()))
 
-    def _best_of(self, trial_id: str, trial: Trial) -> float:
-        """The best value of any epoch, also of those before this driver."""
-        frozen = self._study.get_trials(deepcopy=False)[trial.number]
-        return max([*frozen.intermediate_values.values(), self._best[trial_id]])
+    def _next(self) -> Trial:
+        if self._unfinished:
+            unfinished = self._unfinished.pop(0)
+            # What was not drawn yet when its driver died must be drawn as it would have been.
+            self._study.sampler = _sampler(self._section, unfinished.number)
+            return Trial(self._study, _id_of(unfinished))
+        self._study.sampler = _sampler(self._section, len(_trials(self._study)))
+        return self._study.ask()
+
+    def _report(self, trial: Trial, result: dict[str, Any]) -> None:
+        """An epoch that is reported again, by a trial that goes on, is known."""
+        if result[EPOCH] not in self._curve(trial):
+            trial.report(result[VALUE], result[EPOCH])
+
+    def _curve(self, trial: Trial) -> dict[int, float]:
+        """Value by epoch, also of the epochs before this driver."""
+        return _trials(self._study)[trial.number].intermediate_values
 
 
 def _sampler(section: StudySection, number: int) -> BaseSampler:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-import optuna
 from pydantic import Field, model_validator
 
+from study.problems import broken_rule
 from study.results import Value
 from trainable.config import Config
 
+if TYPE_CHECKING:
+    import optuna
+
 Sample = dict[str, Value]
 """Dotted config path → sampled value."""
+KINDS = ("uniform", "loguniform", "int", "choice")
+"""The keys of a range, as a config writes them."""
 
 
 class SearchRange(Config):
@@ -29,27 +34,28 @@ class SearchRange(Config):
     """The values themselves."""
 
     @model_validator(mode="after")
-    def _one_kind(self) -> SearchRange:
+    def _is_a_range(self) -> SearchRange:
         given = [self.uniform, self.loguniform, self.integers, self.choice]
         if sum(value is not None for value in given) != 1:
-            raise ValueError("must have exactly one of uniform, loguniform, int and choice")
-        bounds = self.uniform or self.loguniform or self.integers
-        if bounds is not None:
-            low, high = bounds
-            if not (math.isfinite(low) and math.isfinite(high) and low <= high):
-                raise ValueError(f"low <= high must hold, but got low = {low}, high = {high}")
-            if self.loguniform is not None and low <= 0:
-                raise ValueError(f"loguniform needs low > 0, but got {low}")
-        elif not self.choice:
-            raise ValueError("choice must have at least one value")
-        elif len(set(self.choice)) != len(self.choice):
-            raise ValueError("choice must not have a value twice")
+            rule = "must have exactly one of uniform, loguniform, int and choice"
+            raise broken_rule(rule, "write e.g. {loguniform: [1e-4, 1e-1]}")
+        if self.choice is not None:
+            _check_choice(self.choice)
+        else:
+            _check_bounds(*self._bounds, logarithmic=self.loguniform is not None)
         return self
 
     @property
     def candidates(self) -> tuple[Value, ...]:
         """The ends of the range, or all choices: what must be valid for every sample to be."""
-        return self.choice or self.uniform or self.loguniform or self.integers or ()
+        return self._bounds if self.choice is None else self.choice
+
+    @property
+    def _bounds(self) -> tuple[float, float]:
+        """Only where there is no choice."""
+        bounds = self.uniform or self.loguniform or self.integers
+        assert bounds is not None
+        return bounds
 
     def suggest(self, trial: optuna.Trial, path: str) -> Value:
         """Ask Optuna for a value."""
@@ -57,9 +63,7 @@ class SearchRange(Config):
             return cast(Value, trial.suggest_categorical(path, list(self.choice)))
         if self.integers is not None:
             return trial.suggest_int(path, *self.integers)
-        if self.loguniform is not None:
-            return trial.suggest_float(path, *self.loguniform, log=True)
-        return trial.suggest_float(path, *(self.uniform or (0.0, 0.0)))
+        return trial.suggest_float(path, *self._bounds, log=self.loguniform is not None)
 
 
 class Space:
@@ -72,3 +76,19 @@ class Space:
         """Suggest every path; the values are what the trial was asked for."""
         for path, values in self._ranges.items():
             values.suggest(trial, path)
+
+
+def _check_choice(choice: tuple[Value, ...]) -> None:
+    if not choice:
+        raise broken_rule("choice must have at least one value", "give some, e.g. [32, 64]")
+    if len(set(choice)) != len(choice):
+        raise broken_rule("choice must not have a value twice", "remove one of the two")
+
+
+def _check_bounds(low: float, high: float, *, logarithmic: bool) -> None:
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise broken_rule("both ends must be finite", "give two numbers")
+    if low > high:
+        raise broken_rule("low <= high must hold", "write the lower end first")
+    if logarithmic and low <= 0:
+        raise broken_rule("loguniform needs low > 0", "raise it, or use uniform")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ from trainable.worker import train_worker
 
 def run_job(drawn: dict[str, Any], study: StudyConfig, teacher_weights: Path | None) -> None:
     """Tune's trainable: run `drawn["job"]` of a study from its last checkpoint."""
+    # Tune reuses this process only if the thread of a stopped trial ends in time; 2 s is its default,
+    # and where that fails it forgets the next trial without a word.
+    os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "60")
     job = Job.from_dict(drawn["job"])
     config = job.config(study)
     weights = teacher_weights if config.distill.method != "none" else None

@@ -2,7 +2,7 @@
 
 A trial is a function of its `TrialConfig`: two equal configs on the same device and versions give
 the same student. Rules about single fields are stated on the fields; rules that need two fields,
-or the networks' blocks, are in `plan.problems`.
+or the networks' blocks, are in `rules.problems`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
-PositiveInt = Annotated[int, Field(ge=1)]
+PositiveInt = Annotated[int, Field(ge=1, le=1_000_000)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -56,7 +56,7 @@ class DataConfig(Config):
     """Class names in the order of their labels; None reads them from the data set."""
     channels: Literal[1, 3] = 3
     """Channels that the networks take; grey pictures are repeated, coloured ones are turned grey."""
-    image_size: PositiveInt | None = None
+    image_size: Annotated[int, Field(ge=1, le=4096)] | None = None
     """Resize the shorter side to this many pixels and crop the centre; None takes pictures as they are."""
     val_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of each class's training pictures held out for validation; 0 means no validation and no search."""

@@ -7,6 +7,7 @@ node of a cluster.
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -146,7 +147,7 @@ def teacher_key(training: TrialConfig, data: DataSummary) -> str:
 def keep_teacher(folder: Path, destination: Path) -> None:
     """Keep the best weights of a teacher's trial where later studies find them."""
     destination.parent.mkdir(parents=True, exist_ok=True)
-    temporary = destination.with_suffix(".tmp")
+    temporary = destination.with_name(f".{destination.name}.{os.getpid()}.tmp")
     shutil.copyfile(best_weights(folder), temporary)
     temporary.replace(destination)
 

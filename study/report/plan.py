@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from study.cluster import uses_torch_trainer, worker_resources
@@ -12,11 +13,14 @@ from study.space import SearchRange
 from trainable.plan import Stage
 from trainable.tasks import DataSummary, NetworkSummary
 
+_SHAPING_STAGES = ("train.epochs", "optim.schedule", "optim.peak_decay", "student.model")
+
 
 def print_plan(plan: StudyPlan, console: Console) -> None:
     """Data, networks, stages, search, resources."""
     config = plan.config
-    console.print(f"[bold]{config.study.name}[/bold]  in {config.folder}", soft_wrap=True)
+    place = escape(str(config.folder))
+    console.print(f"[bold]{config.study.name}[/bold]  in {place}", soft_wrap=True)
     console.print(_data(config, plan.data), soft_wrap=True)
     console.print(_networks(plan.student, plan.teacher))
     for name, stages in stages_by_decomposition(plan).items():
@@ -54,18 +58,26 @@ def _networks(student: NetworkSummary, teacher: NetworkSummary | None) -> Table:
 
 
 def _stages(name: str, stages: tuple[Stage, ...], plan: StudyPlan) -> Table:
-    table = _table("stage", "epochs", "groups", "peak lr")
-    table.title = f"stages of {name}"
+    table = _table("stage", "epochs", "groups", "peak lr", "blocks")
+    counts = " → ".join(str(len(stage.groups)) for stage in stages)
+    table.title = f"stages of {name}: {counts} group(s){_assumed(plan.config)}"
     names = [block.name for block in plan.student.blocks]
     first = stages[0].peak_lr
     for stage in stages:
         last = stage.first_epoch + stage.epochs - 1
-        groups = " | ".join(" ".join(names[start:stop]) for start, stop in stage.groups)
+        span = f"{stage.epochs} ({stage.first_epoch}–{last})"
+        blocks = " | ".join(" ".join(names[start:stop]) for start, stop in stage.groups)
         peak = f"{stage.peak_lr:.4g}"
         if "optim.lr" in plan.config.search:
             peak = f"{stage.peak_lr / first:.4g} × optim.lr"
-        table.add_row(str(stage.number), f"{stage.first_epoch}–{last}", groups, peak)
+        table.add_row(str(stage.number), span, str(len(stage.groups)), peak, escape(blocks))
     return table
+
+
+def _assumed(config: StudyConfig) -> str:
+    """The searched values that shape the stages, where one had to be taken."""
+    taken = {p: v for p, v in config.usual_sample.items() if p in _SHAPING_STAGES}
+    return "".join(f", where {path} is {value}" for path, value in taken.items())
 
 
 def _search(config: StudyConfig) -> Table:
@@ -77,7 +89,7 @@ def _search(config: StudyConfig) -> Table:
 
 def _range(values: SearchRange) -> str:
     if values.choice is not None:
-        return ", ".join(str(value) for value in values.choice)
+        return escape(", ".join(str(value) for value in values.choice))
     low, high = values.candidates
     kind = "integers " if values.integers else "log-uniform " if values.loguniform else ""
     return f"{kind}{low:g} … {high:g}"
@@ -88,8 +100,10 @@ def _resources(plan: StudyPlan) -> str:
     need = worker_resources(config)
     each = f"{need['CPU']:g} CPU(s)" + (f" and {need['GPU']:g} GPU(s)" if "GPU" in need else "")
     launcher = "a TorchTrainer" if uses_torch_trainer(config) else "the loop in Tune's actor"
+    searched = config.search.get("train.epochs")
+    epochs = str(config.train.epochs) if searched is None else _range(searched)
     lines = [
-        f"a trial     {config.train.workers} worker(s) of {each}, {config.train.epochs} epochs, by {launcher}",
+        f"a trial     {config.train.workers} worker(s) of {each}, {epochs} epochs, by {launcher}",
         f"the cluster {capacity.cpus:g} CPU(s) and {capacity.gpus:g} GPU(s): {plan.concurrency} trial(s) at a time",
         f"trials      {config.study.trials}, seed {config.study.seed}, sampler {config.study.sampler}, "
         f"pruner {config.study.pruner.name}",

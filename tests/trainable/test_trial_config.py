@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator
 from typing import Any, get_args
 
@@ -90,8 +91,6 @@ def test_a_problem_reads_as_path_rule_value_and_remedy() -> None:
 
 @pytest.mark.parametrize("kind", [InputError, ConfigError, DataError, CheckpointError])
 def test_input_errors_show_all_problems_and_survive_pickling(kind: type[InputError]) -> None:
-    import pickle
-
     error = kind([Problem("a", "is required", "add it"), Problem("b", "is wrong", "mend it")])
     copied = pickle.loads(pickle.dumps(error))
     assert str(copied) == "a: is required; add it\nb: is wrong; mend it"

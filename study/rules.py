@@ -1,0 +1,179 @@
+"""What must hold between the keys of a study: for the base values, every value of the search, and the references."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import replace
+from typing import TypeAlias
+
+from study.problems import all_paths, keys_of, near_key
+from study.results import Value
+from study.schema import StudyConfig
+from study.space import Sample
+from trainable import rules
+from trainable.config import TrialConfig
+from trainable.errors import ConfigError, Problem
+
+BlocksOf: TypeAlias = Callable[[TrialConfig], int | None]
+"""Into how many blocks the student of a trial is cut; None where that is not known yet."""
+
+_SHARED = ("data.", "teacher.", "resources.", "train.workers", "train.launcher")
+_NOT_SHARED = ("data.batch_size", "data.augment.crop", "data.augment.flip")
+_LISTS = ("student.cuts", "distill.feature_weights")
+_BASELINE = "study.baseline"
+
+
+def cross_problems(
+    config: StudyConfig,
+    blocks_of: BlocksOf = lambda _: None,
+    unknown: Collection[str] = (),
+) -> list[Problem]:
+    """Everything that is wrong between keys; rules that read an `unknown` key are left out."""
+    candidates, found = valid_candidates(config)
+    for path in config.search.keys() - candidates.keys():
+        unknown = {*unknown, path, near_key(path.split("."), TrialConfig) or path}
+    found += _selection_problems(config, unknown)
+    for rule in rules.RULES:
+        if not rule.reads_any(unknown):
+            found += _over_search(rule, config, candidates, blocks_of)
+    found += _teacher_training_problems(config, unknown)
+    found += _baseline_problems(config, blocks_of, unknown)
+    return list(dict.fromkeys(found))
+
+
+def samples_over(candidates: Mapping[str, tuple[Value, ...]]) -> Iterator[Sample]:
+    """Every combination of these values."""
+    for values in itertools.product(*candidates.values()):
+        yield dict(zip(candidates, values, strict=True))
+
+
+def in_search(problem: Problem, sample: Sample, *, always: bool) -> Problem:
+    """A problem of one sample, or of all, with the part that the search has in it."""
+    others = {path: value for path, value in sample.items() if path != problem.path}
+    note = ""
+    if others and not always:
+        note = f" (where search gives {', '.join(f'{p}: {v}' for p, v in others.items())})"
+    elif others and problem.path not in sample:
+        note = f" ({', '.join(others)} from search)"
+    path = f"search.{problem.path}" if problem.path in sample else problem.path
+    return replace(problem, path=path, rule=problem.rule + note)
+
+
+def in_baseline(problem: Problem, values: Mapping[str, Value]) -> Problem:
+    """A problem of the student without a teacher, with the part that `study.baseline` has in it."""
+    if problem.path in values:
+        return replace(problem, path=f"{_BASELINE}.{problem.path}")
+    return replace(problem, rule=f"{problem.rule} (for the student without a teacher)")
+
+
+def valid_candidates(config: StudyConfig) -> tuple[dict[str, tuple[Value, ...]], list[Problem]]:
+    """The values of every searched path that a trial takes, and what is wrong with the others."""
+    candidates: dict[str, tuple[Value, ...]] = {}
+    found: list[Problem] = []
+    for path, values in config.search.items():
+        if problem := _path_problem(path, "search"):
+            found.append(problem)
+            continue
+        for value in values.candidates:
+            try:
+                config.trial({path: value})
+                candidates[path] = (*candidates.get(path, ()), value)
+            except ConfigError as error:
+                found += [_in_range(problem, path, value) for problem in error.problems]
+    return candidates, found
+
+
+def _path_problem(path: str, prefix: str) -> Problem | None:
+    """Why a trial of its own cannot set a key, if it cannot."""
+    place, known = f"{prefix}.{path}", all_paths(TrialConfig)
+    if path in all_paths(StudyConfig) and path not in known:
+        return Problem(place, "belongs to the study, not to a trial", "set it for the whole study")
+    if path not in known:
+        near = near_key(path.split("."), TrialConfig)
+        remedy = f"did you mean {prefix}.{near}?" if near else "write a key's whole dotted path"
+        return Problem(place, "is not a path of the config", remedy)
+    if keys := keys_of(TrialConfig, path):
+        remedy = f"name one of its keys: {', '.join(f'{path}.{key}' for key in keys)}"
+        return Problem(place, "is a section, not a value", remedy)
+    if path.startswith(_SHARED) and path not in _NOT_SHARED:
+        rule = "belongs to what all trials of a study share, and cannot be set for one"
+        return Problem(place, rule, f"set {path} for the whole study")
+    if path in _LISTS:
+        return Problem(place, "holds no single value", f"set {path} for the whole study")
+    return None
+
+
+def _in_range(problem: Problem, path: str, value: Value) -> Problem:
+    """What is wrong with one value of a search range."""
+    remedy = "leave it out of the range"
+    if problem.rule == "must be a whole number" and isinstance(value, float):
+        remedy = "search it with int: [low, high], or a choice of whole numbers"
+    return replace(problem, path=f"search.{path}", remedy=remedy)
+
+
+def _selection_problems(config: StudyConfig, unknown: Collection[str]) -> list[Problem]:
+    if (
+        not config.search
+        or config.data.val_fraction > 0
+        or {"data", "data.val_fraction"} & {*unknown}
+    ):
+        return []
+    rule = "must be > 0 for a search, which selects by validation accuracy"
+    return [Problem("data.val_fraction", rule, "hold out e.g. 0.1", "0")]
+
+
+def _over_search(
+    rule: rules.Rule,
+    config: StudyConfig,
+    candidates: Mapping[str, tuple[Value, ...]],
+    blocks_of: BlocksOf,
+) -> list[Problem]:
+    """A rule, for every combination of the searched values that it reads."""
+    usual = {path: values[0] for path, values in candidates.items()}
+    samples = list(samples_over({p: v for p, v in candidates.items() if p in rule.reads}))
+    broken: dict[Problem, list[Sample]] = {}
+    for sample in samples:
+        trial = config.trial(usual | sample)
+        for problem in rule.check(trial, blocks_of(trial)):
+            broken.setdefault(problem, []).append(sample)
+    return [
+        in_search(problem, where[0], always=len(where) == len(samples))
+        for problem, where in broken.items()
+    ]
+
+
+def _teacher_training_problems(config: StudyConfig, unknown: Collection[str]) -> list[Problem]:
+    """What is wrong with the teacher's own training beyond what is wrong with every trial."""
+    own = {"data.batch_size": "teacher.train.batch_size"}
+    if config.teacher is None or config.teacher.train is None or {*own.values()} & {*unknown}:
+        return []
+    unknown = [path for path in unknown if path not in own]
+    found = rules.problems(config.teacher_training(), unknown=unknown)
+    return [replace(problem, path=own[problem.path]) for problem in found if problem.path in own]
+
+
+def _baseline_problems(
+    config: StudyConfig, blocks_of: BlocksOf, unknown: Collection[str]
+) -> list[Problem]:
+    """What is wrong with the student without a teacher, which trains at the base values beside a search."""
+    values = config.study.baseline
+    found = [problem for path in values if (problem := _path_problem(path, _BASELINE))]
+    found += [
+        Problem(f"{_BASELINE}.{path}", "learns without a teacher", "remove it")
+        for path in values
+        if path.startswith("distill.") and path in all_paths(TrialConfig)
+    ]
+    if found or any(path == "study" or path.startswith(_BASELINE) for path in unknown):
+        return found
+    try:
+        trial = config.baseline()
+    except ConfigError as error:
+        return [replace(problem, path=f"{_BASELINE}.{problem.path}") for problem in error.problems]
+    if not config.search:
+        return []
+    base = rules.problems(config.trial({}), unknown=unknown)
+    # The base value of a searched path is the baseline's alone.
+    common = [problem for problem in base if problem.path not in config.search]
+    fresh = [p for p in rules.problems(trial, blocks_of(trial), unknown) if p not in common]
+    return [in_baseline(problem, values) for problem in fresh]

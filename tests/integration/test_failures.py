@@ -1,0 +1,139 @@
+"""Trials that fail: tried again from their checkpoint, or given up, and a study in which nothing works."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from optuna.trial import TrialState
+
+from study.config import dump_config, without_search
+from study.driver import StudyFailedError
+
+pytestmark = pytest.mark.timeout(300)
+
+
+def kill_the_trial() -> None:
+    """As the kernel does when memory runs out."""
+    ours = psutil.Process().children(recursive=True)
+    everyone = ours or list(psutil.process_iter())
+    names = ("ray::ImplicitFunc", "ray::run_job")
+    victims = [p for p in everyone if any(p.cmdline()[:1] and n in p.cmdline()[0] for n in names)]
+    assert len(victims) == 1, victims
+    victims[0].send_signal(signal.SIGKILL)
+
+
+@pytest.mark.chaos
+def test_killed_trial_goes_on_from_its_checkpoint(
+    tmp_path: Path, configure: Any, conduct: Any, make_spy: Any
+) -> None:
+    changes = {"train": {"epochs": 4}, "study": {"name": "killed", "trials": 1, "max_failures": 1}}
+    undisturbed = {**changes, "study": {"name": "calm", "trials": 1}}
+    calm = conduct(without_search(configure(tmp_path, **undisturbed)))
+    spy = make_spy()
+
+    def at_epoch(row: Any, record: Any) -> None:
+        if record.epoch == 2 and len(spy.started) == 2:  # the teacher and the trial, once each
+            kill_the_trial()
+
+    spy.at_epoch = at_epoch
+    left = conduct(without_search(configure(tmp_path, **changes)), spy)
+    assert [row.label for row in spy.started] == ["teacher", "trial 0", "trial 0"]
+    (row,) = left.results.of("trial")
+    assert (row.state, row.epochs, row.error) == ("complete", 4, None)
+    ours, theirs = left.history("trial 0"), calm.history("trial 0")
+    assert ours.pop("train/images_per_second")
+    assert theirs.pop("train/images_per_second")
+    assert ours == theirs
+
+
+@pytest.mark.chaos
+def test_killed_trial_without_retries_fails_and_the_study_goes_on(
+    tmp_path: Path, configure: Any, conduct: Any, make_spy: Any
+) -> None:
+    spy = make_spy()
+
+    def at_epoch(row: Any, record: Any) -> None:
+        if row.label == "trial 0" and record.epoch == 1:
+            kill_the_trial()
+
+    spy.at_epoch = at_epoch
+    config = configure(
+        tmp_path,
+        study={"trials": 2, "concurrency": 1},
+        search={"optim.lr": {"loguniform": [0.01, 0.1]}},
+    )
+    left = conduct(config, spy)
+    states = [trial.state for trial in left.optuna_trials]
+    assert states == [TrialState.FAIL, TrialState.COMPLETE]
+    assert [row.state for row in left.results.of("trial")] == ["failed", "complete"]
+    run = left.child("trial 0")
+    assert run.data.tags["kd.state"] == "failed"
+    assert "died" in run.data.tags["kd.error"], run.data.tags["kd.error"]
+
+
+def test_study_without_a_usable_trial_exits_1_and_says_why(
+    tmp_path: Path, configure: Any, ray_cluster: str, left_by: Any
+) -> None:
+    config = configure(tmp_path, search={"optim.lr": {"loguniform": [0.01, 0.1]}})
+    for number in range(2):
+        damaged = config.folder / "trials" / f"{number:04d}" / "last.pt"
+        damaged.parent.mkdir(parents=True)
+        damaged.write_bytes(b"not a checkpoint")
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_config(config))
+    done = subprocess.run(
+        [sys.executable, "-m", "study", "run", str(path)],
+        env={**os.environ, "RAY_ADDRESS": ray_cluster},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert done.stderr == ""
+    assert done.stdout.count("trial 0 failed: ") == 2  # when it happened, and in the end
+    assert "must be a checkpoint of this trial" in done.stdout
+    assert "No usable trial: all 2 failed" in done.stdout
+    left = left_by(config)
+    assert [trial.state for trial in left.optuna_trials] == [TrialState.FAIL] * 2
+    assert left.parent.data.tags["kd.state"] == "failed"
+    assert "best/val_accuracy" not in left.parent.data.metrics
+    assert [run for run in left.children if "test/accuracy" in run.data.metrics] == []
+
+
+@pytest.mark.slow
+def test_study_whose_teacher_fails_stops_and_can_be_run_again(
+    tmp_path: Path, configure: Any, conduct: Any, make_spy: Any, left_by: Any
+) -> None:
+    train = {"epochs": 2, "batch_size": 64}
+    config = configure(
+        tmp_path,
+        study={"trials": 1},
+        teacher={"train": train},
+        search={"optim.lr": {"loguniform": [0.01, 0.1]}},
+    )
+    damaged = config.folder / "teacher" / "last.pt"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_bytes(b"not a checkpoint")
+    with pytest.raises(
+        StudyFailedError, match="training the teacher failed: .*must be a checkpoint"
+    ):
+        conduct(config)
+    failed = left_by(config)
+    assert failed.parent.data.tags["kd.state"] == "failed"
+    assert failed.child("teacher 0").data.tags["kd.state"] == "failed"
+    assert failed.results.of("trial") == ()
+
+    damaged.unlink()
+    left = conduct(config)
+    assert left.parent.data.tags["kd.state"] == "complete"
+    assert left.child("teacher 0").data.tags["kd.state"] == "complete"
+    assert {run.info.run_id for run in failed.children} < {run.info.run_id for run in left.children}
+    assert len(left.children) == 3
+    assert left.results.winner.test_accuracy is not None

@@ -1,0 +1,138 @@
+"""A study that is interrupted, terminated or killed in mid-search, and run again."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from optuna.trial import TrialState
+
+from study.config import dump_config
+from study.results import StudyResults, load_results
+
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
+
+TRIALS, EPOCHS = 3, 8
+NOISE = re.compile(r"ray::|\(pid=|Tune|WARNING|INFO|Warning|deprecated|\bray\b.*(started|address)")
+ALONE = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+
+
+def build(configure: Any, path: Path) -> Any:
+    return configure(
+        path,
+        study={"trials": TRIALS, "concurrency": 1},
+        train={"epochs": EPOCHS},
+        search={"optim.lr": {"loguniform": [0.01, 0.1]}, "data.batch_size": {"choice": [16, 32]}},
+    )
+
+
+def start(config: Any) -> subprocess.Popen[str]:
+    """`kd-study run` with a Ray cluster of its own, in a process group of its own, as in a terminal."""
+    path = Path(config.storage.path) / "config.yaml"
+    path.write_text(dump_config(config))
+    return subprocess.Popen(
+        [sys.executable, "-m", "study", "run", str(path)],
+        env=ALONE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for(config: Any, driver: subprocess.Popen[str]) -> StudyResults:
+    """The ledger when the second trial has reported its second epoch."""
+    ledger = config.folder / "results.json"
+    until = time.monotonic() + 240
+    while time.monotonic() < until and driver.poll() is None:
+        if ledger.exists():
+            results = load_results(ledger)
+            if any(row.number == 1 and row.epochs >= 2 for row in results.of("trial")):
+                return results
+        time.sleep(0.02)
+    driver.kill()
+    raise AssertionError(f"the second trial did not begin: {driver.communicate()}")
+
+
+def press_ctrl_c(driver: subprocess.Popen[str]) -> None:
+    os.killpg(driver.pid, signal.SIGINT)  # a terminal sends it to the whole group
+
+
+def terminate(driver: subprocess.Popen[str]) -> None:
+    driver.send_signal(signal.SIGTERM)
+
+
+def kill(driver: subprocess.Popen[str]) -> None:
+    driver.kill()
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory: pytest.TempPathFactory, configure: Any, conduct: Any) -> Any:
+    """The same study, left alone."""
+    return conduct(build(configure, tmp_path_factory.mktemp("calm")))
+
+
+@pytest.mark.parametrize("stop", [press_ctrl_c, terminate, kill])
+def test_interrupted_study_goes_on_where_it_was(
+    stop: Callable[[subprocess.Popen[str]], None],
+    tmp_path: Path,
+    configure: Any,
+    left_by: Any,
+    calm: Any,
+) -> None:
+    config = build(configure, tmp_path)
+    driver = start(config)
+    before = wait_for(config, driver)
+    stopped_ms = time.time() * 1000
+    asked = time.monotonic()
+    stop(driver)
+    stdout, stderr = driver.communicate(timeout=60)
+    assert stderr == ""
+    if stop is kill:
+        assert driver.returncode == -signal.SIGKILL
+    else:
+        assert driver.returncode == 130, stdout
+        assert time.monotonic() - asked < 30
+        assert "run the same command again to go on" in stdout
+        interrupted = left_by(config)
+        assert interrupted.parent.data.tags["kd.state"] == "interrupted"
+        states = [trial.state for trial in interrupted.optuna_trials]
+        assert states == [TrialState.COMPLETE, TrialState.RUNNING]
+
+    again = start(config)
+    stdout, stderr = again.communicate(timeout=300)
+    assert (again.returncode, stderr) == (0, ""), stdout
+    assert f"{TRIALS} of {TRIALS} trials ended" in stdout
+    assert not NOISE.search(stdout), stdout
+    assert "trial 0 complete: " not in stdout  # the leaderboard names it without the colon
+
+    left = left_by(config)
+    assert [trial.state for trial in left.optuna_trials] == [TrialState.COMPLETE] * TRIALS
+    assert left.parent.data.tags["kd.state"] == "complete"
+    assert {run.data.tags["kd.state"] for run in left.children} == {"complete"}
+    assert len(left.children) == TRIALS + 2
+    rows = {row.label: row for row in left.results.rows}
+    assert rows["trial 0"].run_id == next(r.run_id for r in before.rows if r.label == "trial 0")
+    assert rows["trial 1"].params == next(r.params for r in before.rows if r.label == "trial 1")
+    assert left.child("trial 0").info.end_time < stopped_ms
+    checkpoint = torch.load(Path(rows["trial 1"].directory) / "last.pt", weights_only=True)
+    assert checkpoint["records"][1]["timestamp_ms"] < stopped_ms  # it was not trained again
+
+    for label in [f"trial {number}" for number in range(TRIALS)]:
+        ours, theirs = left.history(label), calm.history(label)
+        for history in (ours, theirs):
+            history.pop("train/images_per_second")
+            history.pop("test/accuracy", None)
+        assert ours == theirs
+        assert [step for step, _ in ours["val/accuracy"]] == list(range(1, EPOCHS + 1))
+    assert left.results.winner.label == calm.results.winner.label
+    assert left.results.winner.test_accuracy == calm.results.winner.test_accuracy

@@ -1,0 +1,135 @@
+"""Exit codes, and that bad input is a message on stderr and never a traceback."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+import study.driver
+from study.cli import _app
+from study.driver import StudyFailedError, StudyInterruptedError
+from study.results import StudyResults, TrialRow
+
+CONFIG = """
+study: {name: s}
+data: {source: digits}
+student: {model: mini_resnet_10_4}
+distill: {method: none}
+search: {optim.lr: {loguniform: [1e-4, 1e-1]}}
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(CONFIG + f"storage: {{path: {tmp_path}}}\n")
+    return path
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(_app, [str(argument) for argument in arguments])
+
+
+def ending(monkeypatch: pytest.MonkeyPatch, result: Any) -> list[Any]:
+    """Let `run_study` end in `result`; what it is called with."""
+    calls: list[Any] = []
+
+    def run_study(config: Any, display: Any) -> StudyResults:
+        calls.append(config)
+        if isinstance(result, BaseException):
+            raise result
+        return result
+
+    monkeypatch.setattr(study.driver, "run_study", run_study)
+    return calls
+
+
+def results(state: str) -> StudyResults:
+    row = {"role": "trial", "number": 0, "state": state, "value": 0.5, "directory": "/d"}
+    return StudyResults(
+        name="s",
+        trials_planned=1,
+        started_at=0.0,
+        tracking_uri="http://tracking",
+        experiment="",
+        parent_run_id="p",
+        rows=(TrialRow.model_validate(row),),
+    )
+
+
+@pytest.mark.parametrize("command", ["run", "train"])
+def test_exit_codes(config: Path, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    ending(monkeypatch, results("complete"))
+    assert invoke(command, config).exit_code == 0
+
+    ending(monkeypatch, results("pruned"))
+    unusable = invoke(command, config)
+    assert unusable.exit_code == 1
+    assert "No usable trial" in unusable.stdout
+
+    ending(monkeypatch, StudyInterruptedError())
+    interrupted = invoke(command, config)
+    assert (interrupted.exit_code, interrupted.stderr) == (130, "")
+    assert "run the same command again to go on" in interrupted.stdout
+
+    ending(monkeypatch, StudyFailedError("training the teacher failed: no"))
+    failed = invoke(command, config)
+    assert (failed.exit_code, failed.stderr) == (1, "training the teacher failed: no\n")
+
+
+def test_train_is_one_trial_of_its_own_name(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (calls := ending(monkeypatch, results("complete")))
+    assert invoke("train", config, "--set", "optim.lr=5e-2").exit_code == 0
+    (given,) = calls
+    assert (given.study.name, given.study.trials, given.search) == ("s-train", 1, {})
+    assert given.optim.lr == 0.05
+
+
+def test_run_without_a_search_is_refused(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = ending(monkeypatch, results("complete"))
+    refused = invoke("run", config, "--set", "search={}")
+    assert (refused.exit_code, calls) == (2, [])
+    assert refused.stderr.startswith("search: ")
+
+
+@pytest.mark.parametrize("command", ["run", "train", "validate"])
+@pytest.mark.parametrize(
+    ("settings", "path"),
+    [
+        (["optim.lr=-1"], "optim.lr"),
+        (["optm.lr=1"], "optm"),
+        (["nothing"], "--set"),
+        (["data.source=digit"], "data.source"),
+    ],
+)
+def test_bad_input_exits_2_with_its_path_and_no_traceback(
+    config: Path, command: str, settings: list[str], path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = ending(monkeypatch, results("complete"))
+    bad = invoke(command, config, *(part for s in settings for part in ("--set", s)))
+    assert (bad.exit_code, bad.stdout, calls) == (2, "", [])
+    assert bad.stderr.startswith(path)
+    assert "; " in bad.stderr  # the remedy
+    assert "Traceback" not in bad.stderr
+    assert isinstance(bad.exception, SystemExit)
+
+
+def test_missing_config_and_unknown_command_exit_2(tmp_path: Path) -> None:
+    missing = invoke("run", tmp_path / "nothing.yaml")
+    assert missing.exit_code == 2
+    assert "must be a config file" in missing.stderr
+    assert invoke("rnu", tmp_path).exit_code == 2
+
+
+def test_report_finds_storage_by_option_and_by_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert invoke("report", "s", "--storage", tmp_path).exit_code == 2
+    monkeypatch.setenv("KD_STUDY_STORAGE", str(tmp_path))
+    by_variable = invoke("report", "s")
+    assert by_variable.exit_code == 2
+    assert str(tmp_path) in by_variable.stderr

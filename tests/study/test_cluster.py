@@ -1,0 +1,96 @@
+"""How many trials fit, and what each reserves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from study.cluster import (
+    Capacity,
+    actor_resources,
+    concurrency,
+    uses_torch_trainer,
+    with_resources,
+    worker_resources,
+)
+from study.config import StudyConfig, parse_config
+from trainable.errors import ConfigError
+
+
+def config(
+    gpus: float | None = None,
+    cpus: int = 1,
+    workers: int = 1,
+    launcher: str = "auto",
+    **study: Any,
+) -> StudyConfig:
+    resources = {"cpus_per_worker": cpus} | ({} if gpus is None else {"gpus_per_worker": gpus})
+    return parse_config(
+        {
+            "study": {"name": "s", "trials": 100, **study},
+            "storage": {"path": str(Path.cwd())},
+            "data": {"source": "digits"},
+            "student": {"model": "mini_resnet_10_4"},
+            "distill": {"method": "none"},
+            "train": {"workers": workers, "launcher": launcher},
+            "resources": resources,
+            "search": {"optim.lr": {"loguniform": [1e-4, 1.0]}},
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "capacity", "trials"),
+    [
+        ({"gpus": 0}, Capacity(2, 0), 2),
+        ({"gpus": 0, "cpus": 2}, Capacity(5, 0), 2),
+        ({"gpus": 0, "workers": 2}, Capacity(2, 0), 1),
+        ({"gpus": 0, "workers": 2, "cpus": 2}, Capacity(11, 0), 2),
+        ({"gpus": 1}, Capacity(64, 4), 4),
+        ({"gpus": 1, "workers": 2}, Capacity(64, 4), 2),
+        ({"gpus": 0.5}, Capacity(64, 1), 2),
+        ({"gpus": 0.3}, Capacity(64, 2), 6),  # three on each GPU, though 2 / 0.3 > 6
+        ({"gpus": 0.1}, Capacity(64, 1), 10),  # 1 / 0.1 must not be taken for 9.99…
+        ({"gpus": 0.1}, Capacity(4, 1), 4),
+        ({"gpus": 1, "concurrency": 3}, Capacity(64, 4), 3),
+        ({"gpus": 1, "concurrency": 9}, Capacity(64, 4), 4),
+        ({"gpus": 1, "trials": 2}, Capacity(64, 4), 2),
+    ],
+)
+def test_trials_at_a_time(settings: Any, capacity: Capacity, trials: int) -> None:
+    assert concurrency(config(**settings), capacity) == trials
+
+
+@pytest.mark.parametrize(
+    ("settings", "capacity"),
+    [
+        ({"gpus": 0, "cpus": 3}, Capacity(2, 0)),
+        ({"gpus": 0, "workers": 3}, Capacity(2, 0)),
+        ({"gpus": 1}, Capacity(2, 0)),
+        ({"gpus": 1, "workers": 4}, Capacity(64, 3)),
+    ],
+)
+def test_a_trial_that_cannot_fit_is_refused(settings: Any, capacity: Capacity) -> None:
+    with pytest.raises(ConfigError, match="one trial must fit on the cluster") as error:
+        concurrency(config(**settings), capacity)
+    assert f"{settings.get('workers', 1)} worker(s)" in str(error.value)
+
+
+def test_gpus_are_taken_where_there_are_any_unless_told_otherwise() -> None:
+    assert with_resources(config(), Capacity(2, 0)).resources.gpus_per_worker == 0
+    assert with_resources(config(), Capacity(2, 4)).resources.gpus_per_worker == 1
+    assert with_resources(config(gpus=0), Capacity(2, 4)).resources.gpus_per_worker == 0
+
+
+@pytest.mark.parametrize(
+    ("workers", "launcher", "trainer"),
+    [(1, "auto", False), (2, "auto", True), (1, "torch_trainer", True), (1, "inline", False)],
+)
+def test_what_tunes_own_actor_reserves(workers: int, launcher: str, trainer: bool) -> None:
+    settings = config(gpus=1, cpus=2, workers=workers, launcher=launcher)
+    assert uses_torch_trainer(settings) == trainer
+    assert worker_resources(settings) == {"CPU": 2.0, "GPU": 1.0}
+    # The workers reserve their own: an actor that took a CPU beside them could starve them.
+    assert actor_resources(settings) == ({"memory": 1} if trainer else {"CPU": 2.0, "GPU": 1.0})

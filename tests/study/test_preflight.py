@@ -1,0 +1,261 @@
+"""What is checked before the first trial, and what `validate` prints of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from study.cluster import Capacity
+from study.config import draft_config, load_config, parse_config
+from study.preflight import StudyPlan, preflight, preflight_draft, stages_by_decomposition
+from study.report.plan import print_plan
+from study.tree import with_settings
+from study.yaml import dump_yaml
+from trainable.errors import ConfigError, DataError
+
+QUICKSTART = Path(__file__).resolve().parents[2] / "configs" / "quickstart.yaml"
+HERE = Capacity(cpus=2, gpus=0)
+SMALL: dict[str, Any] = {
+    "study": {"name": "small"},
+    "data": {"source": "digits"},
+    "student": {"model": "mini_resnet_10_4"},
+    "teacher": {"model": "mini_resnet_10_4", "train": {"epochs": 1}},
+    "distill": {"method": "kd", "alpha": 0.5},
+    "train": {"epochs": 3},
+}
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def plan_of(*settings: str, capacity: Capacity = HERE) -> StudyPlan:
+    return preflight(parse_config(SMALL, settings), capacity)
+
+
+def wrong(*settings: str, capacity: Capacity = HERE) -> list[str]:
+    """The lines for settings over a small config, however far it can be read."""
+    path = Path("study.yaml")
+    path.write_text(dump_yaml(with_settings(SMALL, settings)))
+    with pytest.raises(ConfigError) as caught:
+        preflight_draft(draft_config(path), capacity)
+    return str(caught.value).splitlines()
+
+
+def printed(plan: StudyPlan) -> str:
+    console = Console(width=120, force_terminal=False)
+    with console.capture() as capture:
+        print_plan(plan, console)
+    return capture.get()
+
+
+def test_a_sound_study_has_a_plan() -> None:
+    plan = plan_of()
+    assert plan.config.resources.gpus_per_worker == 0
+    assert plan.concurrency == 2
+    assert [block.name for block in plan.student.blocks][-1] == "head"
+    assert plan.teacher is not None
+    assert plan.teacher.parameters == plan.student.parameters
+    assert len(plan.data.classes) == 10
+
+
+def test_gpus_are_used_where_there_are_any() -> None:
+    plan = plan_of("resources.gpus_per_worker=0.5", capacity=Capacity(cpus=8, gpus=2))
+    assert plan.concurrency == 4
+    assert plan_of(capacity=Capacity(8, 2)).config.resources.gpus_per_worker == 1
+
+
+def test_5_2_of_the_quickstart_is_printed_with_groups_epochs_and_halved_peaks() -> None:
+    text = printed(preflight(load_config(QUICKSTART), HERE))
+    stages = text.split("stages of 5/2: 5 → 3 → 2 group(s)")[1].split("stages of")[0]
+    rows = [line.split() for line in stages.splitlines() if line.strip()[:1].isdigit()]
+    assert [row[:2] + row[3:4] for row in rows] == [
+        ["1", "4", "5"],
+        ["2", "4", "3"],
+        ["3", "4", "2"],
+    ]
+    assert [row[4] for row in rows] == ["1", "0.5", "0.25"]
+    assert "layer1 layer2 | layer3 layer4 | head" in rows_text(rows[1])
+
+
+def rows_text(row: list[str]) -> str:
+    return " ".join(row)
+
+
+def test_the_plan_shows_resources_concurrency_and_trials() -> None:
+    text = printed(plan_of("train.workers=2", "study.trials=7", "optim.lr=0.2"))
+    assert "2 worker(s) of 1 CPU(s), 3 epochs, by a TorchTrainer" in text
+    assert "2 CPU(s) and 0 GPU(s): 1 trial(s) at a time" in text
+    assert "trials      7, seed 0, sampler tpe, pruner none" in text
+    assert "stages of kd: 1 group(s)" in text
+    assert "0.2" in text
+
+
+def test_stages_are_shown_for_every_method_and_decomposition_of_the_search() -> None:
+    plan = plan_of(
+        "distill.decomposition=5/2",
+        "search.distill.method={choice: [kd, stablekd]}",
+        "search.distill.decomposition={choice: [3/1, 5/2]}",
+        "search.train.epochs={int: [4, 8]}",
+    )
+    assert {name: len(s) for name, s in stages_by_decomposition(plan).items()} == {
+        "kd": 1,
+        "3/1": 2,
+        "5/2": 3,
+    }
+    text = printed(plan)
+    assert "stages of 5/2: 5 → 3 → 2 group(s), where train.epochs is 4" in text
+    assert "integers 4 … 8 epochs" in text
+
+
+def test_names_that_look_like_markup_are_printed_as_they_are() -> None:
+    text = printed(plan_of("storage.path=/tmp/[/bold]", "search.optim.lr={choice: [0.1]}"))
+    assert "/tmp/[/bold]/small" in text
+
+
+@pytest.mark.parametrize(
+    ("settings", "path", "words"),
+    [
+        (["student.model=resnet33"], "student.model", "did you mean resnet"),
+        (["student.model=mini_resnet_11_4"], "student.model", "depth of 8n + 2"),
+        (["teacher.model=nonet"], "teacher.model", "must be a known network"),
+        (["student.cuts=[layerX]"], "student.cuts", "choose from conv1, "),
+        (["student.cuts=[layer2, layer1]"], "student.cuts", "must be in the network's order"),
+        (
+            ["distill={method: stablekd, lam: 1, decomposition: 6/1}"],
+            "distill.decomposition",
+            "k <= 5 must hold for mini_resnet_10_4, which is cut into 5 blocks, got 6/1",
+        ),
+        (
+            ["distill={method: stablekd, lam: 1, decomposition: 4/1}", "student.cuts=[layer2]"],
+            "distill.decomposition",
+            "k <= 2 must hold",
+        ),
+        (
+            ["distill.method=kd_mse", "distill.feature_weights={layer9: 1}"],
+            "distill.feature_weights",
+            "must name cuts, got 'layer9'",
+        ),
+        (["train.precision=fp16"], "train.precision", "fp16 needs a GPU"),
+        (["train.batchnorm.sync=true"], "train.batchnorm.sync", "GPUs only"),
+        (["train.workers=3"], "resources", "one trial must fit on the cluster"),
+        (["resources.gpus_per_worker=1"], "resources", "one trial must fit on the cluster"),
+        (["storage.path=study.yaml/runs"], "storage.path", "must be a folder that can be written"),
+        (["storage.optuna=database"], "storage.optuna", "must be the URL of a database"),
+        (["storage.optuna=nosql://x"], "storage.optuna", "must be the URL of a database"),
+        (["storage.optuna=sqlite:////nowhere/x.db"], "storage.optuna", "a folder that exists"),
+        (
+            ["study.baseline={student.model: nonet}", "search.optim.lr={uniform: [0.1, 1]}"],
+            "study.baseline.student.model",
+            "must be a known network",
+        ),
+        (
+            ["search.student.model={choice: [mini_resnet_10_4, nonet]}"],
+            "search.student.model",
+            "must be a known network, got 'nonet'",
+        ),
+        (
+            [
+                "distill={method: stablekd, lam: 1, decomposition: 5/1}",
+                "search.distill.decomposition={choice: [5/2, 7/1]}",
+            ],
+            "search.distill.decomposition",
+            "k <= 5 must hold",
+        ),
+    ],
+)
+def test_what_the_world_does_not_allow_is_refused(
+    settings: list[str], path: str, words: str
+) -> None:
+    (line,) = wrong(*settings)
+    assert line.startswith(f"{path}: ")
+    assert words in line
+
+
+def test_features_that_differ_are_named_cut_by_cut() -> None:
+    settings = ["student.model=mini_resnet_10_8", "distill.method=kd_mse"]
+    lines = wrong(*settings)
+    assert len(lines) == 4
+    assert "at layer1 the student has (8, 8, 8) and the teacher (4, 8, 8)" in lines[0]
+
+
+def test_features_that_differ_for_a_searched_student_name_it() -> None:
+    lines = wrong(
+        "search.student.model={choice: [mini_resnet_10_4, mini_resnet_10_8]}",
+        "search.distill.method={choice: [kd, kd_mse]}",
+    )
+    assert len(lines) == 4
+    assert all("student.model: mini_resnet_10_8, distill.method: kd_mse" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "must be a file"),
+        (b"not a checkpoint", "must be a .safetensors file or a state dict"),
+        ({"fc.weight": torch.zeros(3, 32)}, "fc.weight is (3, 32) and must be (10, 32)"),
+        ({"foreign": torch.zeros(1)}, "1 unexpected (foreign)"),
+    ],
+)
+def test_a_checkpoint_must_fit_the_teacher(content: Any, words: str) -> None:
+    if isinstance(content, bytes):
+        Path("teacher.pt").write_bytes(content)
+    elif content is not None:
+        torch.save(content, "teacher.pt")
+    lines = wrong("teacher={model: mini_resnet_10_4, checkpoint: teacher.pt}")
+    assert [line.split(": ")[0] for line in lines] == ["teacher.checkpoint"]
+    assert words in lines[0]
+
+
+def test_a_data_set_that_cannot_be_read_is_a_data_error() -> None:
+    with pytest.raises(DataError):
+        plan_of("data.source=parquet", "data.root=nowhere")
+
+
+def test_config_data_networks_checkpoint_and_resources_are_reported_at_once() -> None:
+    lines = wrong(
+        "optim.lr=fast",
+        "train.epoch=3",
+        "data.source=parquet",
+        "data.root=nowhere",
+        "student.model=nonet",
+        "teacher={model: mini_resnet_18_4, checkpoint: nowhere.pt}",
+        "train.workers=9",
+        "train.precision=fp16",
+        "storage.optuna=database",
+    )
+    places = {line.split(": ")[0].split("/")[0] for line in lines}
+    assert {
+        "optim.lr",
+        "train.epoch",
+        "student.model",
+        "teacher.checkpoint",
+        "resources",
+        "train.precision",
+        "storage.optuna",
+    } <= places
+    assert any("nowhere" in line and "teacher" not in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("settings", "path"),
+    [
+        (["student.modle=resnet18"], "student.modle"),
+        (["student={}"], "student.model"),
+        (["data={}"], "data.source"),
+        (["teacher.model=3", "distill.method=kd_mse"], "teacher.model"),
+        (["distill.method=kdd"], "distill.method"),
+        (["train.workers=x"], "train.workers"),
+        (["search.student.model={choice: [1]}"], "search.student.model"),
+        (["study=3"], "study"),
+        (["storage=3"], "storage"),
+        (["resources=3", "train.precision=fp16"], "resources"),
+    ],
+)
+def test_nothing_is_said_of_what_depends_on_a_wrong_value(settings: list[str], path: str) -> None:
+    assert [line.split(": ")[0] for line in wrong(*settings)] == [path]

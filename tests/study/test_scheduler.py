@@ -1,0 +1,83 @@
+"""ASHA as configured, and what it remembers of trials before this driver."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+
+from study.config import StudyConfig, parse_config
+from study.scheduler import Curves, build_scheduler
+
+
+def config(epochs: int, **pruner: Any) -> StudyConfig:
+    return parse_config(
+        {
+            "study": {"name": "s", "pruner": {"name": "asha", **pruner}},
+            "storage": {"path": str(Path.cwd())},
+            "data": {"source": "digits"},
+            "student": {"model": "mini_resnet_10_4"},
+            "distill": {"method": "none"},
+            "train": {"epochs": epochs},
+            "search": {"optim.lr": {"loguniform": [1e-4, 1.0]}},
+        }
+    )
+
+
+def decisions(scheduler: Any, curves: Curves) -> dict[int, int]:
+    """The epoch at which each trial, one after the other, is stopped or ends."""
+    ends: dict[int, int] = {}
+    for number, curve in curves.items():
+        trial = SimpleNamespace(trial_id=str(number))
+        scheduler.on_trial_add(None, trial)
+        for epoch, value in curve.items():
+            ends[number] = epoch
+            reported = {"epoch": epoch, "value": value}
+            if scheduler.on_trial_result(None, trial, reported) == TrialScheduler.STOP:
+                break
+    return ends
+
+
+def flat(value: float, epochs: int) -> dict[int, float]:
+    return dict.fromkeys(range(1, epochs + 1), value)
+
+
+def test_no_pruner_stops_nothing() -> None:
+    assert isinstance(build_scheduler(config(9, name="none"), {}), FIFOScheduler)
+
+
+def test_only_the_best_third_pass_a_rung() -> None:
+    curves = {n: flat(value, 9) for n, value in enumerate([0.5, 0.9, 0.6, 0.95, 0.1])}
+    assert decisions(build_scheduler(config(9, grace_epochs=3), {}), curves) == {
+        0: 9,
+        1: 9,
+        2: 3,
+        3: 9,
+        4: 3,
+    }
+
+
+@pytest.mark.parametrize(("epochs", "grace"), [(1, 1), (9, 1), (9, 9), (9, 20), (10, 3)])
+def test_trial_without_rivals_ends_by_itself(epochs: int, grace: int) -> None:
+    scheduler = build_scheduler(config(epochs, grace_epochs=grace), {})
+    assert decisions(scheduler, {0: flat(0.1, epochs)}) == {0: epochs}
+
+
+@pytest.mark.parametrize("factor", [2.0, 2.5, 3.0])
+def test_a_new_driver_decides_as_the_old_one_would_have(factor: float) -> None:
+    curves = {n: flat(v, 9) for n, v in enumerate([0.5, 0.9, 0.6, 0.55, 0.95, 0.1, 0.7])}
+    settings = config(9, reduction_factor=factor)
+    expected = decisions(build_scheduler(settings, {}), curves)
+    assert set(expected.values()) > {9}
+    for died_after in range(1, len(curves)):
+        seen = {
+            number: {epoch: v for epoch, v in curve.items() if epoch <= expected[number]}
+            for number, curve in curves.items()
+        }
+        before = dict(list(seen.items())[:died_after])
+        after = dict(list(curves.items())[died_after:])
+        ends = decisions(build_scheduler(settings, before), after)
+        assert ends == {number: expected[number] for number in after}

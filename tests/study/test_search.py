@@ -1,0 +1,210 @@
+"""The searcher: what it draws, what it tells Optuna, and what survives a driver."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+from ray.tune.search import ConcurrencyLimiter
+
+from study.config import StudyConfig, parse_config
+from study.jobs import Job
+from study.search import (
+    StudySearch,
+    ended_curves,
+    ended_states,
+    open_study,
+    prune_unfinished,
+)
+
+EPOCHS = 3
+
+
+def config(folder: Path, **study: Any) -> StudyConfig:
+    folder.mkdir(exist_ok=True)
+    return parse_config(
+        {
+            "study": {"name": "s", "trials": 20, **study},
+            "storage": {"path": str(folder), "optuna": f"sqlite:///{folder}/optuna.db"},
+            "data": {"source": "digits"},
+            "student": {"model": "mini_resnet_10_4"},
+            "distill": {"method": "none"},
+            "train": {"epochs": EPOCHS},
+            "search": {
+                "optim.lr": {"loguniform": [1e-4, 1.0]},
+                "optim.momentum": {"uniform": [0.0, 0.9]},
+                "data.batch_size": {"choice": [32, 64, 128]},
+            },
+        }
+    )
+
+
+def journalled(folder: Path, **study: Any) -> StudyConfig:
+    """With the default storage, a journal in the study's folder."""
+    whole = config(folder, **study)
+    journal = whole.model_copy(
+        update={"storage": whole.storage.model_copy(update={"optuna": None})}
+    )
+    journal.folder.mkdir(parents=True)
+    return journal
+
+
+def result(epoch: int, value: float) -> dict[str, Any]:
+    return {"epoch": epoch, "epochs": EPOCHS, "value": value}
+
+
+def suggest(search: StudySearch, trial_id: str) -> Job:
+    return Job.from_dict(search.suggest(trial_id)["job"])
+
+
+def play(search: StudySearch, trial_id: str, values: list[float]) -> Job:
+    """A trial from its suggestion to its end; fewer values than epochs are a pruned one."""
+    job = suggest(search, trial_id)
+    for epoch, value in enumerate(values, start=1):
+        search.on_trial_result(trial_id, result(epoch, value))
+    search.on_trial_complete(trial_id, result(len(values), values[-1]))
+    return job
+
+
+def loss_of(job: Job) -> float:
+    return 1.0 - abs(float(job.sample["optim.momentum"]) - 0.6)
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_params_follow_from_seed_number_and_history_alone(tmp_path: Path, sampler: str) -> None:
+    drawn: list[list[dict[str, Any]]] = []
+    for name in ("one driver", "a driver a trial"):
+        settings = config(tmp_path / name.replace(" ", "-"), sampler=sampler, seed=3)
+        study = open_study(settings)
+        search, samples = StudySearch(settings, study), []
+        for number in range(14):  # TPE draws at random until it knows ten
+            if name != "one driver":
+                search = StudySearch(settings, open_study(settings))
+                optuna.samplers.RandomSampler().reseed_rng()
+            job = suggest(search, str(number))
+            assert (job.role, job.number) == ("trial", number)
+            for epoch in range(1, EPOCHS + 1):
+                search.on_trial_result(str(number), result(epoch, loss_of(job)))
+            search.on_trial_complete(str(number), result(EPOCHS, loss_of(job)))
+            samples.append(job.sample)
+        drawn.append(samples)
+    assert drawn[0] == drawn[1]
+    assert len({sample["optim.lr"] for sample in drawn[0]}) == 14
+
+
+def test_another_seed_draws_other_params(tmp_path: Path) -> None:
+    samples = []
+    for seed in (0, 1):
+        settings = config(tmp_path / str(seed), seed=seed)
+        samples.append(suggest(StudySearch(settings, open_study(settings)), "a").sample)
+    assert samples[0] != samples[1]
+
+
+def test_tpe_learns_from_what_it_is_told(tmp_path: Path) -> None:
+    settings = config(tmp_path / "s")
+    search = StudySearch(settings, open_study(settings))
+    values = []
+    for number in range(30):
+        job = suggest(search, str(number))
+        values.append(loss_of(job))
+        search.on_trial_complete(str(number), result(EPOCHS, values[-1]))
+    assert sum(values[20:]) / 10 > sum(values[:10]) / 10
+
+
+def test_complete_trial_is_told_its_best_value_not_its_last(tmp_path: Path) -> None:
+    study = open_study(config(tmp_path / "s"))
+    search = StudySearch(config(tmp_path / "s"), study)
+    play(search, "a", [0.3, 0.9, 0.5])
+    (trial,) = study.get_trials()
+    assert (trial.state, trial.value) == (TrialState.COMPLETE, 0.9)
+    assert trial.intermediate_values == {1: 0.3, 2: 0.9, 3: 0.5}
+
+
+def test_last_epoch_counts_where_the_scheduler_stops_the_trial_at_it(tmp_path: Path) -> None:
+    """Tune does not pass that epoch's result to the searcher before it ends the trial."""
+    study = open_study(config(tmp_path / "s"))
+    search = StudySearch(config(tmp_path / "s"), study)
+    suggest(search, "a")
+    search.on_trial_result("a", result(1, 0.1))
+    search.on_trial_complete("a", result(2, 0.2))
+    suggest(search, "b")
+    search.on_trial_result("b", result(1, 0.1))
+    search.on_trial_complete("b", result(EPOCHS, 0.7))
+    suggest(search, "c")
+    search.on_trial_complete("c", result(EPOCHS, 0.4))
+    pruned, *complete = study.get_trials()
+    assert (pruned.state, pruned.intermediate_values) == (TrialState.PRUNED, {1: 0.1, 2: 0.2})
+    assert [(t.state, t.value) for t in complete] == [
+        (TrialState.COMPLETE, 0.7),
+        (TrialState.COMPLETE, 0.4),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("last", "error"), [(result(2, 0.5), True), (None, False), ({}, False), ({"done": 1}, False)]
+)
+def test_failed_trial_is_told_as_such(tmp_path: Path, last: Any, error: bool) -> None:
+    study = open_study(config(tmp_path / "s"))
+    search = StudySearch(config(tmp_path / "s"), study)
+    suggest(search, "a")
+    search.on_trial_complete("a", last, error=error)
+    assert ended_states(study) == {0: "failed"}
+
+
+def test_unfinished_trial_is_handed_out_again_and_its_epochs_may_repeat(tmp_path: Path) -> None:
+    settings = journalled(tmp_path / "s")
+    search = StudySearch(settings, open_study(settings))
+    play(search, "a", [0.1, 0.2, 0.3])
+    unfinished = suggest(search, "b")
+    search.on_trial_result("b", result(1, 0.8))
+
+    study = open_study(settings)
+    again = StudySearch(settings, study)
+    assert suggest(again, "c") == unfinished
+    again.on_trial_result("c", result(1, 0.8))  # a warning from Optuna would be an error here
+    again.on_trial_result("c", result(2, 0.4))
+    again.on_trial_complete("c", result(EPOCHS, 0.5))
+    assert suggest(again, "d").number == 2
+    trial = study.get_trials()[1]
+    assert (trial.state, trial.value) == (TrialState.COMPLETE, 0.8)
+    assert ended_states(study) == {0: "complete", 1: "complete"}
+    assert ended_curves(study) == {0: {1: 0.1, 2: 0.2, 3: 0.3}, 1: {1: 0.8, 2: 0.4, 3: 0.5}}
+
+
+def test_trial_whose_driver_died_while_it_was_drawn_gets_the_params_it_would_have_had(
+    tmp_path: Path,
+) -> None:
+    whole = config(tmp_path / "whole", seed=1)
+    expected = suggest(StudySearch(whole, open_study(whole)), "a")
+    half = config(tmp_path / "half", seed=1)
+    study = open_study(half)
+    study.sampler = optuna.samplers.RandomSampler(seed=99)
+    study.ask()  # RUNNING, with none of its params
+    assert suggest(StudySearch(half, open_study(half)), "a") == expected
+
+
+def test_stopped_trials_are_told_to_be_pruned(tmp_path: Path) -> None:
+    settings = journalled(tmp_path / "s")
+    study = open_study(settings)
+    search = StudySearch(settings, study)
+    play(search, "a", [0.1, 0.2, 0.3])
+    jobs = [suggest(search, "b"), suggest(search, "c")]
+    search.on_trial_result("b", result(1, 0.6))
+    assert prune_unfinished(study) == jobs
+    assert ended_states(study) == {0: "complete", 1: "pruned", 2: "pruned"}
+    assert prune_unfinished(study) == []
+
+
+def test_tune_can_save_it(tmp_path: Path) -> None:
+    """With the standard pickle, as Tune does every few seconds, in the middle of trials."""
+    settings = journalled(tmp_path / "s")
+    search = StudySearch(settings, open_study(settings))
+    suggest(search, "a")
+    limited = ConcurrencyLimiter(search, max_concurrent=2)
+    limited.save(str(tmp_path / "saved"))
+    copy = pickle.loads(pickle.dumps(search))
+    assert suggest(copy, "b").number == 1

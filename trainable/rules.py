@@ -1,0 +1,231 @@
+"""What must hold between the keys of a trial; rules about one key alone are on its field.
+
+Every rule names the keys that it reads. So validation can leave out the rules that read a wrong value,
+and try every combination of searched values that a rule can tell apart.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+
+from trainable.config import TrialConfig
+from trainable.errors import Problem
+from trainable.plan import Decomposition, largest_n
+
+Check = Callable[[TrialConfig, int | None], Iterator[Problem]]
+"""(trial, blocks of its networks, if known) → what is wrong."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One thing that must hold."""
+
+    reads: tuple[str, ...]
+    """Dotted paths of every key that the rule depends on."""
+    check: Check
+
+    def reads_any(self, paths: Collection[str]) -> bool:
+        """Whether it reads one of these keys, or a key of one of these sections."""
+        return any(
+            read == path or read.startswith(f"{path}.") for read in self.reads for path in paths
+        )
+
+
+def problems(
+    config: TrialConfig, blocks: int | None = None, unknown: Collection[str] = ()
+) -> list[Problem]:
+    """All that is wrong between the keys of a trial; rules that read an `unknown` key are left out."""
+    rules = [rule for rule in RULES if not rule.reads_any(unknown)]
+    return [problem for rule in rules for problem in rule.check(config, blocks)]
+
+
+def _teacher_is_named(config: TrialConfig, _: int | None) -> Iterator[Problem]:
+    if config.teacher is None and config.distill.method != "none":
+        yield Problem(
+            "teacher",
+            f"distill.method {config.distill.method} needs a teacher",
+            "name teacher.model, with teacher.checkpoint or teacher.train",
+        )
+
+
+def _teacher_has_weights(config: TrialConfig, _: int | None) -> Iterator[Problem]:
+    teacher = config.teacher
+    if teacher is None or (teacher.checkpoint is None) != (teacher.train is None):
+        return
+    both = teacher.checkpoint is not None
+    yield Problem(
+        "teacher",
+        "must have exactly one of checkpoint and train",
+        "remove one" if both else "give a file to load, or epochs to train for",
+        "both" if both else "neither",
+    )
+
+
+def _kd_has_alpha(config: TrialConfig, _: int | None) -> Iterator[Problem]:
+    distill = config.distill
+    if distill.method in ("kd", "kd_mse") and distill.alpha is None:
+        rule = f"{distill.method} needs it: (1 − α)·CE + α·T²·KL"
+        yield Problem("distill.alpha", rule, "give a number from 0 to 1, e.g. 0.5", "nothing")
+
+
+def _lam_is_for_stablekd(config: TrialConfig, _: int | None) -> Iterator[Problem]:
+    distill = config.distill
+    if distill.method in ("kd", "kd_mse") and distill.lam is not None:
+        yield Problem(
+            "distill.lam",
+            f"belongs to stablekd, not to {distill.method}",
+            "remove it, or set distill.method to stablekd",
+            str(distill.lam),
+        )
+
+
+def _feature_weights_are_for_kd_mse(config: TrialConfig, _: int | None) -> Iterator[Problem]:
+    distill = config.distill
+    if distill.feature_weights is not None and distill.method != "kd_mse":
+        rule = f"belongs to kd_mse, not to {distill.method}"
+        yield Problem("distill.feature_weights", rule, "remove it, or set distill.method to kd_mse")
+
+
+def _stablekd_has_one_weight(config: TrialConfig, _: int | None) -> Iterator[Problem]:
+    distill = config.distill
+    if distill.method == "stablekd" and (distill.alpha is None) == (distill.lam is None):
+        both = distill.alpha is not None
+        yield Problem(
+            "distill",
+            "stablekd needs exactly one of lam (CE + λ·T²·KL) and alpha ((1 − α)·CE + α·T²·KL)",
+            "remove one" if both else "set one, e.g. lam: 1.0",
+            "both" if both else "neither",
+        )
+
+
+def _decomposition_is_possible(config: TrialConfig, _: int | None) -> Iterator[Problem]:
+    path, text = "distill.decomposition", config.distill.decomposition
+    if config.distill.method != "stablekd":
+        return
+    if text is None:
+        yield Problem(path, "stablekd needs it", "write k/n, e.g. 5/2", "nothing")
+        return
+    part = Decomposition.parse(text)
+    if part.k < 1:
+        yield Problem(path, "k >= 1 must hold", "k = 1 is one group, which is vanilla KD", text)
+    elif part.n > (largest := largest_n(part.k)):
+        rule = f"n <= {largest} must hold for k = {part.k}, since ⌈log₂ k⌉ recompositions leave one group"
+        yield Problem(path, rule, f"write {part.k}/{largest} or a smaller n", text)
+
+
+def _groups_have_blocks(config: TrialConfig, blocks: int | None) -> Iterator[Problem]:
+    text = config.distill.decomposition
+    if config.distill.method != "stablekd" or text is None or blocks is None:
+        return
+    if Decomposition.parse(text).k > blocks:
+        rule = (
+            f"k <= {blocks} must hold for {config.student.model}, which is cut into {blocks} blocks"
+        )
+        remedy = "choose a smaller k, or cut the networks at more places (student.cuts)"
+        yield Problem("distill.decomposition", rule, remedy, text)
+
+
+def _stages_have_epochs(config: TrialConfig, _: int | None) -> Iterator[Problem]:
+    distill, epochs = config.distill, config.train.epochs
+    if distill.method != "stablekd" or distill.decomposition is None:
+        return
+    part = Decomposition.parse(distill.decomposition)
+    if part.k >= 1 and epochs <= part.n <= largest_n(part.k):
+        rule = f"must be >= {part.n + 1}, one for each stage of {part}"
+        yield Problem("train.epochs", rule, "train longer, or recompose less often", str(epochs))
+
+
+def _micro_batches_have_two_pictures(config: TrialConfig, _: int | None) -> Iterator[Problem]:
+    train, batch_size = config.train, config.data.batch_size
+    smallest = 2 * train.workers * train.accumulate
+    if batch_size < smallest:
+        yield Problem(
+            "data.batch_size",
+            f"must be >= {smallest}, two pictures for each of {train.workers} worker(s) in each of "
+            f"{train.accumulate} micro-batch(es)",
+            "raise it, or lower train.workers or train.accumulate",
+            str(batch_size),
+        )
+
+
+def _inline_has_one_worker(config: TrialConfig, _: int | None) -> Iterator[Problem]:
+    train = config.train
+    if train.workers > 1 and train.launcher == "inline":
+        rule = f"inline runs one worker, and train.workers is {train.workers}"
+        yield Problem("train.launcher", rule, "set it to auto or torch_trainer", "'inline'")
+
+
+def _gpus_can_be_given(config: TrialConfig, _: int | None) -> Iterator[Problem]:
+    gpus, workers = config.resources.gpus_per_worker, config.train.workers
+    path = "resources.gpus_per_worker"
+    if gpus is None or gpus % 1 == 0:
+        return
+    if gpus > 1:
+        yield Problem(path, "must be whole above 1", "use a whole number of GPUs", str(gpus))
+    elif workers > 1:
+        rule = f"NCCL needs a whole GPU for each of {workers} workers"
+        remedy = "use 1 (or 0, for CPU workers), or train.workers: 1 to share a GPU"
+        yield Problem(path, rule, remedy, str(gpus))
+
+
+def _sync_batchnorm_has_gpus(config: TrialConfig, _: int | None) -> Iterator[Problem]:
+    if config.resources.gpus_per_worker == 0 and config.train.batchnorm.sync:
+        remedy = "set it to false, or give the workers GPUs"
+        got = "true with 0 GPUs a worker"
+        yield Problem("train.batchnorm.sync", "SyncBatchNorm runs on GPUs only", remedy, got)
+
+
+def _fp16_has_a_gpu(config: TrialConfig, _: int | None) -> Iterator[Problem]:
+    if config.resources.gpus_per_worker == 0 and config.train.precision == "fp16":
+        got = "'fp16' with 0 GPUs a worker"
+        yield Problem("train.precision", "fp16 needs a GPU", "use fp32 or bf16 on CPUs", got)
+
+
+def _root_where_needed(config: TrialConfig, _: int | None) -> Iterator[Problem]:
+    data = config.data
+    if data.source == "digits" and data.root is not None:
+        yield Problem("data.root", "digits needs no folder", "remove it", repr(data.root))
+    elif data.source != "digits" and data.root is None:
+        rule = f"{data.source} needs a folder"
+        yield Problem("data.root", rule, "name where its files are", "nothing")
+
+
+def _moments_fit_channels(config: TrialConfig, _: int | None) -> Iterator[Problem]:
+    data = config.data
+    for name, values in (("mean", data.mean), ("std", data.std)):
+        if values is not None and len(values) != data.channels:
+            rule = f"must have {data.channels} value(s), one a channel"
+            remedy = "give one value for each of data.channels"
+            yield Problem(f"data.{name}", rule, remedy, str(list(values)))
+
+
+def _mean_is_finite(config: TrialConfig, _: int | None) -> Iterator[Problem]:
+    mean = config.data.mean
+    if mean is not None and not all(math.isfinite(value) for value in mean):
+        remedy = "give each channel's mean of pixels in [0, 1], or remove it to measure it"
+        yield Problem("data.mean", "must be finite", remedy, str(list(mean)))
+
+
+_METHOD, _WORKERS, _GPUS = "distill.method", "train.workers", "resources.gpus_per_worker"
+
+RULES: tuple[Rule, ...] = (
+    Rule((_METHOD, "teacher"), _teacher_is_named),
+    Rule(("teacher", "teacher.checkpoint", "teacher.train"), _teacher_has_weights),
+    Rule((_METHOD, "distill.alpha"), _kd_has_alpha),
+    Rule((_METHOD, "distill.lam"), _lam_is_for_stablekd),
+    Rule((_METHOD, "distill.feature_weights"), _feature_weights_are_for_kd_mse),
+    Rule((_METHOD, "distill.alpha", "distill.lam"), _stablekd_has_one_weight),
+    Rule((_METHOD, "distill.decomposition"), _decomposition_is_possible),
+    Rule((_METHOD, "distill.decomposition", "student.model", "student.cuts"), _groups_have_blocks),
+    Rule((_METHOD, "distill.decomposition", "train.epochs"), _stages_have_epochs),
+    Rule(("data.batch_size", _WORKERS, "train.accumulate"), _micro_batches_have_two_pictures),
+    Rule(("train.launcher", _WORKERS), _inline_has_one_worker),
+    Rule((_GPUS, _WORKERS), _gpus_can_be_given),
+    Rule((_GPUS, "train.batchnorm.sync"), _sync_batchnorm_has_gpus),
+    Rule((_GPUS, "train.precision"), _fp16_has_a_gpu),
+    Rule(("data.source", "data.root"), _root_where_needed),
+    Rule(("data.channels", "data.mean", "data.std"), _moments_fit_channels),
+    Rule(("data.mean",), _mean_is_finite),
+)
