@@ -18,7 +18,7 @@ from typing import Any
 from environment import environment
 from mlflow.tracking import MlflowClient
 
-from study.config import load_config, without_search
+from study.config import load_single
 from study.results import StudyResults, TrialRow, find_results
 
 RESULTS = Path(__file__).parent / "results"
@@ -36,7 +36,7 @@ def main() -> None:
     for setting in arguments.settings:
         command += ["--set", setting]
     subprocess.run([sys.executable, "-m", "study", *command], check=True)
-    config = without_search(load_config(arguments.config, arguments.settings))
+    config, _ = load_single(arguments.config, arguments.settings)
     results = find_results(Path(config.storage.path), config.study.name)
     record = {
         "command": ["kd-study", "train", str(arguments.config)],

@@ -15,8 +15,7 @@ from study.config import (
     StudyConfig,
     draft_config,
     load_config,
-    searched_at_default,
-    without_search,
+    load_single,
 )
 from study.results import StudyResults, TrialRow, find_results
 from trainable.errors import InputError
@@ -56,10 +55,10 @@ def train(config: _Config, set_: _Set = None) -> None:
     """Train one student at CONFIG's base values, without a search."""
 
     def load() -> StudyConfig:
-        full = load_config(config, set_ or [])
-        single = without_search(full)
-        for path, value in searched_at_default(full).items():
-            _OUT.print(f"{path} is searched and has no base value: training with {value}")
+        single, defaults = load_single(config, set_ or [])
+        for path, value in defaults.items():
+            shown = "nothing" if value is None else value
+            _OUT.print(f"{path} is searched and has no base value: its default is {shown}")
         return single
 
     _study(load)

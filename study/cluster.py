@@ -37,7 +37,7 @@ class Capacity:
 
 def local_capacity() -> Capacity:
     """What this machine would offer."""
-    return Capacity(float(os.cpu_count() or 1), float(torch.cuda.device_count()))
+    return Capacity(float(len(os.sched_getaffinity(0))), float(torch.cuda.device_count()))
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from study.problems import near_key, parse, place_of, problems_of
 from study.results import Value
-from study.rules import cross_problems
+from study.rules import cross_problems, valid_candidates
 from study.schema import StudyConfig, StudySection
 from study.space import Sample
 from study.tree import Tree, flat, put, take, with_absolute_paths, with_settings, with_values
@@ -27,8 +27,8 @@ __all__ = [
     "dump_config",
     "flat",
     "load_config",
+    "load_single",
     "parse_config",
-    "searched_at_default",
     "with_values",
     "without_search",
 ]
@@ -52,6 +52,8 @@ class Draft:
     unknown: frozenset[str] = frozenset()
     """Dotted paths of what is wrong or missing: what depends on them cannot be checked."""
     problems: tuple[Problem, ...] = ()
+    readable: bool = True
+    """Whether each key by itself is right; the problems then lie between keys."""
 
 
 def load_config(path: Path, settings: Sequence[str] = ()) -> StudyConfig:
@@ -95,6 +97,19 @@ def differing_keys(old: StudyConfig, new: StudyConfig) -> list[str]:
     return [key for key in keys if key != "storage.path"]
 
 
+def load_single(
+    path: Path, settings: Sequence[str] = ()
+) -> tuple[StudyConfig, dict[str, Value | None]]:
+    """The study `without_search` of a file, and the defaults that it takes at searched paths.
+
+    A search that cannot be read is an error; what it would make of other keys does not matter here.
+    """
+    draft = draft_config(path, settings)
+    if draft.config is None or not draft.readable or valid_candidates(draft.config)[1]:
+        raise ConfigError(draft.problems)
+    return without_search(draft.config), _searched_at_default(draft.config)
+
+
 def without_search(config: StudyConfig) -> StudyConfig:
     """A study of one trial at the base values, called `<name>-train`.
 
@@ -108,7 +123,7 @@ def without_search(config: StudyConfig) -> StudyConfig:
     return single
 
 
-def searched_at_default(config: StudyConfig) -> dict[str, Value]:
+def _searched_at_default(config: StudyConfig) -> dict[str, Value | None]:
     """Searched paths that the config gives no value of its own, with the default that a single trial takes."""
     given = flat(config.model_dump(exclude_unset=True, exclude={"search"}))
     values = flat(config.model_dump(exclude={"search"}))
@@ -150,8 +165,9 @@ def _draft(tree: Any, settings: Sequence[str], where: str) -> Draft:
     else:
         found, unknown = [], frozenset[str]()
     if config is not None:
-        found += [p for p in cross_problems(config, unknown=unknown) if p not in found]
-    return Draft(config, unknown, tuple(found))
+        between = cross_problems(config, unknown=unknown)
+        return Draft(config, unknown, tuple(dict.fromkeys([*found, *between])), not found)
+    return Draft(config, unknown, tuple(found), not found)
 
 
 def _without_errors(

@@ -160,7 +160,10 @@ class _Run:
                 reuse_actors=not uses_torch_trainer(self._config),
                 trial_dirname_creator=_trial_dirname,
             )
-            self._tune({}, how, Stop(seconds, self._watcher.phase))
+            stop = Stop(seconds, self._watcher.phase)
+            self._tune({}, how, stop)
+            if stop.reason is None and len(ended_states(study)) < self._config.study.trials:
+                raise StudyInterruptedError  # by SIGUSR1, which Tune keeps to itself
         # Whatever still runs was stopped by the time budget.
         for job in prune_unfinished(study):
             if self._recorder.row(job) is None:
@@ -178,7 +181,7 @@ class _Run:
         winner = self._recorder.results.winner
         if winner is None:
             return
-        self._watcher.phase("testing the winner, the baseline and the teacher")
+        self._watcher.phase("testing the winner and what it is compared with")
         sample = {path: winner.params[path] for path in self._config.search}
         trial = Job("trial", winner.number, sample)
         text = dump_yaml(trial.config(self._config).model_dump(mode="json", exclude_none=True))
@@ -199,6 +202,8 @@ class _Run:
             max_concurrent_trials=self._plan.concurrency, trial_dirname_creator=_trial_dirname
         )
         self._tune(space, how, Stop(None, self._watcher.phase))
+        if not all(self._has_ended(job) for job in jobs):
+            raise StudyInterruptedError
 
     def _tune(self, space: dict[str, Any], how: TuneConfig, stop: Stop) -> None:
         run_tune(self._config, self._teacher_weights, space, how, stop, self._recorder)

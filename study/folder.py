@@ -89,6 +89,7 @@ def open_results(config: StudyConfig, tracker: Tracker) -> StudyResults:
         started_at=time.time(),
         tracking_uri=_tracking_uri(config),
         experiment=config.tracking.experiment,
+        experiment_id=tracker.experiment_id,
         parent_run_id=parent,
     )
     save_results(results, path)

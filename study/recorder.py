@@ -89,6 +89,8 @@ class Recorder:
                 directory=str(job.folder(self._config)),
                 run_id=self._orphans.pop((job.role, job.number), None) or self._open_run(job),
             )
+        else:
+            self._tracker.reopen_trial(_run_of(known))
         row = known.model_copy(update={"state": "running", "error": None})
         self._put(row)
         self._watcher.trial_started(row)
@@ -144,8 +146,6 @@ class Recorder:
         winner = self.results.winner
         self._save(self.results.model_copy(update={"finished": True}))
         metrics: dict[str, float] = {}
-        if winner is not None and winner.value is not None:
-            metrics[records.BEST_VAL_ACCURACY] = winner.value
         if winner is not None and winner.test_accuracy is not None:
             metrics[records.BEST_TEST_ACCURACY] = winner.test_accuracy
         self._tracker.end_study(

@@ -68,6 +68,8 @@ class StudyResults(BaseModel):
     """`seconds` when the search first began."""
     tracking_uri: str
     experiment: str
+    experiment_id: str | None = None
+    """MLflow's, as in the addresses of its pages."""
     parent_run_id: str
     rows: tuple[TrialRow, ...] = ()
 

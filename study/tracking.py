@@ -140,6 +140,12 @@ class Tracker:
         self._log_params(run_id, params)
         return run_id
 
+    def reopen_trial(self, run_id: str) -> None:
+        """Go on with a child run that was closed or left open; what it failed of is forgotten."""
+        self._set_state(run_id, "running")
+        if TAG_ERROR in self._client.get_run(run_id).data.tags:
+            self._client.delete_tag(run_id, TAG_ERROR)
+
     def log_epoch(self, run_id: str, record: EpochRecord) -> None:
         """Log an epoch's metrics in one call, at step = epoch and the record's own time.
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
+from pathlib import Path
 from urllib.parse import quote, urlencode
 
 from trainable.records import VAL_ACCURACY
@@ -16,8 +20,15 @@ def server_of(tracking_uri: str) -> str | None:
 
 
 def open_command(tracking_uri: str) -> str:
-    """The command that serves MLflow's pages for an embedded store."""
-    return f"mlflow ui --backend-store-uri {tracking_uri}"
+    """The command that serves MLflow's pages for an embedded store, as it can be typed here."""
+    return f"{_mlflow()} ui --backend-store-uri {tracking_uri}"
+
+
+def _mlflow() -> str:
+    """MLflow's program: by its name if the shell finds it, else where this interpreter has it."""
+    if shutil.which("mlflow"):
+        return "mlflow"
+    return os.path.relpath(Path(sys.executable).with_name("mlflow"))
 
 
 def runs_page(server: str, experiment_id: str, study: str) -> str:

@@ -31,19 +31,17 @@ _COMPARED: dict[Role, str] = {
 }
 
 
-def leaderboard(results: StudyResults, experiment_id: str | None = None) -> RenderableType:
+def leaderboard(results: StudyResults) -> RenderableType:
     """The whole report; it folds to the width of the console that prints it.
 
     With MLflow's `experiment_id` it also gives the address of the study's page.
     """
-    return _Leaderboard(results, experiment_id)
+    return _Leaderboard(results)
 
 
-def print_leaderboard(
-    results: StudyResults, console: Console, experiment_id: str | None = None
-) -> None:
+def print_leaderboard(results: StudyResults, console: Console) -> None:
     """Print the report; paths and commands stay whole even if the console is narrower."""
-    console.print(leaderboard(results, experiment_id), crop=False, highlight=False)
+    console.print(leaderboard(results), crop=False, highlight=False)
 
 
 def ranked(results: StudyResults) -> list[TrialRow]:
@@ -61,9 +59,8 @@ def ranked(results: StudyResults) -> list[TrialRow]:
 
 
 class _Leaderboard:
-    def __init__(self, results: StudyResults, experiment_id: str | None) -> None:
+    def __init__(self, results: StudyResults) -> None:
         self._results = results
-        self._experiment_id = experiment_id
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         results = self._results
@@ -79,7 +76,7 @@ class _Leaderboard:
             if row.state == "failed":
                 yield Text(f"{row.label} failed: {one_line(row.error)}", style="red")
         yield Text(_verdict(results), style="bold")
-        yield from _places(results, self._experiment_id)
+        yield from _places(results)
 
 
 def _summary(results: StudyResults) -> str:
@@ -220,15 +217,15 @@ def _why_no_winner(results: StudyResults) -> str:
     )
 
 
-def _places(results: StudyResults, experiment_id: str | None) -> Iterator[Text]:
+def _places(results: StudyResults) -> Iterator[Text]:
     """Paths, commands and addresses to copy: never wrapped, so that they can be."""
     if winner := results.winner:
         yield _place("Checkpoint", str(Path(winner.directory) / "best.safetensors"))
     server = server_of(results.tracking_uri)
     if server is None:
         yield _place("MLflow", open_command(results.tracking_uri))
-    if experiment_id is not None:
-        page = runs_page(server or LOCAL_SERVER, experiment_id, results.name)
+    if results.experiment_id is not None:
+        page = runs_page(server or LOCAL_SERVER, results.experiment_id, results.name)
         yield _place("MLflow" if server else "then open", page)
     elif server is not None:
         yield _place("MLflow", server)

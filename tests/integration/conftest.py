@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +189,5 @@ def make_spy() -> type[Spy]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def quiet_optuna() -> Iterator[None]:
+def quiet_optuna() -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    yield

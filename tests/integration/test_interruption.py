@@ -17,6 +17,7 @@ import torch
 from optuna.trial import TrialState
 
 from study.config import dump_config
+from study.driver import StudyInterruptedError
 from study.results import StudyResults, load_results
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
@@ -136,3 +137,24 @@ def test_interrupted_study_goes_on_where_it_was(
         assert [step for step, _ in ours["val/accuracy"]] == list(range(1, EPOCHS + 1))
     assert left.results.winner.label == calm.results.winner.label
     assert left.results.winner.test_accuracy == calm.results.winner.test_accuracy
+
+
+def test_a_signal_that_tune_takes_itself_does_not_end_the_study(
+    tmp_path: Path, configure: Any, conduct: Any, make_spy: Any, left_by: Any
+) -> None:
+    """SIGUSR1 makes `Tuner.fit` return as if all were done; Slurm can send it before its time limit."""
+    config = build(configure, tmp_path)
+    spy = make_spy()
+
+    def at_epoch(row: Any, record: Any) -> None:
+        if (row.label, record.epoch) == ("trial 1", 2):
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    spy.at_epoch = at_epoch
+    with pytest.raises(StudyInterruptedError):
+        conduct(config, spy)
+    states = [trial.state for trial in left_by(config).optuna_trials]
+    assert states == [TrialState.COMPLETE, TrialState.RUNNING]
+    left = conduct(config)
+    assert [row.state for row in left.results.of("trial")] == ["complete"] * TRIALS
+    assert left.spy.phases[0].startswith("searching")

@@ -20,8 +20,8 @@ from study.config import (
     dump_config,
     flat,
     load_config,
+    load_single,
     parse_config,
-    searched_at_default,
     with_values,
     without_search,
 )
@@ -466,11 +466,25 @@ def test_a_single_trial_whose_base_values_are_wrong_is_told_so() -> None:
         without_search(config)
 
 
+QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
+
+
 def test_searched_paths_that_take_their_default_are_known() -> None:
-    config = config_with(
-        "search.train.clip={uniform: [1, 2]}", "search.distill.alpha={uniform: [0, 1]}"
-    )
-    assert searched_at_default(config) == {"optim.lr": 0.1, "train.clip": None}
+    single, defaults = load_single(QUICKSTART)
+    assert defaults == {"optim.weight_decay": 5e-4}
+    assert single.optim.weight_decay == 5e-4
+
+
+def test_a_single_trial_does_not_mind_what_the_search_would_make_of_it() -> None:
+    with pytest.raises(ConfigError, match=r"train\.epochs"):
+        load_config(QUICKSTART, ["train.epochs=3"])  # too few for the 5/3 of its search
+    single, _ = load_single(QUICKSTART, ["train.epochs=3"])
+    assert single.train.epochs == 3
+
+
+def test_a_single_trial_minds_a_search_that_cannot_be_read() -> None:
+    with pytest.raises(ConfigError, match=r"search\.optim\.lr"):
+        load_single(QUICKSTART, ["search.optim.lr={uniform: [2, 1]}"])
 
 
 def test_differing_keys_are_dotted_paths_without_the_place_of_the_study() -> None:

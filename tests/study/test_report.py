@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import re
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from study.report.links import open_command
 from study.report.table import print_leaderboard, ranked
 from study.report.text import duration, params_text, percent, short_names, value_text
 from study.results import State, StudyResults, TrialRow, Value
@@ -109,7 +111,7 @@ def test_nothing_is_cut_off_and_no_line_but_paths_too_long(width: int) -> None:
     wide = [line for line in text.splitlines() if len(line) > width]
     assert all(line.startswith(("Checkpoint", "MLflow")) for line in wide)
     assert f"{FOLDER}/3/best.safetensors\n" in text
-    assert f"mlflow ui --backend-store-uri {FULL.tracking_uri}\n" in text
+    assert f"{open_command(FULL.tracking_uri)}\n" in text
 
 
 @pytest.mark.parametrize("width", [80, 120])
@@ -173,12 +175,23 @@ def test_terminal_gets_colour() -> None:
     assert "\x1b[1;32m" in printed(FULL, 120, terminal=True)
 
 
+def test_the_command_is_one_that_can_be_typed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    program, *arguments = open_command("sqlite:///x.db").split()
+    assert Path(program).exists()
+    assert arguments == ["ui", "--backend-store-uri", "sqlite:///x.db"]
+    (tmp_path / "mlflow").touch(mode=0o755)
+    assert open_command("sqlite:///x.db").startswith("mlflow ui ")
+
+
 def test_places_of_the_embedded_store() -> None:
     out = io.StringIO()
-    print_leaderboard(FULL, Console(file=out, width=80), experiment_id="7")
+    print_leaderboard(FULL.model_copy(update={"experiment_id": "7"}), Console(file=out, width=80))
     *_, checkpoint, command, page = out.getvalue().splitlines()
     assert checkpoint == f"Checkpoint  {FOLDER}/3/best.safetensors"
-    assert command == f"MLflow      mlflow ui --backend-store-uri {FULL.tracking_uri}"
+    assert command == f"MLflow      {open_command(FULL.tracking_uri)}"
     assert page.startswith("then open   http://127.0.0.1:5000/#/experiments/7/runs?workflowType=")
     assert "searchFilter=tags.%60kd.study%60%20%3D%20%27quickstart%27&" in page
 
@@ -187,7 +200,9 @@ def test_places_of_a_server() -> None:
     results = FULL.model_copy(update={"tracking_uri": "https://host:5000/"})
     assert printed(results, 80).splitlines()[-1] == "MLflow      https://host:5000"
     out = io.StringIO()
-    print_leaderboard(results, Console(file=out, width=80), experiment_id="7")
+    print_leaderboard(
+        results.model_copy(update={"experiment_id": "7"}), Console(file=out, width=80)
+    )
     assert "\nMLflow      https://host:5000/#/experiments/7/runs?" in out.getvalue()
     assert "mlflow ui" not in out.getvalue()
 

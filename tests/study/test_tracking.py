@@ -336,3 +336,17 @@ def test_flatten() -> None:
         "data.mean": "[0.5, 0.5]",
         "train.deterministic": False,
     }
+
+
+def test_a_trial_that_is_taken_up_again_forgets_its_error(embedded: tuple[str, Path]) -> None:
+    uri, root = embedded
+    tracker = Tracker(uri, "again", root)
+    parent = tracker.start_study("s", {}, {}, config_text="", note="")
+    run_id = tracker.start_trial(parent, "s", "trial", 0, {})
+    tracker.end_trial(run_id, "failed", "ValueError: no pictures")
+    tracker.reopen_trial(run_id)
+    run = MlflowClient(tracking_uri=uri).get_run(run_id)
+    assert (run.info.status, run.data.tags["kd.state"]) == ("RUNNING", "running")
+    assert "kd.error" not in run.data.tags
+    tracker.end_trial(run_id, "complete")
+    tracker.reopen_trial(run_id)

@@ -48,6 +48,6 @@ class CheckpointFolder:
             raise input_error(
                 CheckpointError,
                 str(path),
-                f"must be a checkpoint of this trial ({str(error).splitlines()[0]})",
+                f"must be a checkpoint of this trial ({type(error).__name__})",
                 "delete it to start the trial again",
             ) from error

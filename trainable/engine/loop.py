@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +52,15 @@ class TrialTask:
 def run(task: TrialTask, report: Report, device: torch.device) -> None:
     """Train the task's student on this rank, from its last checkpoint if there is one.
 
-    `report` gets the record of every epoch that this call trains, on every rank.
+    `report` gets the record of every epoch, on every rank; those before the checkpoint once more and
+    first, since who listened may have died before it heard of the last one.
     """
     apply_settings(task.config)
     trial = _Trial(task, device)
-    for epoch in range(trial.resume() + 1, task.config.train.epochs + 1):
+    trial.resume()
+    for record in trial.records:
+        report(record)
+    for epoch in range(len(trial.records) + 1, task.config.train.epochs + 1):
         report(trial.train_epoch(epoch))
 
 
@@ -80,6 +84,7 @@ class _Trial:
         self._open_data(data)
         self._checkpoints = CheckpointFolder(task.folder)
         self._best = -1.0
+        self.records: tuple[EpochRecord, ...] = ()
 
     def _open_data(self, data: Dataset) -> None:
         config, device = self._config, self._device
@@ -94,15 +99,15 @@ class _Trial:
             loader = open_loader(data.val, device, config.data.decode_workers)
             self._evaluator = Evaluator(loader, len(data.val), self._prepare, device)
 
-    def resume(self) -> int:
-        """Load the last checkpoint, if any; the epoch that it ends."""
+    def resume(self) -> None:
+        """Load the last checkpoint, if any."""
         state = self._checkpoints.load(self._device)
         if state is None:
-            return 0
+            return
         self._student.load_state_dict(state["student"])
         self._step.load_state_dict(state["step"])
         self._best = state["best"]
-        return state["epoch"]
+        self.records = tuple(EpochRecord(**record) for record in state["records"])
 
     def train_epoch(self, epoch: int) -> EpochRecord:
         """Train, validate, keep a checkpoint; what there is to tell of it."""
@@ -122,8 +127,10 @@ class _Trial:
         if self._evaluator is not None:
             watch = self._config.train.batchnorm.batch_stats_accuracy
             metrics |= validation_metrics(self._evaluator, self._student, watch)
+        record = EpochRecord(epoch, records.finite(metrics), int(time.time() * 1000))
+        self.records = (*self.records, record)
         self._keep(epoch, metrics)
-        return EpochRecord(epoch, records.finite(metrics), int(time.time() * 1000))
+        return record
 
     def _enter_stage(self, epoch: int) -> Stage:
         stage = next(s for s in reversed(self._stages) if s.first_epoch <= epoch)
@@ -182,12 +189,12 @@ class _Trial:
         if ranks.rank() == 0:
             if better:
                 self._checkpoints.save_best(self._student)
-            self._checkpoints.save(self._state(epoch))
+            self._checkpoints.save(self._state())
         ranks.barrier(self._device)
 
-    def _state(self, epoch: int) -> dict[str, Any]:
+    def _state(self) -> dict[str, Any]:
         return {
-            "epoch": epoch,
+            "records": [asdict(record) for record in self.records],
             "best": self._best,
             "student": self._student.state_dict(),
             "step": self._step.state_dict(),

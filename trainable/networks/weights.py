@@ -66,7 +66,7 @@ def _read(path: Path, config_path: str) -> dict[str, Tensor]:
             CheckpointError,
             config_path,
             f"{path} must be a .safetensors file or a state dict that loads with weights only "
-            f"({_first_line(error)})",
+            f"({_reason(error)})",
             "save it again with torch.save(network.state_dict(), …) or safetensors",
         ) from error
 
@@ -98,5 +98,8 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
 
 
-def _first_line(error: Exception) -> str:
+def _reason(error: Exception) -> str:
+    if isinstance(error, pickle.UnpicklingError):
+        # torch's own text ends in advice to load it all the same.
+        return "it holds other objects than tensors, which are never loaded"
     return (str(error) or type(error).__name__).splitlines()[0]
