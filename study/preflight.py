@@ -61,6 +61,7 @@ def preflight_draft(draft: Draft, capacity: Capacity) -> StudyPlan:
         lambda: concurrency(config, capacity),
     )
     data = checks.of(("data",), lambda: tasks.inspect_data(config))
+    checks.add(_too_few_pictures(config, data))
     networks = _Networks(config, data, checks)
     checks.add(cross_problems(config, networks.blocks_of, draft.unknown))
     if checks.problems or slots is None or data is None or networks.student is None:
@@ -79,6 +80,14 @@ def stages_by_decomposition(plan_: StudyPlan) -> dict[str, tuple[plan.Stage, ...
         name = trial.distill.decomposition if has_stages else None
         result[name or trial.distill.method] = plan.stages(trial, blocks)
     return result
+
+
+def _too_few_pictures(config: StudyConfig, data: DataSummary | None) -> list[Problem]:
+    """BatchNorm needs two pictures on every worker, also in an epoch of a single update."""
+    if data is None or data.train >= 2 * config.train.workers:
+        return []
+    rule = f"must leave two training pictures for each worker, of {data.train} in all"
+    return [Problem("train.workers", rule, "use fewer workers", str(config.train.workers))]
 
 
 class _Checks:

@@ -43,5 +43,10 @@ def average_over_ranks(tensors: Iterable[Tensor]) -> None:
 
 
 def barrier(device: torch.device) -> None:
-    """Wait for every rank."""
-    sum_over_ranks(torch.zeros(1, device=device))
+    """Wait for every rank; the host too, which NCCL alone would not make wait."""
+    sum_over_ranks(torch.zeros(1, device=device)).item()
+
+
+def mean_over_ranks(value: float, device: torch.device) -> float:
+    """The mean of every rank's number."""
+    return float(sum_over_ranks(torch.tensor(value, device=device)) / world_size())

@@ -259,3 +259,10 @@ def test_config_data_networks_checkpoint_and_resources_are_reported_at_once() ->
 )
 def test_nothing_is_said_of_what_depends_on_a_wrong_value(settings: list[str], path: str) -> None:
     assert [line.split(": ")[0] for line in wrong(*settings)] == [path]
+
+
+def test_workers_need_two_training_pictures_each() -> None:
+    many = Capacity(cpus=1000, gpus=0)
+    settings = ("train.workers=900", "data.batch_size=2000", "teacher.train.batch_size=2000")
+    lines = wrong(*settings, capacity=many)
+    assert any("train.workers: must leave two training pictures" in line for line in lines), lines

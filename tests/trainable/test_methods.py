@@ -61,9 +61,12 @@ class TestEveryMethod:
         self, name: str, student: BlockNetwork, teacher: FrozenTeacher, batch: Batch
     ) -> None:
         module = objective(student, **METHODS[name]).train()
+        heads: list[object] = []
+        student.network.get_submodule("fc").register_forward_hook(lambda *call: heads.append(call))
         for number in (1, 2, 3):
             module(*batch, teacher(batch[0]))
             assert counts(student) == {number}
+            assert len(heads) == number
 
     def test_every_parameter_has_a_gradient(
         self, name: str, student: BlockNetwork, teacher: FrozenTeacher, batch: Batch

@@ -114,6 +114,17 @@ def test_cuts_must_be_layers_in_order() -> None:
         BlockNetwork(layers, ("fc",))
 
 
+@pytest.mark.parametrize("name", ["resnet18", "mini_resnet_10_4"])
+def test_features_stay_as_they_are_at_every_possible_cut(name: str) -> None:
+    """No later layer may overwrite, in place, what a cut has handed out."""
+    layers = build(name, classes=10, channels=3, image_size=16, path="student.model")
+    network = BlockNetwork(layers, [layer for layer, _ in layers.chain[:-1]]).eval()
+    images = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        for index, feature in enumerate(network.features(images)):
+            assert torch.equal(feature, network.run(images, 0, index + 1)), network.names[index]
+
+
 def test_sync_batchnorm_reaches_the_blocks() -> None:
     layers = build("resnet18", classes=10, channels=3, image_size=32, path="student.model")
     network = BlockNetwork(with_sync_batchnorm(layers))

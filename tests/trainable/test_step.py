@@ -188,7 +188,7 @@ class BrokenLoss:
         return {**terms, LOSS: terms[LOSS] + self.extra}
 
 
-@pytest.mark.parametrize("where", ["input", "teacher", "logits", "loss", "gradient"])
+@pytest.mark.parametrize("where", ["input", "teacher", "logits", "loss", "gradient", "variance"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_an_update_that_is_not_finite_leaves_no_trace(
     where: str,
@@ -211,6 +211,9 @@ def test_an_update_that_is_not_finite_leaves_no_trace(
     outputs = teacher(images)
     if where == "input":
         images[3] = bad
+    if where == "variance":
+        # Its square overflows to inf, 1/sqrt(inf) is 0, and loss and gradient stay finite.
+        images = images * 1e25
     if where == "teacher":
         outputs = TeacherOutputs(outputs.features, outputs.logits + bad)
     handle = None

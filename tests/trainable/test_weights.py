@@ -62,6 +62,20 @@ def test_what_does_not_fit_is_named(student: BlockNetwork, tmp_path: Path) -> No
     assert "1 unexpected (extra)" in message
 
 
+def test_counts_that_old_files_lack_are_not_missed(student: BlockNetwork, tmp_path: Path) -> None:
+    state = {n: v for n, v in student.network.state_dict().items() if not n.endswith("_tracked")}
+    torch.save(state, tmp_path / "teacher.pth")
+    load_weights(student.network, tmp_path / "teacher.pth", config_path=PLACE)
+
+
+def test_weights_that_are_not_finite_are_named(student: BlockNetwork, tmp_path: Path) -> None:
+    state = {name: value.clone() for name, value in student.network.state_dict().items()}
+    state["fc.bias"][3] = float("nan")
+    torch.save(state, tmp_path / "teacher.pth")
+    with pytest.raises(CheckpointError, match=r"1 not finite \(fc.bias\)"):
+        load_weights(student.network, tmp_path / "teacher.pth", config_path=PLACE)
+
+
 class _Evil:
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return print, ("pickle ran",)

@@ -62,8 +62,9 @@ def shards(samples: int, batch_size: int, workers: int, rank: int) -> list[Indic
 
     Batches hold at most `batch_size` samples and are as equal as they can be. Each is spread
     evenly over the whole set, because a set sorted by class, cut into consecutive batches, would
-    give BatchNorm the statistics of one class at a time.
+    give BatchNorm the statistics of one class at a time. Every rank has as many batches as the
+    others, since SyncBatchNorm exchanges statistics in each; on a small set some may be empty.
     """
     own = np.arange(rank, samples, workers, dtype=np.int64)
-    count = math.ceil(len(own) / batch_size)
+    count = math.ceil(math.ceil(samples / workers) / batch_size)
     return [own[batch::count] for batch in range(count)]

@@ -38,8 +38,11 @@ class Evaluator:
         device: torch.device,
     ) -> None:
         """`prepare` turns (batch, channels, height, width) uint8 pictures into what networks take."""
-        self._loader, self._prepare, self._device = loader, prepare, device
+        self._loader, self._prepare, self.device = loader, prepare, device
         self._batches = shards(samples, EVALUATION_BATCH, ranks.world_size(), ranks.rank())
+        smallest = samples // ranks.world_size() // max(1, len(self._batches))
+        self.batches_have_statistics = smallest >= 2
+        """Whether every batch of every rank has the two samples that a variance needs."""
 
     def score(self, network: nn.Module) -> Score:
         """With running statistics; the network is in eval mode afterwards."""
@@ -54,13 +57,13 @@ class Evaluator:
 
     @torch.no_grad()
     def _score(self, network: nn.Module, statistics: BatchStatistics | None) -> Score:
-        totals = torch.zeros(3, dtype=torch.float64, device=self._device)
+        totals = torch.zeros(3, dtype=torch.float64, device=self.device)
         for number, batch in enumerate(self._loader.batches(self._batches), start=1):
             if statistics is not None:
                 statistics.next_batch(number)
             logits = network(self._prepare(batch.images))
             correct = (logits.argmax(1) == batch.labels).sum()
-            samples = torch.tensor(len(batch.labels), device=self._device)
+            samples = torch.tensor(len(batch.labels), device=self.device)
             totals += torch.stack([correct, cross_entropy(logits, batch.labels), samples])
         correct, loss, samples = ranks.sum_over_ranks(totals).tolist()
         return Score(correct / samples, loss / samples)

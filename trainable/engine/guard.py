@@ -16,7 +16,7 @@ from trainable import ranks
 
 
 class Guard:
-    """Watches the updates of one student."""
+    """Watches the updates of one student, whose buffers must keep their device and type from now on."""
 
     def __init__(self, module: nn.Module) -> None:
         self._live = [_pool(buffers) for buffers in _statistics(module)]
@@ -28,9 +28,16 @@ class Guard:
             saved.copy_(live)
 
     def verdict(self, loss: Tensor, gradient_norm: Tensor) -> Tensor:
-        """1.0 if the loss or the gradient of any rank is not finite, else 0.0: a () tensor on the device."""
-        bad = (~(loss.isfinite() & gradient_norm.isfinite())).to(torch.float32)
-        return ranks.max_over_ranks(bad)
+        """1.0 if anything is not finite on any rank, else 0.0: a () tensor on the device.
+
+        The running statistics are looked at too: a variance can overflow while loss and gradient stay
+        finite, and would then make its layer say nothing for good.
+        """
+        fine = loss.isfinite() & gradient_norm.isfinite()
+        for live in self._live:
+            if live.is_floating_point():
+                fine = fine & live.isfinite().all()
+        return ranks.max_over_ranks((~fine).to(torch.float32))
 
     def step(self, optimizer: Optimizer, bad: Tensor) -> None:
         """Take the optimizer's step, unless `bad`; then bring the running statistics back.

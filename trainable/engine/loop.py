@@ -1,11 +1,13 @@
 """A trial from its first epoch to its last: `run(task, report, device)`.
 
 A plain function of its arguments: it knows nothing of Ray, of the study, or of who listens. With a
-process group it is run by every rank; the records that it reports are the same on all of them.
+process group it is run by every rank; the records that it reports are the same on all of them, times
+and rates aside.
 """
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -214,5 +216,12 @@ def wrap_for_ranks(objective: Objective) -> Objective | DistributedDataParallel:
     """The objective in DDP where there are several ranks, itself where there is one."""
     if ranks.world_size() == 1:
         return objective
-    # Buffers are not broadcast: they are averaged before they are used (see `train_epoch`).
-    return DistributedDataParallel(objective, broadcast_buffers=False, gradient_as_bucket_view=True)
+    # Buffers are not broadcast: they are averaged before they are used (see `train_epoch`). torch 2.14
+    # calls the same setting by another name.
+    known = inspect.signature(DistributedDataParallel.__init__).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    buffers: dict[str, Any] = {name: False}
+    # DDP rebuilds its buckets after a process's first backward, and its first backward rounds otherwise
+    # where gradients are views of the buckets: with three ranks a resumed trial would end in other bits.
+    # Looking for unused parameters (there are none) keeps the buckets as they are.
+    return DistributedDataParallel(objective, find_unused_parameters=True, **buffers)

@@ -17,6 +17,8 @@ def apply_settings(config: TrialConfig) -> None:
     if config.train.deterministic:
         # cuBLAS reads this when its handle is made; Hopper and later need it for repeatable matrix products.
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    else:
+        os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
     torch.use_deterministic_algorithms(config.train.deterministic)
     torch.backends.cudnn.deterministic = config.train.deterministic
     torch.backends.cudnn.benchmark = not config.train.deterministic

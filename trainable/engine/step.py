@@ -90,8 +90,10 @@ class Step:
         self.precision.unscale(self.optimizer)
         norms = self.membership.gradient_norms()
         bad = self._guard.verdict(self._terms[LOSS], norms.total)
-        clipped = self._clip_gradients(norms.total)
-        self._observe_gradients(norms, clipped, bad)
+        factor = self._clip_factor(norms.total)
+        self._observe_gradients(norms, (factor < 1).to(torch.float32), bad)
+        if self._clip is not None:
+            self.membership.scale_gradients(factor)
         set_learning_rate(self.optimizer, lr)
         if self._updates % self._observe_every == 0:
             size = self._travel.remember()
@@ -131,13 +133,11 @@ class Step:
             return self._objective.no_sync()
         return nullcontext()
 
-    def _clip_gradients(self, norm: Tensor) -> Tensor:
-        """Scale the gradient down to the largest norm allowed; whether it was, as 0 or 1."""
+    def _clip_factor(self, norm: Tensor) -> Tensor:
+        """What brings the gradient down to the largest norm allowed; 1 where it is within."""
         if self._clip is None:
-            return self._zero
-        factor = (self._clip / (norm + 1e-6)).clamp(max=1.0)
-        self.membership.scale_gradients(factor)
-        return (factor < 1).to(torch.float32)
+            return self._one
+        return (self._clip / (norm + 1e-6)).clamp(max=1.0)
 
     def _observe_gradients(self, norms: BlockNorms, clipped: Tensor, bad: Tensor) -> None:
         self.losses.add({SAMPLES: self._samples, **self._terms}, bad)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trainable import records
+from trainable import ranks, records
 from trainable.engine.evaluate import Evaluator
 from trainable.engine.step import CLIPPED, NORM, OBSERVED, RATIO, SAMPLES, UPDATES, Step
 from trainable.networks.blocks import BlockNetwork
@@ -44,8 +44,8 @@ def validation_metrics(
     score = evaluator.score(student)
     metrics = {records.VAL_ACCURACY: score.accuracy, records.VAL_LOSS: score.loss}
     statistics = BatchStatistics(student)
-    if watch_batch_statistics and statistics:
+    if watch_batch_statistics and statistics and evaluator.batches_have_statistics:
         by_batch = evaluator.score_by_batch_statistics(student, statistics)
         metrics[records.VAL_ACCURACY_BATCH_STATS] = by_batch.accuracy
-        metrics[records.BN_DRIFT] = statistics.drift
+        metrics[records.BN_DRIFT] = ranks.mean_over_ranks(statistics.drift, evaluator.device)
     return metrics

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from trainable.errors import CheckpointError, Problem, input_error
 
 _SHOWN = 4
+_COUNT = "num_batches_tracked"
 
 
 def save_weights(network: nn.Module, path: Path) -> None:
@@ -38,6 +39,9 @@ def load_weights(network: nn.Module, path: Path, *, config_path: str) -> None:
     """
     tensors = _read(path, config_path)
     expected = network.state_dict()
+    # Old or exported files lack these counts, which only BatchNorm without a momentum reads.
+    counts = {name: count for name, count in expected.items() if name.endswith(_COUNT)}
+    tensors = {**counts, **tensors}
     found = _mismatches(expected, tensors)
     if found:
         raise CheckpointError(
@@ -90,7 +94,17 @@ def _mismatches(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> 
         for name, tensor in expected.items()
         if name in found and found[name].shape != tensor.shape
     ]
-    lists = (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
+    broken = [
+        name
+        for name, tensor in found.items()
+        if tensor.is_floating_point() and not tensor.isfinite().all()
+    ]
+    lists = (
+        ("missing", missing),
+        ("unexpected", unexpected),
+        ("of another shape", shapes),
+        ("not finite", broken),
+    )
     return [f"{len(names)} {what} ({_some(names)})" for what, names in lists if names]
 
 

@@ -45,6 +45,7 @@ def build(name: str, *, classes: int, channels: int, image_size: int, path: str)
 
 def _torchvision_resnet(name: str, classes: int, channels: int, image_size: int) -> Layers:
     network = torchvision.models.get_model(name, weights=None, num_classes=classes)
+    network.relu = nn.ReLU()  # one in place would overwrite what a cut at bn1 has handed out
     if image_size < SMALL_IMAGE:
         network.conv1 = _conv(nn.Conv2d(channels, 64, 3, stride=1, padding=1, bias=False))
         network.maxpool = nn.Identity()
@@ -65,7 +66,7 @@ class MiniResNet(nn.Module):
         count = (depth - 2) // 8
         self.conv1 = nn.Conv2d(channels, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        self.relu = nn.ReLU(inplace=True)
+        self.relu = nn.ReLU()
         self.layer1 = _group(width, width, count, stride=1)
         self.layer2 = _group(width, 2 * width, count, stride=2)
         self.layer3 = _group(2 * width, 4 * width, count, stride=2)

@@ -73,7 +73,12 @@ def test_workers_and_micro_batches_share_the_same_updates(
 def test_shards_have_each_sample_once_over_all_ranks(samples, batch_size, workers) -> None:
     batches = [b for rank in range(workers) for b in shards(samples, batch_size, workers, rank)]
     assert sorted(np.concatenate(batches)) == list(range(samples))
-    assert all(0 < len(batch) <= batch_size for batch in batches)
+    assert all(len(batch) <= batch_size for batch in batches)
+
+
+@pytest.mark.parametrize(("samples", "workers"), [(1025, 2), (10, 6), (3, 4), (1, 1), (1537, 3)])
+def test_every_rank_has_as_many_shards_as_the_others(samples: int, workers: int) -> None:
+    assert len({len(shards(samples, 512, workers, rank)) for rank in range(workers)}) == 1
 
 
 def test_shards_of_a_set_sorted_by_class_hold_every_class() -> None:
