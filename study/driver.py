@@ -44,6 +44,9 @@ from study.yaml import dump_yaml
 from trainable import tasks
 from trainable.errors import KdStudyError
 
+KEPT_TRIALS = 3
+"""Best trials whose weights and config are kept as artifacts of their MLflow runs."""
+
 
 class Display(Watcher, AbstractContextManager[Any], Protocol):
     """A watcher that is on screen while it is entered."""
@@ -182,11 +185,11 @@ class _Run:
         if winner is None:
             return
         self._watcher.phase("testing the winner and what it is compared with")
-        sample = {path: winner.params[path] for path in self._config.search}
-        trial = Job("trial", winner.number, sample)
-        text = dump_yaml(trial.config(self._config).model_dump(mode="json", exclude_none=True))
-        self._recorder.keep_artifacts(trial, tasks.best_weights(trial.folder(self._config)), text)
-        for job in (trial, Job("baseline"), Job("teacher")):
+        for row in self._recorder.results.best_trials[:KEPT_TRIALS]:
+            job = self._job_of(row)
+            text = dump_yaml(job.config(self._config).model_dump(mode="json", exclude_none=True))
+            self._recorder.keep_artifacts(job, tasks.best_weights(job.folder(self._config)), text)
+        for job in (self._job_of(winner), Job("baseline"), Job("teacher")):
             row = self._recorder.row(job)
             if row is None or row.state != "complete" or row.test_accuracy is not None:
                 continue
@@ -195,6 +198,9 @@ class _Run:
             accuracy = self._score(job, weights, "test")
             if accuracy is not None:
                 self._recorder.tested(job, accuracy)
+
+    def _job_of(self, row: TrialRow) -> Job:
+        return Job(row.role, row.number, {path: row.params[path] for path in self._config.search})
 
     def _train(self, jobs: Sequence[Job]) -> None:
         space = {"job": tune.grid_search([job.to_dict() for job in jobs])}

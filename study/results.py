@@ -78,14 +78,15 @@ class StudyResults(BaseModel):
         return tuple(row for row in self.rows if row.role == role)
 
     @property
-    def winner(self) -> TrialRow | None:
-        """The complete trial with the best validation accuracy (the first of equals, or the last trial
-        where nothing was validated)."""
+    def best_trials(self) -> tuple[TrialRow, ...]:
+        """The complete trials, best validation accuracy first, the earlier of equals first."""
         usable = [row for row in self.of("trial") if row.state == "complete"]
-        measured = [row for row in usable if row.value is not None]
-        if measured:
-            return max(measured, key=lambda row: (row.value or 0.0, -row.number))
-        return usable[-1] if usable else None
+        return tuple(sorted(usable, key=lambda row: (-(row.value or 0.0), row.number)))
+
+    @property
+    def winner(self) -> TrialRow | None:
+        """The best trial, if any is complete."""
+        return next(iter(self.best_trials), None)
 
     def with_row(self, row: TrialRow) -> StudyResults:
         """These results with `row` in place of the one of its role and number, or added."""

@@ -49,11 +49,10 @@ def ranked(results: StudyResults) -> list[TrialRow]:
 
     Within a state the better validation accuracy comes first, then the earlier trial.
     """
-    winner = results.winner
 
-    def key(row: TrialRow) -> tuple[int, bool, float, int]:
+    def key(row: TrialRow) -> tuple[int, float, int]:
         value = float("-inf") if row.value is None else row.value
-        return _STATES.index(row.state), row != winner, -value, row.number
+        return _STATES.index(row.state), -value, row.number
 
     return sorted(results.of("trial"), key=key)
 
@@ -185,7 +184,9 @@ def _verdict(results: StudyResults) -> str:
     head = f"Best: {winner.label}"
     alone = next((row for row in results.of("baseline") if row.state == "complete"), None)
     if alone is None:
-        return f"{head}, validation accuracy {percent(winner.value)} %."
+        measured = (("validation", winner.value), ("test", winner.test_accuracy))
+        parts = [f"{split} accuracy {percent(v)} %" for split, v in measured if v is not None]
+        return f"{', '.join([head, *parts])}."
     if winner.test_accuracy is not None and alone.test_accuracy is not None:
         gain = _gain(winner.test_accuracy, alone.test_accuracy, "test")
         return f"{head}, {gain} One seed each: the difference can be within noise."

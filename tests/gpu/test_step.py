@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,13 @@ class Setup:
         return {name: value.clone() for name, value in self.student.state_dict().items()}
 
 
+@pytest.fixture
+def restored_determinism() -> Iterator[None]:
+    """A trial leaves the process deterministic; other tests must not be."""
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_every_precision_trains(precision: str) -> None:
     setup = Setup(precision=precision, clip=5.0)
@@ -104,6 +111,7 @@ def test_an_overflow_in_fp16_halves_the_scale_and_leaves_no_trace() -> None:
     assert any(not torch.equal(value, before[name]) for name, value in setup.weights().items())
 
 
+@pytest.mark.usefixtures("restored_determinism")
 def test_a_trial_repeats_its_bits_where_that_is_asked(tmp_path: Path) -> None:
     config = TrialConfig.model_validate(
         {
@@ -121,4 +129,3 @@ def test_a_trial_repeats_its_bits_where_that_is_asked(tmp_path: Path) -> None:
         return [{k: v for k, v in m.items() if k != records.TRAIN_IMAGES_PER_SECOND} for m in found]
 
     assert trained("a") == trained("b")
-    torch.use_deterministic_algorithms(False)

@@ -226,6 +226,8 @@ def test_artifacts(whole: Any) -> None:
     assert kept.read_bytes() == ours.read_bytes()
     config = whole.client.download_artifacts(winner.info.run_id, "config.yaml")
     assert f"lr: {whole.results.winner.params['optim.lr']}" in Path(config).read_text()
+    for row in whole.results.best_trials[1:3]:
+        assert names(whole.child(row.label)) == {"checkpoint", "config.yaml"}
 
 
 def test_finished_study_prints_its_leaderboard_without_ray(

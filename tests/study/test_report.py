@@ -85,7 +85,9 @@ def test_complete_trials_come_first_then_pruned_then_failed() -> None:
 def test_first_is_the_winner_even_without_validation() -> None:
     results = study_of(trial(0, "complete"), trial(1, "complete"))
     assert ranked(results)[0] == results.winner
-    assert "Best: trial 1, validation accuracy — %" in unwrapped(results)
+    assert "Best: trial 0." in unwrapped(results)
+    tested = study_of(trial(0, "complete").model_copy(update={"test_accuracy": 0.75}))
+    assert "Best: trial 0, test accuracy 75.00 %." in unwrapped(tested)
 
 
 @pytest.mark.parametrize("width", [80, 120])
