@@ -39,7 +39,6 @@ TAG_STUDY = "kd.study"
 TAG_TRIAL = "kd.trial"
 TAG_ROLE = "kd.role"
 TAG_STATE = "kd.state"
-TAG_HEALTH = "kd.health"
 TAG_ERROR = "kd.error"
 _TAG_PARENT = "mlflow.parentRunId"
 _TAG_NOTE = "mlflow.note.content"
@@ -170,7 +169,7 @@ class Tracker:
         self._set_state(run_id, state)
 
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
-        """Set tags, e.g. `kd.health`."""
+        """Set tags by name."""
         self._client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
     def log_artifact(self, run_id: str, path: Path, folder: str | None = None) -> None:

@@ -16,7 +16,6 @@ import pytest
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
-import study.tracking as tracking
 from study.results import TrialRow
 from study.tracking import OpenRun, Tracker, flatten
 from trainable.errors import ConfigError
@@ -142,7 +141,7 @@ def test_trial_is_a_nested_run_with_flat_params(tracker: Tracker, client: Mlflow
     assert run.data.tags["mlflow.parentRunId"] == parent
     assert "kd.health" not in run.data.tags
 
-    tracker.set_tags(run_id, {tracking.TAG_HEALTH: "healthy"})
+    tracker.set_tags(run_id, {"kd.health": "healthy"})
     assert client.get_run(run_id).data.tags["kd.health"] == "healthy"
 
 

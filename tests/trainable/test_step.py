@@ -83,31 +83,34 @@ def test_accumulation_weighs_every_sample_alike(
         assert (weights(split)[name] - value).abs().max() <= 1e-6, name
 
 
-def test_an_update_is_plain_sgd_on_the_mean_loss(batch: Batch, make_config: MakeConfig) -> None:
+SGD = {"lr": 1.0, "momentum": 0.9, "nesterov": True, "weight_decay": 1e-3}
+ADAMW = {"lr": 1.0, "weight_decay": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("settings", "plain_optimizer", "rates"),
+    [
+        (SGD, lambda parameters: torch.optim.SGD(parameters, **SGD), (0.3, 0.2, 0.1)),
+        (
+            {"name": "adamw", **ADAMW},
+            lambda parameters: torch.optim.AdamW(parameters, **ADAMW),
+            (3e-3, 2e-3),
+        ),
+    ],
+    ids=["sgd", "adamw"],
+)
+def test_an_update_is_the_plain_optimizers_on_the_mean_loss(
+    settings: dict[str, Any],
+    plain_optimizer: Callable[[Any], torch.optim.Optimizer],
+    rates: tuple[float, ...],
+    batch: Batch,
+    make_config: MakeConfig,
+) -> None:
     config = make_config()
     teacher = FrozenTeacher(plain_network(1))
     mine, plain = plain_network(0), plain_network(0)
-    step = step_of(mine, config, {"lr": 1.0, "momentum": 0.9, "weight_decay": 1e-3})
-    optimizer = torch.optim.SGD(
-        plain.parameters(), lr=1.0, momentum=0.9, nesterov=True, weight_decay=1e-3
-    )
-    for lr in (0.3, 0.2, 0.1):
-        update(step, teacher, batch, [16], lr)
-        optimizer.param_groups[0]["lr"] = lr
-        optimizer.zero_grad()
-        (KD(config.distill)(plain, *batch, teacher(batch[0]))[LOSS] / 16).backward()
-        optimizer.step()
-    for name, value in weights(plain).items():
-        torch.testing.assert_close(weights(mine)[name], value, rtol=1e-5, atol=1e-6)
-
-
-def test_adamw_takes_its_rate_from_the_schedule(batch: Batch, make_config: MakeConfig) -> None:
-    config = make_config()
-    teacher = FrozenTeacher(plain_network(1))
-    mine, plain = plain_network(0), plain_network(0)
-    step = step_of(mine, config, {"name": "adamw", "lr": 1.0, "weight_decay": 0.1})
-    optimizer = torch.optim.AdamW(plain.parameters(), lr=1.0, weight_decay=0.1)
-    for lr in (3e-3, 2e-3):
+    step, optimizer = step_of(mine, config, settings), plain_optimizer(plain.parameters())
+    for lr in rates:
         update(step, teacher, batch, [16], lr)
         optimizer.param_groups[0]["lr"] = lr
         optimizer.zero_grad()

@@ -64,8 +64,12 @@ def test_what_does_not_fit_is_named(student: BlockNetwork, tmp_path: Path) -> No
 
 def test_counts_that_old_files_lack_are_not_missed(student: BlockNetwork, tmp_path: Path) -> None:
     state = {n: v for n, v in student.network.state_dict().items() if not n.endswith("_tracked")}
+    state = {name: value.clone() for name, value in state.items()}
     torch.save(state, tmp_path / "teacher.pth")
-    load_weights(student.network, tmp_path / "teacher.pth", config_path=PLACE)
+    load_weights(changed(student), tmp_path / "teacher.pth", config_path=PLACE)
+    after = student.network.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in state.items())
+    assert after["bn1.num_batches_tracked"] == 1  # as `changed` left it
 
 
 def test_weights_that_are_not_finite_are_named(student: BlockNetwork, tmp_path: Path) -> None:

@@ -97,12 +97,6 @@ class Normalizer:
         return (images * self._scale).add_(self._shift)
 
 
-def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """(x / 255 − mean) / std: uint8 (B, C, H, W) → float32, for mean and std (C,) of x / 255."""
-    scale, shift = _scale_and_shift(mean, std)
-    return (images * scale).add_(shift)
-
-
 def _scale_and_shift(mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
     """1 / (255 std) and −mean / std, float32 (C, 1, 1) each."""
     scale, shift = 1 / (255 * std), -mean / std
