@@ -13,7 +13,7 @@ FAST := not (slow or chaos or browser or service or gpu)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help study test test-all check format clean
+.PHONY: help study test test-all golden check format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ test: check ## Check, then run the fast tests
 
 test-all: check ## Check, then run every test (those for a GPU skip without one)
 	$(BIN)/pytest
+
+golden: $(VENV)/.dev ## Write the numbers of the golden runs anew (after a change that is meant to change them)
+	$(BIN)/python tests/trainable/test_golden.py
 
 check: $(VENV)/.dev ## Check format, lint, types and import contracts
 	$(BIN)/ruff format --check .

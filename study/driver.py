@@ -195,9 +195,7 @@ class _Run:
                 continue
             weights = self._teacher_weights if job.role == "teacher" else None
             weights = weights or tasks.best_weights(job.folder(self._config))
-            accuracy = self._score(job, weights, "test")
-            if accuracy is not None:
-                self._recorder.tested(job, accuracy)
+            self._recorder.tested(job, self._score(job, weights, "test"))
 
     def _job_of(self, row: TrialRow) -> Job:
         return Job(row.role, row.number, {path: row.params[path] for path in self._config.search})
@@ -216,8 +214,8 @@ class _Run:
         if stop.reason == "interrupted":
             raise StudyInterruptedError
 
-    def _score(self, job: Job, weights: Path, split: Literal["val", "test"]) -> float | None:
-        """Accuracy of a network on a split, measured where trials run."""
+    def _score(self, job: Job, weights: Path, split: Literal["val", "test"]) -> dict[str, float]:
+        """Metrics of a network on a split, measured where trials run."""
         config: Any = self._config if job.role == "teacher" else job.config(self._config)
         network = "teacher" if job.role == "teacher" else "student"
         need = worker_resources(self._config)
@@ -225,8 +223,7 @@ class _Run:
             num_cpus=need["CPU"], num_gpus=need.get("GPU", 0)
         )
         device = tasks.default_device(config)
-        score = ray.get(task.remote(config, network, weights, split, device))
-        return None if score is None else score.accuracy
+        return ray.get(task.remote(config, network, weights, split, device))
 
     def _is_complete(self, job: Job) -> bool:
         row = self._recorder.row(job)

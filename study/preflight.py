@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
 from study.cluster import Capacity, concurrency, with_resources
 from study.config import Draft, StudyConfig
+from study.results import Value
 from study.rules import cross_problems, in_baseline, in_search, samples_over, valid_candidates
 from trainable import plan, rules, tasks
 from trainable.config import TrialConfig
@@ -62,6 +63,7 @@ def preflight_draft(draft: Draft, capacity: Capacity) -> StudyPlan:
     )
     data = checks.of(("data",), lambda: tasks.inspect_data(config))
     checks.add(_too_few_pictures(config, data))
+    checks.add(_no_whole_update(config, data, draft.unknown))
     networks = _Networks(config, data, checks)
     checks.add(cross_problems(config, networks.blocks_of, draft.unknown))
     if checks.problems or slots is None or data is None or networks.student is None:
@@ -88,6 +90,32 @@ def _too_few_pictures(config: StudyConfig, data: DataSummary | None) -> list[Pro
         return []
     rule = f"must leave two training pictures for each worker, of {data.train} in all"
     return [Problem("train.workers", rule, "use fewer workers", str(config.train.workers))]
+
+
+def _no_whole_update(
+    config: StudyConfig, data: DataSummary | None, unknown: Collection[str]
+) -> list[Problem]:
+    """With `data.drop_last`, an epoch of fewer pictures than an update has would be empty."""
+    if data is None or not config.data.drop_last:
+        return []
+    path, base, reference = "data.batch_size", config.data.batch_size, config.study.baseline
+    searched = valid_candidates(config)[0].get(path)
+    sizes: set[tuple[str, Value]] = {(f"search.{path}", size) for size in searched or ()}
+    if searched is None:
+        sizes.add((path, base))
+    if config.search:
+        place = f"study.baseline.{path}" if path in reference else path
+        sizes.add((place, reference.get(path, base)))
+    if config.teacher is not None and config.teacher.train is not None:
+        sizes.add(("teacher.train.batch_size", config.teacher.train.batch_size))
+    rule = f"must be <= {data.train}, the training pictures, with data.drop_last"
+    remedy = "lower it, or set data.drop_last: false"
+    return [
+        Problem(place, rule, remedy, str(size))
+        for place, size in sorted(sizes, key=str)
+        if isinstance(size, int) and size > data.train
+        if not any(_overlap(wrong, place) for wrong in unknown)
+    ]
 
 
 class _Checks:
@@ -212,11 +240,14 @@ def _kinds_of_trial(config: StudyConfig) -> Iterator[_Kind]:
 def _usual_data(config: StudyConfig) -> DataSummary:
     side = config.data.image_size or _USUAL_SIDE
     classes = config.data.classes or tuple(str(label) for label in range(_USUAL_CLASSES))
+    hidden = config.data.unseen_classes or ()
     return DataSummary(
-        classes=classes,
+        classes=tuple(name for name in classes if name not in hidden),
         train=1,
         val=0,
         test=1,
+        unseen_classes=hidden,
+        unseen=0,
         channels=config.data.channels,
         image_size=(side, side),
         fingerprint="",

@@ -103,8 +103,11 @@ class Recorder:
         self._tracker.log_epoch(_run_of(row), record)
         accuracy = record.metrics.get(records.VAL_ACCURACY)
         update: dict[str, Any] = {"epochs": record.epoch, "seconds": self._elapsed(job)}
-        if accuracy is not None and (row.value is None or accuracy > row.value):
+        if accuracy is None:  # the last epoch's student is the one that is kept
+            update["val_eer"] = record.metrics.get(records.VAL_EER)
+        elif row.value is None or accuracy > row.value:
             update |= {"value": accuracy, "best_epoch": record.epoch}
+            update["val_eer"] = record.metrics.get(records.VAL_EER)
         row = row.model_copy(update=update)
         self._put(row)
         self._watcher.epoch(row, record, epochs)
@@ -121,19 +124,19 @@ class Recorder:
             self._log_best()
         self._watcher.trial_ended(row)
 
-    def tested(self, job: Job, accuracy: float) -> None:
+    def tested(self, job: Job, metrics: Mapping[str, float]) -> None:
         """The test split was read, once, for a job's best student."""
-        row = self._known(job).model_copy(update={"test_accuracy": accuracy})
-        self._tracker.log_metrics(_run_of(row), {records.TEST_ACCURACY: accuracy}, row.epochs)
+        accuracy, eer = metrics.get(records.TEST_ACCURACY), metrics.get(records.TEST_EER)
+        row = self._known(job).model_copy(update={"test_accuracy": accuracy, "test_eer": eer})
+        self._tracker.log_metrics(_run_of(row), metrics, row.epochs)
         self._put(row)
 
-    def scored(self, job: Job, accuracy: float | None) -> None:
-        """A network that was not trained here was validated."""
-        row = self._known(job)
-        if accuracy is not None:
-            row = row.model_copy(update={"value": accuracy})
-            self._put(row)
-            self._tracker.log_metrics(_run_of(row), {records.VAL_ACCURACY: accuracy}, 0)
+    def scored(self, job: Job, metrics: Mapping[str, float]) -> None:
+        """A network that was not trained here was validated, as far as there are pictures for it."""
+        accuracy, eer = metrics.get(records.VAL_ACCURACY), metrics.get(records.VAL_EER)
+        row = self._known(job).model_copy(update={"value": accuracy, "val_eer": eer})
+        self._put(row)
+        self._tracker.log_metrics(_run_of(row), metrics, 0)
 
     def keep_artifacts(self, job: Job, weights: Path, config_text: str) -> None:
         """Keep a job's weights and config with its MLflow run."""

@@ -35,8 +35,12 @@ class TrialRow(BaseModel):
     value: float | None = None
     """Best validation accuracy of an epoch, in [0, 1]."""
     best_epoch: int | None = None
+    val_eer: float | None = None
+    """Equal error rate over the unseen classes' training pictures at the best epoch; None without any."""
     test_accuracy: float | None = None
     """Measured once, at the end of the study; None for a trial that was not tested."""
+    test_eer: float | None = None
+    """Equal error rate over the unseen classes' test pictures, measured with the accuracy."""
     seconds: float = 0.0
     """Wall time of the trial."""
     directory: str

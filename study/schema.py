@@ -13,6 +13,7 @@ from study.results import Value
 from study.space import Sample, SearchRange
 from study.tree import STORAGE, with_values
 from trainable.config import (
+    BatchNormConfig,
     Config,
     DistillConfig,
     PositiveFloat,
@@ -103,11 +104,17 @@ class StudyConfig(TrialConfig):
         if self.teacher is None or self.teacher.train is None:
             raise ValueError("the config trains no teacher")
         train = self.teacher.train
+        # The policies of train.batchnorm are the student's; the teacher is loaded without them.
+        watched = self.train.batchnorm.batch_stats_accuracy
+        batchnorm = BatchNormConfig(sync=self.train.batchnorm.sync, batch_stats_accuracy=watched)
+        changed = {"epochs": train.epochs, "seed": train.seed, "batchnorm": batchnorm}
         return TrialConfig(
             data=self.data.model_copy(update={"batch_size": train.batch_size}),
-            student=StudentConfig(model=self.teacher.model, cuts=self.student.cuts),
+            student=StudentConfig(
+                model=self.teacher.model, cuts=self.student.cuts, head=self.teacher.head
+            ),
             distill=DistillConfig(method="none"),
             optim=train.optim,
-            train=self.train.model_copy(update={"epochs": train.epochs, "seed": train.seed}),
+            train=self.train.model_copy(update=changed),
             resources=self.resources,
         )

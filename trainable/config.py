@@ -62,8 +62,13 @@ class DataConfig(Config):
     """Share of each class's training pictures held out for validation; 0 means no validation and no search."""
     split_seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the training/validation split: the same for every trial and replicate of a study."""
+    unseen_classes: tuple[str, ...] | None = None
+    """Classes that no network is trained on: pairs of their pictures are verified by their embeddings
+    (equal error rate), those of the training split as validation and those of the test split as test."""
     batch_size: PositiveInt = 128
     """Pictures an optimizer update, over all workers and micro-batches."""
+    drop_last: bool = False
+    """Leave out an epoch's last update where it has fewer than `batch_size` pictures (others each epoch)."""
     augment: AugmentConfig = AugmentConfig()
     mean: tuple[float, ...] | None = None
     """Per-channel mean of pixels in [0, 1], subtracted; None measures the training split."""
@@ -107,11 +112,24 @@ class TeacherTrainConfig(Config):
     seed: Annotated[int, Field(ge=0)] = 0
 
 
+class HeadConfig(Config):
+    """The last layer: embedding → logits."""
+
+    name: Literal["linear", "am_softmax"] = "linear"
+    """`am_softmax`: logits s·cos θ, trained with s·(cos θ − m) at the label (Wang et al. 2018, eq. 6). The
+    margin enters the cross-entropy of training alone: KL and every evaluation see the plain s·cos θ."""
+    margin: NonNegativeFloat | None = None
+    """AM-Softmax's m; None is 0.2."""
+    scale: PositiveFloat | None = None
+    """AM-Softmax's s; None is 30."""
+
+
 class TeacherConfig(Config):
     """The network that the student learns from."""
 
     model: str
     """A name that the zoo knows, e.g. `resnet34`."""
+    head: HeadConfig = HeadConfig()
     checkpoint: str | None = None
     """A `.safetensors` file or a state dict saved by `torch.save`; loaded with weights only."""
     train: TeacherTrainConfig | None = None
@@ -125,14 +143,16 @@ class StudentConfig(Config):
     """A name that the zoo knows, e.g. `resnet18`."""
     cuts: tuple[str, ...] | None = None
     """Modules after which the networks are cut into blocks, in order; None takes the network's own."""
+    head: HeadConfig = HeadConfig()
 
 
 class DistillConfig(Config):
     """What the student learns from the teacher."""
 
-    method: Literal["none", "kd", "kd_mse", "stablekd"] = "kd"
+    method: Literal["none", "kd", "mse", "kd_mse", "stablekd"] = "kd"
+    """What each minimises is in the file of its name in `distill`."""
     alpha: Fraction | None = None
-    """Weight of the distillation term: (1 − α)·CE + α·T²·KL."""
+    """Weight of the distillation term: (1 − α)·CE + α·T²·KL (for `mse`: α·Σ w·MSE)."""
     lam: NonNegativeFloat | None = None
     """StableKD's λ (eq. 8): CE + λ·T²·KL, in place of `alpha`."""
     temperature: PositiveFloat = 1.0
@@ -140,16 +160,48 @@ class DistillConfig(Config):
     decomposition: Annotated[str, Field(pattern=r"^\d+/\d+$")] | None = None
     """StableKD's k/n: k groups at first, n recompositions."""
     feature_weights: dict[str, NonNegativeFloat] | None = None
-    """Weight of the feature MSE at each cut, for `kd_mse`; None weighs every cut 1."""
+    """Weight of the feature MSE at each cut, for `mse` and `kd_mse`; None weighs every cut 1."""
 
 
 class BatchNormConfig(Config):
-    """How BatchNorm is trained and watched."""
+    """How the student's BatchNorm is trained and watched."""
 
     sync: bool = False
     """Batch statistics over all workers (SyncBatchNorm); GPUs only."""
+    momentum: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Weight of the newest batch in the running statistics; None leaves each layer its own (mostly 0.1)."""
+    eps: PositiveFloat | None = None
+    """Added to variances before the root; None leaves each layer its own (mostly 1e-5)."""
+    freeze_after: PositiveInt | None = None
+    """Epoch after which training normalises by the running statistics, and no more changes them."""
+    recalibrate: Annotated[int, Field(ge=0)] = 0
+    """Updates' worth of training pictures on which the composed student's running statistics are measured
+    anew before each validation (Wu and Johnson 2021, PreciseBN); 0 is off."""
+    group_norm: PositiveInt | None = None
+    """Replace every BatchNorm by GroupNorm of so many groups (Wu and He 2018: 32), or of the most that divide
+    a layer's channels; None keeps BatchNorm."""
     batch_stats_accuracy: bool = True
     """Also validate with the statistics of the validation batches, and report how far the running ones drifted."""
+
+
+class LossScaleConfig(Config):
+    """GradScaler's, for fp16."""
+
+    initial: PositiveFloat = 65536.0
+    """Factor of the loss in the first update; halved after each that overflows."""
+    growth_interval: PositiveInt = 2000
+    """Good updates in a row after which it is doubled."""
+    floor: PositiveFloat = 1.0
+    """A scale below this fails the trial: then it is not the scale that overflows."""
+
+
+class CheckpointConfig(Config):
+    """What a trial keeps to go on from. Its best student is kept beside."""
+
+    every: PositiveInt | None = None
+    """Updates between two checkpoints within an epoch; None keeps one at each epoch's end only."""
+    keep: PositiveInt = 2
+    """Newest checkpoints kept: where one is damaged, the one before it serves."""
 
 
 class TrainConfig(Config):
@@ -159,12 +211,23 @@ class TrainConfig(Config):
     launcher: Literal["auto", "inline", "torch_trainer"] = "auto"
     """`inline` runs the loop in Tune's own process, `torch_trainer` under Ray Train; `auto` is `inline`
     for one worker."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Autocast type of the forward pass; fp16 scales its loss (GradScaler)."""
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
+    """Type of the forward pass: `tf32` rounds the inputs of fp32 products to 10 bits, `bf16` and `fp16` are
+    autocast's, and `fp16` scales its loss (GradScaler). Losses, gradients and parameters are fp32."""
+    loss_scale: LossScaleConfig = LossScaleConfig()
+    max_skipped: PositiveInt = 25
+    """Updates in a row that may be skipped because something in them was not finite; one more fails the trial."""
     accumulate: PositiveInt = 1
     """Micro-batches an update."""
     clip: PositiveFloat | None = None
-    """Largest global 2-norm of the gradient; None does not clip."""
+    """Bound of the gradient after unscaling, once an update; None does not clip."""
+    clip_by: Literal["norm", "layer", "value"] = "norm"
+    """What `clip` bounds: the 2-norm of the whole gradient, of each layer's, or each element's size."""
+    gradient_noise: NonNegativeFloat = 0.0
+    """Standard deviation of Gaussian noise added to the gradient before clipping, drawn from (seed, update)."""
+    activation_checkpointing: bool = False
+    """Keep only the blocks' inputs for the backward pass and compute the rest again: less memory, more time."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
     batchnorm: BatchNormConfig = BatchNormConfig()
     workers: PositiveInt = 1
     """Processes a trial, each with a share of the batch (DDP)."""

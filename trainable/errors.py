@@ -51,6 +51,13 @@ class CheckpointError(InputError):
     """A checkpoint cannot be read, or does not fit the network."""
 
 
+class TrainingError(KdStudyError):
+    """A trial cannot go on: it diverged, ran out of memory, or something in it raised.
+
+    One line that says where (rank, epoch, update) and what.
+    """
+
+
 def input_error(
     kind: type[InputError], path: str, rule: str, remedy: str, got: object = None
 ) -> InputError:

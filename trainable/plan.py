@@ -114,14 +114,25 @@ def stages(config: TrialConfig, blocks: int) -> tuple[Stage, ...]:
     return tuple(result)
 
 
-def update_sizes(samples: int, batch_size: int, workers: int) -> tuple[int, ...]:
-    """Samples of each update of an epoch: every sample once.
+def update_sizes(
+    samples: int, batch_size: int, workers: int, drop_last: bool = False
+) -> tuple[int, ...]:
+    """Samples of each update of an epoch: every sample once, or with `drop_last` whole updates only.
 
     A tail of fewer than two samples a worker, which BatchNorm could not take, joins the update before it.
+    ValueError where not even one update can be had: no rank is ever given fewer than two samples.
     """
+    least = batch_size if drop_last else 2 * workers
+    if samples < least or batch_size < 2 * workers:
+        raise ValueError(
+            f"two samples for each of {workers} worker(s), and with drop_last a whole update, must be "
+            f"had, but got {samples} in updates of {batch_size} with drop_last = {drop_last}"
+        )
     full, tail = divmod(samples, batch_size)
     sizes = [batch_size] * full
-    if tail >= 2 * workers or (tail and not sizes):
+    if drop_last:
+        return tuple(sizes)
+    if tail >= 2 * workers:
         sizes.append(tail)
     elif tail:
         sizes[-1] += tail
@@ -131,9 +142,12 @@ def update_sizes(samples: int, batch_size: int, workers: int) -> tuple[int, ...]
 def micro_batch_sizes(update: int, workers: int, accumulate: int) -> tuple[tuple[int, ...], ...]:
     """Samples of each micro-batch (outer) on each worker (inner), as equal as they can be.
 
-    A short update takes fewer micro-batches, so that every worker has at least two samples in each.
+    A short update takes fewer micro-batches, so that every worker has at least two samples in each:
+    BatchNorm cannot take one. ValueError where even a single micro-batch would have fewer.
     """
-    micro_batches = max(1, min(accumulate, update // (2 * workers)))
+    if update < 2 * workers:
+        raise ValueError(f"update >= {2 * workers} must hold for {workers} worker(s), got {update}")
+    micro_batches = min(accumulate, update // (2 * workers))
     cells = micro_batches * workers
     size, larger = divmod(update, cells)
     flat = [size + (1 if cell < larger else 0) for cell in range(cells)]

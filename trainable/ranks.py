@@ -47,6 +47,17 @@ def barrier(device: torch.device) -> None:
     sum_over_ranks(torch.zeros(1, device=device)).item()
 
 
+def of_first_rank(number: int, device: torch.device) -> int:
+    """Rank 0's number, on every rank."""
+    own = torch.tensor(number if rank() == 0 else 0, dtype=torch.int64, device=device)
+    return int(sum_over_ranks(own))
+
+
+def max_number_over_ranks(number: int, device: torch.device) -> int:
+    """The largest of all ranks' numbers."""
+    return int(max_over_ranks(torch.tensor(number, dtype=torch.int64, device=device)))
+
+
 def mean_over_ranks(value: float, device: torch.device) -> float:
     """The mean of every rank's number."""
     return float(sum_over_ranks(torch.tensor(value, device=device)) / world_size())

@@ -33,6 +33,10 @@ VAL_ACCURACY_BATCH_STATS = "val/accuracy_batch_stats"
 """Validation accuracy with BatchNorm using the statistics of the validation batches."""
 TEST_ACCURACY = "test/accuracy"
 """Accuracy on the test split, measured once."""
+VAL_EER = "val/eer"
+"""Equal error rate of telling pairs of the unseen classes' training pictures apart, in [0, 1]."""
+TEST_EER = "test/eer"
+"""Equal error rate over pairs of the unseen classes' test pictures, measured once, in [0, 1]."""
 GRAD_NORM = "grad/norm"
 """2-norm of the whole gradient before clipping."""
 GRAD_CLIP_RATE = "grad/clip_rate"
@@ -59,6 +63,15 @@ EPOCH, EPOCHS, VALUE = "epoch", "epochs", "value"
 def grad_norm_of(block: str) -> str:
     """Metric of a block's gradient 2-norm before clipping."""
     return f"{GRAD_NORM}.{block}"
+
+
+def skipped_at(place: str) -> str:
+    """Metric of the skipped updates in which `place` was the first that was not finite.
+
+    A place is `input`, `label`, a loss term (`ce`, `kl`, `feature`, or `loss` for their weighted sum alone),
+    `batchnorm` (the running statistics) or a block (its gradient). Absent where there is none.
+    """
+    return f"{AMP_SKIPPED}.{place}"
 
 
 def update_distance_of(block: str) -> str:

@@ -65,14 +65,15 @@ def _teacher_has_weights(config: TrialConfig, _: int | None) -> Iterator[Problem
 
 def _kd_has_alpha(config: TrialConfig, _: int | None) -> Iterator[Problem]:
     distill = config.distill
-    if distill.method in ("kd", "kd_mse") and distill.alpha is None:
-        rule = f"{distill.method} needs it: (1 − α)·CE + α·T²·KL"
+    if distill.method in ("kd", "mse", "kd_mse") and distill.alpha is None:
+        term = "Σ w·MSE" if distill.method == "mse" else "T²·KL"
+        rule = f"{distill.method} needs it: (1 − α)·CE + α·{term}"
         yield Problem("distill.alpha", rule, "give a number from 0 to 1, e.g. 0.5", "nothing")
 
 
 def _lam_is_for_stablekd(config: TrialConfig, _: int | None) -> Iterator[Problem]:
     distill = config.distill
-    if distill.method in ("kd", "kd_mse") and distill.lam is not None:
+    if distill.method in ("kd", "mse", "kd_mse") and distill.lam is not None:
         yield Problem(
             "distill.lam",
             f"belongs to stablekd, not to {distill.method}",
@@ -81,11 +82,12 @@ def _lam_is_for_stablekd(config: TrialConfig, _: int | None) -> Iterator[Problem
         )
 
 
-def _feature_weights_are_for_kd_mse(config: TrialConfig, _: int | None) -> Iterator[Problem]:
+def _feature_weights_have_features(config: TrialConfig, _: int | None) -> Iterator[Problem]:
     distill = config.distill
-    if distill.feature_weights is not None and distill.method != "kd_mse":
-        rule = f"belongs to kd_mse, not to {distill.method}"
-        yield Problem("distill.feature_weights", rule, "remove it, or set distill.method to kd_mse")
+    if distill.feature_weights is not None and distill.method not in ("mse", "kd_mse"):
+        rule = f"belongs to mse and kd_mse, not to {distill.method}"
+        remedy = "remove it, or set distill.method to one of them"
+        yield Problem("distill.feature_weights", rule, remedy)
 
 
 def _stablekd_has_one_weight(config: TrialConfig, _: int | None) -> Iterator[Problem]:
@@ -177,10 +179,52 @@ def _sync_batchnorm_has_gpus(config: TrialConfig, _: int | None) -> Iterator[Pro
         yield Problem("train.batchnorm.sync", "SyncBatchNorm runs on GPUs only", remedy, got)
 
 
-def _fp16_has_a_gpu(config: TrialConfig, _: int | None) -> Iterator[Problem]:
-    if config.resources.gpus_per_worker == 0 and config.train.precision == "fp16":
-        got = "'fp16' with 0 GPUs a worker"
-        yield Problem("train.precision", "fp16 needs a GPU", "use fp32 or bf16 on CPUs", got)
+def _precision_has_a_gpu(config: TrialConfig, _: int | None) -> Iterator[Problem]:
+    precision = config.train.precision
+    if config.resources.gpus_per_worker == 0 and precision in ("fp16", "tf32"):
+        rule, got = f"{precision} needs a GPU", f"'{precision}' with 0 GPUs a worker"
+        yield Problem("train.precision", rule, "use fp32 or bf16 on CPUs", got)
+
+
+def _loss_scale_is_above_its_floor(config: TrialConfig, _: int | None) -> Iterator[Problem]:
+    scale = config.train.loss_scale
+    if scale.initial < scale.floor:
+        rule = f"must be >= train.loss_scale.floor, which is {scale.floor:g}"
+        remedy = "raise it, or lower the floor"
+        yield Problem("train.loss_scale.initial", rule, remedy, f"{scale.initial:g}")
+
+
+def _clip_by_has_a_bound(config: TrialConfig, _: int | None) -> Iterator[Problem]:
+    train = config.train
+    if train.clip is None and train.clip_by != "norm":
+        remedy = "give train.clip a number, or remove train.clip_by"
+        yield Problem("train.clip_by", "needs train.clip", remedy, repr(train.clip_by))
+
+
+_BATCHNORM_ONLY = ("sync", "momentum", "eps", "freeze_after", "recalibrate")
+
+
+def _group_norm_stands_alone(config: TrialConfig, _: int | None) -> Iterator[Problem]:
+    norm = config.train.batchnorm
+    if norm.group_norm is None:
+        return
+    for name in _BATCHNORM_ONLY:
+        value = getattr(norm, name)
+        if value not in (None, False, 0):
+            rule = "belongs to BatchNorm, which train.batchnorm.group_norm replaces"
+            yield Problem(f"train.batchnorm.{name}", rule, "remove one of the two", str(value))
+
+
+def _margin_has_its_head(config: TrialConfig, _: int | None) -> Iterator[Problem]:
+    heads = {"student": config.student.head}
+    if config.teacher is not None:
+        heads["teacher"] = config.teacher.head
+    for network, head in heads.items():
+        for name, value in (("margin", head.margin), ("scale", head.scale)):
+            if head.name != "am_softmax" and value is not None:
+                rule = f"belongs to am_softmax, not to {head.name}"
+                remedy = f"remove it, or set {network}.head.name to am_softmax"
+                yield Problem(f"{network}.head.{name}", rule, remedy, f"{value:g}")
 
 
 def _root_where_needed(config: TrialConfig, _: int | None) -> Iterator[Problem]:
@@ -209,13 +253,20 @@ def _mean_is_finite(config: TrialConfig, _: int | None) -> Iterator[Problem]:
 
 
 _METHOD, _WORKERS, _GPUS = "distill.method", "train.workers", "resources.gpus_per_worker"
+_GROUP_NORM = "train.batchnorm.group_norm"
+_OF_BATCHNORM = tuple(f"train.batchnorm.{name}" for name in _BATCHNORM_ONLY)
+_MARGINS = tuple(
+    f"{network}.head.{key}"
+    for network in ("student", "teacher")
+    for key in ("name", "margin", "scale")
+)
 
 RULES: tuple[Rule, ...] = (
     Rule((_METHOD, "teacher"), _teacher_is_named),
     Rule(("teacher", "teacher.checkpoint", "teacher.train"), _teacher_has_weights),
     Rule((_METHOD, "distill.alpha"), _kd_has_alpha),
     Rule((_METHOD, "distill.lam"), _lam_is_for_stablekd),
-    Rule((_METHOD, "distill.feature_weights"), _feature_weights_are_for_kd_mse),
+    Rule((_METHOD, "distill.feature_weights"), _feature_weights_have_features),
     Rule((_METHOD, "distill.alpha", "distill.lam"), _stablekd_has_one_weight),
     Rule((_METHOD, "distill.decomposition"), _decomposition_is_possible),
     Rule((_METHOD, "distill.decomposition", "student.model", "student.cuts"), _groups_have_blocks),
@@ -224,7 +275,11 @@ RULES: tuple[Rule, ...] = (
     Rule(("train.launcher", _WORKERS), _inline_has_one_worker),
     Rule((_GPUS, _WORKERS), _gpus_can_be_given),
     Rule((_GPUS, "train.batchnorm.sync"), _sync_batchnorm_has_gpus),
-    Rule((_GPUS, "train.precision"), _fp16_has_a_gpu),
+    Rule((_GPUS, "train.precision"), _precision_has_a_gpu),
+    Rule(("train.loss_scale.initial", "train.loss_scale.floor"), _loss_scale_is_above_its_floor),
+    Rule(("train.clip", "train.clip_by"), _clip_by_has_a_bound),
+    Rule((_GROUP_NORM, *_OF_BATCHNORM), _group_norm_stands_alone),
+    Rule(("teacher", *_MARGINS), _margin_has_its_head),
     Rule(("data.source", "data.root"), _root_where_needed),
     Rule(("data.channels", "data.mean", "data.std"), _moments_fit_channels),
     Rule(("data.mean",), _mean_is_finite),

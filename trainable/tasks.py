@@ -15,17 +15,24 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import nn
 
+from trainable import records
 from trainable.config import TrialConfig
 from trainable.data.augment import Normalizer
 from trainable.data.loaders import open_loader
-from trainable.data.store import DataSummary, check_data, open_dataset, open_test
+from trainable.data.store import (
+    DataSummary,
+    check_data,
+    open_dataset,
+    open_test,
+    open_unseen_test,
+)
 from trainable.distill.objective import method_of
-from trainable.engine.checkpoint import CheckpointFolder
-from trainable.engine.evaluate import Evaluator, Score
+from trainable.engine.checkpoint import best_student
+from trainable.engine.evaluate import Evaluator
 from trainable.engine.loop import TrialTask, run
 from trainable.engine.settings import apply_settings
+from trainable.engine.verify import Verifier
 from trainable.networks.blocks import BlockNetwork
 from trainable.networks.build import (
     Pictures,
@@ -41,7 +48,6 @@ __all__ = [
     "BlockSummary",
     "DataSummary",
     "NetworkSummary",
-    "Score",
     "TrialTask",
     "best_weights",
     "check_checkpoint",
@@ -107,7 +113,7 @@ def describe_teacher(config: TrialConfig, data: DataSummary) -> NetworkSummary:
 
 def check_features(config: TrialConfig, data: DataSummary) -> None:
     """ConfigError unless the networks agree where the method compares or exchanges their features."""
-    if config.distill.method not in ("kd_mse", "stablekd"):
+    if config.distill.method not in ("mse", "kd_mse", "stablekd"):
         return
     pictures = _pictures(data)
     with torch.device("meta"):
@@ -135,7 +141,7 @@ def train(task: TrialTask, report: Callable[[EpochRecord], None], device: torch.
 
 def best_weights(folder: Path) -> Path:
     """Where a trial keeps its best student."""
-    return CheckpointFolder(folder).best
+    return best_student(folder)
 
 
 def teacher_key(training: TrialConfig, data: DataSummary) -> str:
@@ -158,22 +164,33 @@ def score_weights(
     weights: Path,
     split: Literal["val", "test"],
     device: torch.device,
-) -> Score | None:
-    """Score a network on the validation or test split; None where there is no validation split."""
+) -> dict[str, float]:
+    """Accuracy and, where classes are unseen, equal error rate of a network on one split.
+
+    By metric name (`records.VAL_ACCURACY`, …); what cannot be measured is absent.
+    """
     apply_settings(config)
     data = open_dataset(config.data)
-    part = open_test(config.data) if split == "test" else data.val
-    if part is None:
-        return None
+    if split == "test":
+        part, unseen = open_test(config.data), open_unseen_test(config.data)
+        names = records.TEST_ACCURACY, records.TEST_EER
+    else:
+        part, unseen = data.val, data.unseen
+        names = records.VAL_ACCURACY, records.VAL_EER
     pictures = Pictures(len(data.classes), data.channels, data.image_size)
     build = build_student if network == "student" else build_teacher_network
     blocks = build(config, pictures)
     load_weights(blocks.network, weights, config_path=str(weights))
     normalize = Normalizer(data.mean, data.std, device)
-    loader = open_loader(part, device, config.data.decode_workers)
-    evaluator = Evaluator(loader, len(part), normalize, device)
-    model: nn.Module = blocks.to(device)
-    return evaluator.score(model)
+    model = blocks.to(device)
+    metrics: dict[str, float] = {}
+    if part is not None:
+        loader = open_loader(part, device, config.data.decode_workers)
+        metrics[names[0]] = Evaluator(loader, len(part), normalize, device).score(model).accuracy
+    if unseen is not None:
+        loader = open_loader(unseen, device, config.data.decode_workers)
+        metrics[names[1]] = Verifier(loader, len(unseen), normalize, device).eer(model)
+    return records.finite(metrics)
 
 
 def _describe(model: str, network: BlockNetwork, data: DataSummary) -> NetworkSummary:

@@ -38,6 +38,11 @@ def _data(config: StudyConfig, data: DataSummary) -> str:
         f"test pictures of {data.channels}×{height}×{width} in {len(data.classes)} classes, {how} "
         f"({data.decoded_gib:.2f} GiB)"
     )
+    if data.unseen:
+        text += (
+            f"\n            {data.unseen} pictures of {len(data.unseen_classes)} unseen classes, for "
+            "verification alone"
+        )
     if data.overlap:
         text += f"\n            {data.overlap} test pictures also occur among the others"
     return text

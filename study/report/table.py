@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -25,6 +25,13 @@ from study.results import Role, State, StudyResults, TrialRow
 _STATES: tuple[State, ...] = ("complete", "pruned", "running", "failed")
 _STATE_STYLES: dict[State, str] = {"pruned": "dim", "running": "cyan", "failed": "red"}
 _UNLIMITED = 10_000
+_MEASURES: dict[str, Callable[[TrialRow], float | None]] = {
+    "val %": lambda row: row.value,
+    "test %": lambda row: row.test_accuracy,
+    "val\nEER %": lambda row: row.val_eer,
+    "test\nEER %": lambda row: row.test_eer,
+}
+"""Heading → share in [0, 1]; the equal error rates are of studies with unseen classes."""
 _COMPARED: dict[Role, str] = {
     "baseline": "student without a teacher",
     "teacher": "teacher",
@@ -128,11 +135,8 @@ def _add_result_columns(table: Table, rows: Sequence[TrialRow]) -> None:
     table.add_column("#", justify="right", no_wrap=True)
     table.add_column("trial", no_wrap=True)
     table.add_column("state", no_wrap=True)
-    table.add_column("val %", justify="right", no_wrap=True)
-    if _tested(rows):
-        table.add_column("test %", justify="right", no_wrap=True)
-    table.add_column("epochs", justify="right", no_wrap=True)
-    table.add_column("sec", justify="right", no_wrap=True)
+    for heading in (*_measured(rows, "val %"), "epochs", "sec"):
+        table.add_column(heading, justify="right", no_wrap=True)
 
 
 def _result_cells(row: TrialRow, rank: int, rows: Sequence[TrialRow]) -> Iterator[str]:
@@ -140,15 +144,20 @@ def _result_cells(row: TrialRow, rank: int, rows: Sequence[TrialRow]) -> Iterato
     yield str(rank) if row.state == "complete" else ""
     yield row.label
     yield row.state
-    yield percent(row.value)
-    if _tested(rows):
-        yield "" if row.test_accuracy is None else percent(row.test_accuracy)
+    for heading in _measured(rows, "val %"):
+        share = _MEASURES[heading](row)
+        yield "" if share is None and heading.startswith("test") else percent(share)
     yield str(row.epochs)
     yield f"{row.seconds:.0f}"
 
 
-def _tested(rows: Sequence[TrialRow]) -> bool:
-    return any(row.test_accuracy is not None for row in rows)
+def _measured(rows: Sequence[TrialRow], *always: str) -> list[str]:
+    """Headings of the measures to show: those that some row has, and these."""
+    return [
+        heading
+        for heading, share in _MEASURES.items()
+        if heading in always or any(share(row) is not None for row in rows)
+    ]
 
 
 def _style(row: TrialRow, rank: int) -> str:
@@ -167,12 +176,13 @@ def _comparison(results: StudyResults) -> Table | None:
         named = {f"{winner.label}, the best": winner, **named}
     table = _table(gap=2)
     table.add_column("compared")
-    for heading in ("val %", "test %", "epochs", "sec"):
+    measures = _measured([*named.values()], "val %", "test %")
+    for heading in (*measures, "epochs", "sec"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, row in named.items():
         label = name if row.state == "complete" else f"{name} ({row.state})"
-        numbers = (percent(row.value), percent(row.test_accuracy), str(row.epochs))
-        table.add_row(label, *numbers, f"{row.seconds:.0f}")
+        shares = (percent(_MEASURES[heading](row)) for heading in measures)
+        table.add_row(label, *shares, str(row.epochs), f"{row.seconds:.0f}")
     return table
 
 

@@ -2,78 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
-from torch import Tensor
+from torch.amp import GradScaler
 
-from trainable import records
-from trainable.config import DistillConfig, OptimConfig, TrainConfig, TrialConfig
-from trainable.distill.objective import Objective, method_of
+from tests.gpu.stepping import CUDA, SIZE, TOO_LARGE, Setup, changed
+from trainable.config import ResourcesConfig, TrainConfig, TrialConfig
 from trainable.distill.terms import LOSS
-from trainable.engine.loop import TrialTask, run
-from trainable.engine.optimizers import build_optimizer
-from trainable.engine.step import Step
-from trainable.networks.blocks import BlockNetwork
-from trainable.networks.teacher import FrozenTeacher
-from trainable.networks.zoo import build
-from trainable.plan import initial_groups
+from trainable.engine.inputs import Place
+from trainable.engine.settings import apply_settings
+from trainable.errors import TrainingError
 
-NoHostSync = Callable[[], AbstractContextManager[None]]
 pytestmark = pytest.mark.gpu
-CUDA = torch.device("cuda")
 
 
-def network(seed: int, name: str = "mini_resnet_10_8") -> BlockNetwork:
-    torch.manual_seed(seed)
-    layers = build(name, classes=10, channels=3, image_size=16, path="student.model")
-    return BlockNetwork(layers)
+def settings_of(precision: str) -> TrialConfig:
+    """With the settings of the process, TF32's among them."""
+    return TrialConfig.model_validate(
+        {
+            "data": {"source": "digits"},
+            "student": {"model": "mini_resnet_10_8"},
+            "distill": {"method": "none"},
+            "train": TrainConfig.model_validate({"precision": precision}),
+            "resources": ResourcesConfig(),
+        }
+    )
 
 
-def pictures() -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(2)
-    images = torch.randn(64, 3, 16, 16, generator=generator).to(CUDA)
-    images = images.contiguous(memory_format=torch.channels_last)
-    return images, torch.randint(0, 10, (64,), generator=generator).to(CUDA)
-
-
-class Setup:
-    """A step with StableKD-5/2's first stage."""
-
-    def __init__(self, **train: Any) -> None:
-        self.student, self.teacher = network(0), FrozenTeacher(network(1)).to(CUDA)
-        config = DistillConfig(method="stablekd", lam=1.0, decomposition="5/2")
-        method = method_of(config, self.student, initial_groups(5, 5))
-        objective = Objective(self.student, method).to(CUDA).train()
-        objective.to(memory_format=torch.channels_last)
-        optimizer = build_optimizer(OptimConfig(lr=0.1), objective.parameters(), CUDA)
-        self.step = Step(objective, optimizer, TrainConfig.model_validate(train), CUDA)
-        self.images, self.labels = pictures()
-
-    def update(self, factor: float = 1.0) -> None:
-        images = self.images * factor
-        with self.step.precision.forward():
-            outputs = self.teacher(images)
-        self.step.accumulate(images, self.labels, outputs, update_size=64, last=True)
-        self.step.finish(0.05)
-
-    def weights(self) -> dict[str, Tensor]:
-        return {name: value.clone() for name, value in self.student.state_dict().items()}
-
-
-@pytest.fixture
-def restored_determinism() -> Iterator[None]:
-    """A trial leaves the process deterministic; other tests must not be."""
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.usefixtures("restored_determinism")
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16"])
 def test_every_precision_trains(precision: str) -> None:
+    apply_settings(settings_of(precision))
     setup = Setup(precision=precision, clip=5.0)
     losses: list[float] = []
     for _ in range(30):
@@ -82,50 +41,113 @@ def test_every_precision_trains(precision: str) -> None:
         losses += [sums[LOSS]] if sums[LOSS] else []
     assert len(losses) > 20
     assert losses[-1] < 0.7 * losses[0]
-
-
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_nothing_waits_for_the_device_between_flushes(
-    precision: str, no_host_sync: NoHostSync
-) -> None:
-    setup = Setup(precision=precision, clip=5.0)
-    setup.update()
-    torch.cuda.synchronize()
-    with no_host_sync():
-        for _ in range(50):
-            setup.update()
-
-
-def test_an_overflow_in_fp16_halves_the_scale_and_leaves_no_trace() -> None:
-    setup = Setup(precision="fp16")
-    for _ in range(20):
-        setup.update()
-    setup.step.flush_skipped()
-    scale, before = setup.step.precision.scaler.get_scale(), setup.weights()
-    setup.update(factor=float("inf"))
-    assert setup.step.precision.scaler.get_scale() == scale / 2
-    assert setup.step.flush_skipped() == 1
-    assert all(torch.equal(value, before[name]) for name, value in setup.weights().items())
-    setup.update()
-    assert setup.step.flush_skipped() == 0
-    assert any(not torch.equal(value, before[name]) for name, value in setup.weights().items())
+    assert all(p.dtype == torch.float32 for p in setup.student.parameters())
 
 
 @pytest.mark.usefixtures("restored_determinism")
-def test_a_trial_repeats_its_bits_where_that_is_asked(tmp_path: Path) -> None:
-    config = TrialConfig.model_validate(
-        {
-            "data": {"source": "digits", "val_fraction": 0.25, "augment": {"crop": 1}},
-            "student": {"model": "mini_resnet_10_8"},
-            "distill": {"method": "none"},
-            "train": {"epochs": 2, "precision": "fp16", "deterministic": True},
-            "resources": {"gpus_per_worker": 1},
-        }
-    )
+def test_tf32_rounds_what_fp32_does_not() -> None:
+    """On devices that have it: the inputs of a product to 10 bits."""
+    if torch.cuda.get_device_capability() < (8, 0):
+        pytest.skip("the device has no TF32")
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(256, 256, generator=generator).to(CUDA) for _ in range(2))
+    errors = {}
+    for precision in ("tf32", "fp32"):
+        apply_settings(settings_of(precision))
+        errors[precision] = float((a @ b - (a.double() @ b.double())).abs().max())
+    assert errors["fp32"] < 1e-4
+    assert errors["tf32"] > 10 * errors["fp32"]
 
-    def trained(name: str) -> list[dict[str, float]]:
-        found: list[dict[str, float]] = []
-        run(TrialTask(config, tmp_path / name, None), lambda r: found.append(r.metrics), CUDA)
-        return [{k: v for k, v in m.items() if k != records.TRAIN_IMAGES_PER_SECOND} for m in found]
 
-    assert trained("a") == trained("b")
+def trained_in_fp16() -> Setup:
+    """Past the first updates, in which the scale comes down to where it fits."""
+    setup = Setup(precision="fp16")
+    for _ in range(20):
+        setup.update()
+    setup.step.health.flush()
+    return setup
+
+
+def test_an_overflow_in_fp16_halves_the_scale_and_leaves_no_trace() -> None:
+    setup = trained_in_fp16()
+    scale, before = setup.scale, setup.state()
+    setup.update(factor=TOO_LARGE)
+    assert setup.scale == scale / 2
+    assert setup.step.health.flush() == (1, {"feature": 1})
+    assert changed(before, setup.state()) == []
+    setup.step.losses.flush()
+    first = None
+    for _ in range(20):
+        setup.update()
+        first = setup.step.losses.flush()[LOSS] if first is None else first
+    last = setup.step.losses.flush()[LOSS] / 19
+    assert setup.step.health.flush() == (0, {})
+    assert last < first
+    assert all(value.isfinite().all() for value in setup.student.state_dict().values())
+
+
+def test_without_the_guard_the_same_overflow_stays_in_batchnorm_for_good() -> None:
+    """GradScaler alone saves the parameters, and no more."""
+    setup = trained_in_fp16()
+    scaler, optimizer = GradScaler("cuda", init_scale=setup.scale), setup.step.optimizer
+    before = {name: p.detach().clone() for name, p in setup.student.named_parameters()}
+
+    def plain_update(factor: float) -> None:
+        optimizer.zero_grad()
+        with torch.autocast("cuda", torch.float16):
+            outputs = setup.teacher(setup.images)
+            terms = setup.objective(setup.images * factor, setup.labels, outputs)
+        scaler.scale(terms[LOSS] / SIZE).backward()
+        scaler.step(optimizer)
+        scaler.update()
+
+    plain_update(TOO_LARGE)
+    assert scaler.get_scale() == setup.scale / 2
+    assert changed(before, dict(setup.student.named_parameters())) == []
+    mean = setup.student.network.get_buffer("bn1.running_mean")
+    assert mean.isnan().any()
+    for _ in range(5):
+        plain_update(1.0)
+    assert mean.isnan().any()
+    setup.student.eval()
+    assert setup.student(setup.images).isnan().all()
+
+
+@pytest.mark.parametrize("label", [10, -1, 2**40])
+def test_a_label_without_a_class_is_skipped_and_does_not_stop_the_device(label: int) -> None:
+    setup = Setup(accumulate=2)
+    setup.update()
+    before, good = setup.state(), setup.labels.clone()
+    setup.labels[SIZE // 2 + 5] = label
+    setup.update()
+    torch.cuda.synchronize()
+    assert setup.step.health.flush() == (1, {"label": 1})
+    assert setup.step.inputs.place() == Place(update=1, micro_batch=1, position=5)
+    assert changed(before, setup.state()) == []
+    setup.labels.copy_(good)
+    setup.update()
+    assert setup.step.health.flush() == (0, {})
+    assert "network.fc.weight" in changed(before, setup.state())
+
+
+def test_a_picture_that_is_not_finite_is_told_to_the_loop() -> None:
+    setup = Setup()
+    setup.update()
+    assert setup.step.health.check("here", wait=True) is False
+    setup.images[7, 0, 3, 3] = float("nan")
+    setup.update()
+    assert setup.step.health.check("here", wait=True) is True
+    assert setup.step.inputs.place() == Place(update=1, micro_batch=0, position=7)
+
+
+def test_too_many_skipped_updates_end_a_trial_though_nobody_waits_for_the_device() -> None:
+    """The counters are looked at every 16 updates, and each look sees the one before."""
+    setup = Setup(precision="fp16", max_skipped=3, loss_scale={"floor": 1e-9})
+
+    def only_bad_updates() -> None:
+        for _ in range(100):
+            setup.update(factor=TOO_LARGE)
+
+    with pytest.raises(TrainingError, match=r"train.max_skipped: .* feature \d+×"):
+        only_bad_updates()
+    assert setup.number == 32

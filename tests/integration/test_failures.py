@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,14 @@ from study.config import dump_config, without_search
 from study.driver import StudyFailedError
 
 pytestmark = pytest.mark.timeout(300)
+
+
+def leave_a_damaged_checkpoint(folder: Path) -> Path:
+    """What a trial in this folder cannot go on from."""
+    damaged = folder / "checkpoints" / "000000001"
+    damaged.mkdir(parents=True)
+    (damaged / "state.pt").write_bytes(b"not a checkpoint")
+    return damaged
 
 
 def kill_the_trial() -> None:
@@ -82,22 +92,43 @@ def test_study_without_a_usable_trial_exits_1_and_says_why(
 ) -> None:
     config = configure(tmp_path, search={"optim.lr": {"loguniform": [0.01, 0.1]}})
     for number in range(2):
-        damaged = config.folder / "trials" / f"{number:04d}" / "last.pt"
-        damaged.parent.mkdir(parents=True)
-        damaged.write_bytes(b"not a checkpoint")
+        leave_a_damaged_checkpoint(config.folder / "trials" / f"{number:04d}")
     path = tmp_path / "config.yaml"
     path.write_text(dump_config(config))
     done = CliRunner().invoke(_app, ["run", str(path)])
     assert done.exit_code == 1, done.output
     assert done.stderr == ""
     assert done.stdout.count("trial 0 failed: ") == 2  # when it happened, and in the end
-    assert "must be a checkpoint of this trial" in done.stdout
+    assert "must hold a checkpoint that is whole" in done.stdout
     assert "No usable trial: all 2 failed" in done.stdout
     left = left_by(config)
     assert [trial.state for trial in left.optuna_trials] == [TrialState.FAIL] * 2
     assert left.parent.data.tags["kd.state"] == "failed"
     assert "best/val_accuracy" not in left.parent.data.metrics
     assert [run for run in left.children if "test/accuracy" in run.data.metrics] == []
+
+
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_an_error_on_a_worker_is_told_everywhere_with_its_place(
+    workers: int, tmp_path: Path, configure: Any, conduct: Any
+) -> None:
+    """A file where the checkpoint after update 5 has to be: renaming a folder to it fails."""
+    changes = {"train": {"epochs": 2, "workers": workers, "checkpoint": {"every": 5}}}
+    config = without_search(configure(tmp_path, study={"trials": 1}, **changes))
+    in_the_way = config.folder / "trials" / "0000" / "checkpoints" / "000000005"
+    in_the_way.parent.mkdir(parents=True)
+    in_the_way.write_bytes(b"")
+    left = conduct(config)
+    (row,) = left.results.of("trial")
+    assert (row.state, row.epochs) == ("failed", 0)
+    run = left.child("trial 0")
+    assert run.data.tags["kd.state"] == "failed"
+    for told in (row.error, run.data.tags["kd.error"]):
+        assert "NotADirectoryError" in told
+        assert "(rank 0, epoch 1, update 5, writing a checkpoint)" in told
+    text = Path(left.client.download_artifacts(run.info.run_id, "error.txt")).read_text()
+    assert "(rank 0, epoch 1, update 5, writing a checkpoint)" in text
+    assert re.search(r'File ".*engine/checkpoint\.py", line \d+, in _commit', text), text
 
 
 @pytest.mark.slow
@@ -111,11 +142,9 @@ def test_study_whose_teacher_fails_stops_and_can_be_run_again(
         teacher={"train": train},
         search={"optim.lr": {"loguniform": [0.01, 0.1]}},
     )
-    damaged = config.folder / "teacher" / "last.pt"
-    damaged.parent.mkdir(parents=True)
-    damaged.write_bytes(b"not a checkpoint")
+    damaged = leave_a_damaged_checkpoint(config.folder / "teacher")
     with pytest.raises(
-        StudyFailedError, match=r"training the teacher failed: .*must be a checkpoint"
+        StudyFailedError, match=r"training the teacher failed: .*must hold a checkpoint"
     ):
         conduct(config)
     failed = left_by(config)
@@ -126,7 +155,7 @@ def test_study_whose_teacher_fails_stops_and_can_be_run_again(
     runs = {run.info.run_id for run in failed.children}
     assert len(runs) == 2
 
-    damaged.unlink()
+    shutil.rmtree(damaged)
     left = conduct(config)
     assert left.parent.data.tags["kd.state"] == "complete"
     assert left.child("teacher 0").data.tags["kd.state"] == "complete"

@@ -125,7 +125,8 @@ def test_interrupted_study_goes_on_where_it_was(
     assert rows["trial 0"].run_id == next(r.run_id for r in before.rows if r.label == "trial 0")
     assert rows["trial 1"].params == next(r.params for r in before.rows if r.label == "trial 1")
     assert left.child("trial 0").info.end_time < stopped_ms
-    checkpoint = torch.load(Path(rows["trial 1"].directory) / "last.pt", weights_only=True)
+    last = max((Path(rows["trial 1"].directory) / "checkpoints").iterdir())
+    checkpoint = torch.load(last / "state.pt", weights_only=True)
     assert checkpoint["records"][1]["timestamp_ms"] < stopped_ms  # it was not trained again
 
     for label in [f"trial {number}" for number in range(TRIALS)]:

@@ -328,6 +328,8 @@ def test_what_is_missing_hides_nothing_else() -> None:
         ("storage.path", "{choice: [x]}", "belongs to the study, not to a trial"),
         ("teacher.model", "{choice: [x]}", "belongs to what all trials of a study share"),
         ("data.source", "{choice: [digits]}", "belongs to what all trials of a study share"),
+        ("data.drop_last", "{choice: [true]}", "belongs to what all trials of a study share"),
+        ("data.unseen_classes", "{choice: ['9']}", "belongs to what all trials of a study share"),
         ("train.workers", "{choice: [1]}", "belongs to what all trials of a study share"),
         ("student.cuts", "{choice: [layer1]}", "holds no single value"),
         ("distill.lam", "{uniform: [0, 1]}", "got both"),

@@ -266,3 +266,51 @@ def test_workers_need_two_training_pictures_each() -> None:
     settings = ("train.workers=900", "data.batch_size=2000", "teacher.train.batch_size=2000")
     lines = wrong(*settings, capacity=many)
     assert any("train.workers: must leave two training pictures" in line for line in lines), lines
+
+
+UNSEEN = "data.unseen_classes=['8', '9']"
+
+
+def test_unseen_classes_are_counted_apart() -> None:
+    plan = plan_of(UNSEEN)
+    assert plan.data.classes == tuple("01234567")
+    assert plan.student.blocks[-1].output == (8,)
+    assert f"{plan.data.unseen} pictures of 2 unseen classes" in printed(plan)
+    assert "verification" not in printed(plan_of())
+
+
+def test_unseen_classes_must_be_in_the_data_set() -> None:
+    with pytest.raises(DataError, match=r"data\.unseen_classes: must name classes .*, got 10; "):
+        plan_of("data.unseen_classes=['9', '10']")
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (["data.batch_size=5000"], ["data.batch_size"]),
+        (["teacher.train.batch_size=5000"], ["teacher.train.batch_size"]),
+        (["search.data.batch_size={choice: [64, 5000, 6000]}"], ["search.data.batch_size"] * 2),
+        (
+            ["search.data.batch_size={int: [64, 5000]}", "data.batch_size=5000"],
+            ["data.batch_size", "search.data.batch_size"],
+        ),
+        (
+            ["search.optim.lr={uniform: [0.1, 1]}", "study.baseline.data.batch_size=5000"],
+            ["study.baseline.data.batch_size"],
+        ),
+    ],
+)
+def test_with_drop_last_an_epoch_needs_a_whole_update(
+    settings: list[str], expected: list[str]
+) -> None:
+    lines = wrong("data.drop_last=true", *settings)
+    assert [line.split(": ")[0] for line in lines] == expected
+    rule = "must be <= 1295, the training pictures, with data.drop_last, got "
+    assert all(rule in line for line in lines)
+
+
+def test_drop_last_asks_nothing_more_of_a_set_that_is_large_enough() -> None:
+    assert plan_of("data.drop_last=true", "data.batch_size=1295").config.data.drop_last
+    settings = ("data.drop_last=true", "search.data.batch_size={choice: [64, x]}")
+    (line,) = wrong(*settings)
+    assert "must be a whole number, got 'x'" in line

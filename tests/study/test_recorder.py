@@ -212,11 +212,54 @@ def test_winners_figures_close_the_study(config: StudyConfig, store: Store) -> N
     recorder.started(TRIAL)
     recorder.reported(TRIAL, record(1, 0.4), 1)
     recorder.ended(TRIAL, "complete")
-    recorder.tested(TRIAL, 0.3)
+    recorder.tested(TRIAL, {"test/accuracy": 0.3})
     recorder.finished()
     assert store.study == [("complete", {"best/test_accuracy": 0.3})]
     assert store.runs["run0"]["points"][-1] == (1, {"test/accuracy": 0.3})
     assert load_results(config.folder / LEDGER).finished
+
+
+def test_error_rates_are_those_of_the_student_that_is_kept(
+    config: StudyConfig, store: Store
+) -> None:
+    recorder = driver(config, store)
+    recorder.started(TRIAL)
+    for epoch, (accuracy, eer) in enumerate([(0.4, 0.3), (0.6, 0.2), (0.5, 0.1)], start=1):
+        metrics = {"val/accuracy": accuracy, "val/eer": eer}
+        recorder.reported(TRIAL, EpochRecord(epoch, metrics, 1000 + epoch), 3)
+    recorder.ended(TRIAL, "complete")
+    recorder.tested(TRIAL, {"test/accuracy": 0.55, "test/eer": 0.25})
+    (row,) = recorder.results.rows
+    assert (row.best_epoch, row.val_eer, row.test_accuracy, row.test_eer) == (2, 0.2, 0.55, 0.25)
+    assert store.runs["run0"]["points"][-1] == (3, {"test/accuracy": 0.55, "test/eer": 0.25})
+    assert load_results(config.folder / LEDGER) == recorder.results
+
+
+def test_without_validation_the_last_epoch_is_kept(config: StudyConfig, store: Store) -> None:
+    recorder = driver(config, store)
+    recorder.started(TRIAL)
+    for epoch, eer in enumerate([0.1, 0.3], start=1):
+        recorder.reported(TRIAL, EpochRecord(epoch, {"val/eer": eer}, 1000 + epoch), 2)
+    (row,) = recorder.results.rows
+    assert (row.value, row.best_epoch, row.val_eer) == (None, None, 0.3)
+
+
+def test_a_given_teacher_is_scored_as_far_as_there_are_pictures(
+    tmp_path: Path, store: Store
+) -> None:
+    teacher = {"model": "mini_resnet_18_4", "checkpoint": "/weights.pt"}
+    config = build(tmp_path, teacher=teacher, distill={"method": "kd", "alpha": 0.5})
+    config.folder.mkdir()
+    recorder = driver(config, store)
+    recorder.started(Job("teacher"))
+    recorder.scored(Job("teacher"), {"val/eer": 0.2})
+    (row,) = recorder.results.rows
+    assert (row.value, row.val_eer) == (None, 0.2)
+    recorder.scored(Job("teacher"), {"val/accuracy": 0.9, "val/eer": 0.2})
+    (row,) = recorder.results.rows
+    assert (row.value, row.val_eer) == (0.9, 0.2)
+    points = store.runs["run0"]["points"]
+    assert points == [(0, {"val/eer": 0.2}), (0, {"val/accuracy": 0.9, "val/eer": 0.2})]
 
 
 def test_params_of_a_given_teacher_say_where_it_is_from(tmp_path: Path) -> None:

@@ -105,6 +105,28 @@ def test_table_of_an_ordinary_study(width: int) -> None:
     assert ("weight_decay" in heading) == (width == 120)
 
 
+@pytest.mark.parametrize("width", [80, 120])
+def test_error_rates_have_columns_where_classes_are_unseen(width: int) -> None:
+    rows = (
+        trial(0, "complete", 0.9012, val_eer=0.0512),
+        trial(3, "complete", 0.9131, test_accuracy=0.9044, val_eer=0.0391, test_eer=0.0423),
+        other("baseline", value=0.89, test_accuracy=0.8921, epochs=20, val_eer=0.06, test_eer=0.07),
+    )
+    lines = [line.split() for line in printed(study_of(*rows), width).splitlines()]
+    (winner,) = (line for line in lines if line[:4] == ["1", "trial", "3", "complete"])
+    assert winner[4:10] == ["91.31", "90.44", "3.91", "4.23", "20", "61"]
+    (second,) = (line for line in lines if line[:4] == ["2", "trial", "0", "complete"])
+    assert second[4:8] == ["90.12", "5.12", "20", "61"]
+    compared = [line for line in lines if line[:1] == ["compared"]]
+    assert compared == [
+        ["compared", "val", "%", "test", "%", "EER", "%", "EER", "%", "epochs", "sec"]
+    ]
+    assert ["student", "without", "a", "teacher", "89.00", "89.21", "6.00", "7.00"] in [
+        line[:8] for line in lines
+    ]
+    assert "EER" not in printed(FULL, width)
+
+
 @pytest.mark.parametrize("width", [60, 80, 120])
 def test_nothing_is_cut_off_and_no_line_but_paths_too_long(width: int) -> None:
     text = printed(FULL, width)

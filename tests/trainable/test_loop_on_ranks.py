@@ -12,13 +12,17 @@ import torch.multiprocessing as mp
 
 from trainable import ranks, records
 from trainable.config import TrialConfig
-from trainable.engine.checkpoint import BEST
+from trainable.engine import loop
+from trainable.engine.checkpoint import BEST, CHECKPOINTS
 from trainable.engine.loop import TrialTask, run
-from trainable.networks.build import Pictures, build_teacher_network
+from trainable.engine.step import Step
+from trainable.errors import TrainingError
+from trainable.networks.blocks import BlockNetwork
+from trainable.networks.build import Pictures, build_student, build_teacher_network
 from trainable.networks.weights import save_weights
 from trainable.records import EpochRecord
 
-RANKS = 3
+RANKS, PER_EPOCH = 3, 17
 OWN = {records.TRAIN_IMAGES_PER_SECOND}
 CONFIG = TrialConfig.model_validate(
     {
@@ -31,40 +35,61 @@ CONFIG = TrialConfig.model_validate(
         "teacher": {"model": "mini_resnet_10_4", "checkpoint": "/nowhere.safetensors"},
         "student": {"model": "mini_resnet_10_4"},
         "distill": {"method": "stablekd", "alpha": 0.5, "decomposition": "2/1"},
-        "train": {"epochs": 3, "workers": RANKS, "accumulate": 2, "clip": 5.0},
+        "train": {
+            "epochs": 3,
+            "workers": RANKS,
+            "accumulate": 2,
+            "clip": 5.0,
+            "checkpoint": {"every": 5},
+        },
         "resources": {"gpus_per_worker": 0},
     }
 )
 
 
-class StoppedError(Exception):
-    """As if the process died."""
+STOP = 25
+"""Update, counted from 0 over all epochs: in the middle of the second of three epochs of 17."""
 
 
-def _rank(rank: int, folder: str, name: str, stop_after: int) -> None:
+def _with_dropout(config: TrialConfig, pictures: Pictures) -> BlockNetwork:
+    """Each rank draws its own: their generators differ."""
+    student = build_student(config, pictures)
+    student.network.get_submodule("layer4").append(torch.nn.Dropout(0.5))
+    return student
+
+
+def _stop(self: Step, lr: float) -> None:
+    """`Step.finish` that fails on every rank at once, as if the machine died."""
+    if self._updates == STOP:
+        raise RuntimeError("stopped by the test")
+    _finish(self, lr)
+
+
+_finish = Step.finish
+
+
+def _rank(rank: int, folder: str, name: str, stops: bool) -> None:
     torch.set_num_threads(1)
-    store = f"file://{folder}/{name}-{stop_after}.store"
+    store = f"file://{folder}/{name}-{stops}.store"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=RANKS)
+    loop.build_student = _with_dropout
     found: list[EpochRecord] = []
-
-    def report(record: EpochRecord) -> None:
-        found.append(record)
-        if record.epoch == stop_after:
-            raise StoppedError
-
     task = TrialTask(CONFIG, Path(folder) / name, Path(folder) / "teacher.safetensors")
-    try:
-        run(task, report, torch.device("cpu"))
-    except StoppedError:
+    if stops:
+        Step.finish = _stop
+        with pytest.raises(TrainingError, match=rf"\(rank {rank}, epoch 2, update 9, applying"):
+            run(task, found.append, torch.device("cpu"))
         ranks.barrier(torch.device("cpu"))
+    else:
+        run(task, found.append, torch.device("cpu"))
     told = [asdict(record)["metrics"] for record in found]
     torch.save(told, f"{folder}/{name}-{rank}.pt")
     dist.destroy_process_group()
 
 
-def trained(folder: Path, name: str, stop_after: int = 0) -> list[list[dict[str, float]]]:
+def trained(folder: Path, name: str, *, stops: bool = False) -> list[list[dict[str, float]]]:
     """The metrics of every epoch, by rank."""
-    mp.spawn(_rank, (str(folder), name, stop_after), nprocs=RANKS)
+    mp.spawn(_rank, (str(folder), name, stops), nprocs=RANKS)
     told = [torch.load(folder / f"{name}-{r}.pt", weights_only=True) for r in range(RANKS)]
     return [[{k: v for k, v in m.items() if k not in OWN} for m in epochs] for epochs in told]
 
@@ -78,6 +103,25 @@ def test_three_ranks_agree_and_a_resumed_trial_ends_in_the_same_bits(tmp_path: P
     assert len(whole[0]) == 3
     assert whole[0] == whole[1] == whole[2]
     assert records.BN_DRIFT in whole[0][0]
-    trained(tmp_path, "cut", stop_after=1)
+    cut = trained(tmp_path, "cut", stops=True)
+    assert [len(told) for told in cut] == [1, 1, 1]
+    names = sorted(path.name for path in (tmp_path / "cut" / CHECKPOINTS).iterdir())
+    assert names == ["000000020", "000000025"]
+    own = {path.name for path in (tmp_path / "cut" / CHECKPOINTS / names[-1]).glob("rank-*")}
+    assert own == {"rank-0.pt", "rank-1.pt", "rank-2.pt"}
     assert trained(tmp_path, "cut") == whole
     assert (tmp_path / "cut" / BEST).read_bytes() == (tmp_path / "whole" / BEST).read_bytes()
+    for name in ("student.safetensors", *own):
+        last = Path(CHECKPOINTS) / f"{3 * PER_EPOCH:09d}" / name
+        ours, theirs = (read(tmp_path / kind / last) for kind in ("cut", "whole"))
+        assert ours == theirs, name
+
+
+def read(path: Path) -> object:
+    """Bytes of weights; what a rank has for itself as text, whose tensors are few and short."""
+    if path.suffix == ".safetensors":
+        return path.read_bytes()
+    own = torch.load(path, weights_only=True)
+    buffers = {name: tensor.tolist() for name, tensor in own.pop("buffers").items()}
+    states = own["generators"].pop("torch").tolist()
+    return buffers, states, repr(own)

@@ -8,7 +8,7 @@ import torchvision.models
 
 from trainable.config import TrialConfig
 from trainable.errors import ConfigError
-from trainable.networks.blocks import BlockNetwork, with_sync_batchnorm
+from trainable.networks.blocks import BlockNetwork
 from trainable.networks.build import (
     Pictures,
     build_student,
@@ -123,23 +123,6 @@ def test_features_stay_as_they_are_at_every_possible_cut(name: str) -> None:
     with torch.no_grad():
         for index, feature in enumerate(network.features(images)):
             assert torch.equal(feature, network.run(images, 0, index + 1)), network.names[index]
-
-
-def test_sync_batchnorm_reaches_the_blocks() -> None:
-    layers = build("resnet18", classes=10, channels=3, image_size=32, path="student.model")
-    network = BlockNetwork(with_sync_batchnorm(layers))
-    in_blocks = [
-        module
-        for _, modules in network.block_modules()
-        for layer in modules
-        for module in layer.modules()
-        if isinstance(module, torch.nn.BatchNorm2d | torch.nn.SyncBatchNorm)
-    ]
-    assert len(in_blocks) == 20
-    assert all(isinstance(module, torch.nn.SyncBatchNorm) for module in in_blocks)
-    assert {id(p) for _, ps in network.block_parameters() for p in ps} == {
-        id(p) for p in network.parameters()
-    }
 
 
 def test_features_of_other_widths_are_refused_by_the_cut() -> None:

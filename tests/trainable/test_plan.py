@@ -164,15 +164,23 @@ def test_a_decomposition_that_is_not_k_over_n_is_refused(text: str) -> None:
 
 @given(st.integers(0, 2000), st.integers(1, 200), st.integers(1, 8))
 def test_updates_hold_every_sample_once(samples: int, batch_size: int, workers: int) -> None:
-    batch_size = max(batch_size, 2 * workers)
+    batch_size, samples = max(batch_size, 2 * workers), max(samples, 2 * workers)
     sizes = update_sizes(samples, batch_size, workers)
     assert sum(sizes) == samples
     assert all(size == batch_size for size in sizes[:-1])
-    if samples >= 2 * workers:
-        assert all(size >= 2 * workers for size in sizes)
-        assert sizes[-1] < batch_size + 2 * workers
-    else:
-        assert len(sizes) == min(samples, 1)
+    assert all(size >= 2 * workers for size in sizes)
+    assert sizes[-1] < batch_size + 2 * workers
+
+
+@given(st.integers(1, 2000), st.integers(1, 200), st.integers(1, 8))
+def test_with_drop_last_updates_are_whole(samples: int, batch_size: int, workers: int) -> None:
+    batch_size = max(batch_size, 2 * workers)
+    if samples < batch_size:
+        with pytest.raises(ValueError, match=f"got {samples} in updates of {batch_size}"):
+            update_sizes(samples, batch_size, workers, drop_last=True)
+        return
+    sizes = update_sizes(samples, batch_size, workers, drop_last=True)
+    assert sizes == (batch_size,) * (samples // batch_size)
 
 
 @pytest.mark.parametrize(
@@ -182,8 +190,7 @@ def test_updates_hold_every_sample_once(samples: int, batch_size: int, workers: 
         (257, 128, 1, (128, 129)),
         (258, 128, 1, (128, 128, 2)),
         (258, 128, 2, (128, 130)),
-        (1, 128, 1, (1,)),
-        (0, 128, 1, ()),
+        (2, 128, 1, (2,)),
     ],
 )
 def test_a_tail_too_small_for_batchnorm_joins_the_update_before(
@@ -192,7 +199,20 @@ def test_a_tail_too_small_for_batchnorm_joins_the_update_before(
     assert update_sizes(samples, batch_size, workers) == expected
 
 
-@given(st.integers(1, 600), st.integers(1, 8), st.integers(1, 16))
+@pytest.mark.parametrize(
+    ("samples", "batch_size", "workers"), [(0, 128, 1), (1, 128, 1), (7, 128, 4), (100, 7, 4)]
+)
+def test_a_rank_with_one_sample_or_none_is_refused(
+    samples: int, batch_size: int, workers: int
+) -> None:
+    with pytest.raises(ValueError, match=f"two samples for each of {workers} worker"):
+        update_sizes(samples, batch_size, workers)
+    update = min(samples, batch_size)
+    with pytest.raises(ValueError, match=rf"update >= {2 * workers} must hold.* got {update}"):
+        micro_batch_sizes(update, workers, 1)
+
+
+@given(st.integers(16, 600), st.integers(1, 8), st.integers(1, 16))
 def test_micro_batches_share_an_update_evenly(update: int, workers: int, accumulate: int) -> None:
     rows = micro_batch_sizes(update, workers, accumulate)
     cells = [cell for row in rows for cell in row]
@@ -200,7 +220,6 @@ def test_micro_batches_share_an_update_evenly(update: int, workers: int, accumul
     assert {len(row) for row in rows} == {workers}
     assert 1 <= len(rows) <= accumulate
     assert max(cells) - min(cells) <= 1
-    if update >= 2 * workers:
-        assert min(cells) >= 2
+    assert min(cells) >= 2
     if update >= 2 * workers * accumulate:
         assert len(rows) == accumulate

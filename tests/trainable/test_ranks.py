@@ -2,63 +2,60 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.nn.parallel import DistributedDataParallel
 
+from tests.trainable.stepping import CPU, gradients_at_step, noise, plain_network
 from trainable import ranks
 from trainable.config import DistillConfig, OptimConfig, TrainConfig
 from trainable.data.sampling import updates
-from trainable.distill.kd import KD
-from trainable.distill.objective import Objective
+from trainable.distill.objective import Objective, method_of
 from trainable.distill.terms import LOSS, Terms
-from trainable.engine.loop import wrap_for_ranks
+from trainable.engine.noise import GradientNoise
 from trainable.engine.optimizers import build_optimizer
+from trainable.engine.parallel import wrap_for_ranks
 from trainable.engine.step import SAMPLES, Step
-from trainable.networks.blocks import BlockNetwork, Layers
 from trainable.networks.teacher import FrozenTeacher
 
-CPU = torch.device("cpu")
-SAMPLES_IN_ALL = 43
-BATCH = 16
+SAMPLES_IN_ALL, BATCH = 43, 16
+ACCUMULATE = (1, 2, 3, 4)
+METHODS = ("kd", "mse")
+NOISE = {"gradient_noise": 0.1, "clip": 0.2, "seed": 3}
 
 
-def network(seed: int) -> BlockNetwork:
-    """Two blocks without BatchNorm."""
-    torch.manual_seed(seed)
-    layers: list[tuple[str, nn.Module]] = [
-        ("conv", nn.Conv2d(3, 4, 3)),
-        ("act", nn.Tanh()),
-        ("flat", nn.Flatten()),
-        ("fc", nn.Linear(4 * 6 * 6, 10)),
-    ]
-    sequence = nn.Sequential()
-    for name, layer in layers:
-        sequence.add_module(name, layer)
-    return BlockNetwork(Layers(sequence, tuple(layers), ("act",)))
+def count_rounds(parallel: DistributedDataParallel) -> list[None]:
+    """Grows by one with every bucket of gradients that ranks exchange, by DDP's own all-reduce."""
+    counted: list[None] = []
+
+    def hook(state, bucket):  # DDP refuses annotations that are strings
+        counted.append(None)
+        return allreduce_hook(state, bucket)
+
+    parallel.register_comm_hook(None, hook)
+    return counted
 
 
-def pictures() -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(5)
-    images = torch.randn(SAMPLES_IN_ALL, 3, 8, 8, generator=generator)
-    return images, torch.randint(0, 10, (SAMPLES_IN_ALL,), generator=generator)
-
-
-def train_epoch(workers: int, accumulate: int) -> dict[str, object]:
-    """An epoch of KD on this rank's share; every update's gradient, then weights and loss sums."""
-    images, labels = pictures()
-    student, teacher = network(0), FrozenTeacher(network(1))
-    objective = Objective(student, KD(DistillConfig(alpha=0.5)))
+def train_epoch(workers: int, accumulate: int, method: str, **train: Any) -> dict[str, Any]:
+    """An epoch on this rank's share; every update's gradient, then weights and loss sums."""
+    images, labels = noise(5, SAMPLES_IN_ALL)
+    student, teacher = plain_network(0), FrozenTeacher(plain_network(1))
+    distill = DistillConfig.model_validate({"method": method, "alpha": 0.5})
+    objective = Objective(student, method_of(distill, student, []))
     optimizer = build_optimizer(OptimConfig(lr=0.1), objective.parameters(), CPU)
-    step = Step(wrap_for_ranks(objective), optimizer, TrainConfig(), CPU)
-    gradients: list[list[Tensor]] = []
+    wrapped = wrap_for_ranks(objective)
+    counted = count_rounds(wrapped) if isinstance(wrapped, DistributedDataParallel) else []
+    step = Step(wrapped, optimizer, TrainConfig.model_validate(train), CPU, classes=10)
+    gradients = gradients_at_step(step)
     sizes: list[int] = []
+    rounds: list[int] = []
     for update in updates(SAMPLES_IN_ALL, BATCH, workers, accumulate, ranks.rank(), 0, 1):
+        before = len(counted)
         for number, indices in enumerate(update.micro_batches, start=1):
             part = torch.from_numpy(indices)
             step.accumulate(
@@ -68,32 +65,74 @@ def train_epoch(workers: int, accumulate: int) -> dict[str, object]:
                 update_size=update.size,
                 last=number == len(update.micro_batches),
             )
-        gradients.append([p.grad.clone() for p in student.parameters() if p.grad is not None])
         sizes.append(update.size)
         step.finish(0.1)
-    losses = step.losses.flush(over_ranks=True)
-    weights = [p.detach().clone() for p in student.parameters()]
-    return {"gradients": gradients, "weights": weights, "losses": losses, "sizes": sizes}
+        rounds.append(len(counted) - before)
+    return {
+        "gradients": gradients,
+        "weights": [p.detach().clone() for p in student.parameters()],
+        "losses": step.losses.flush(over_ranks=True),
+        "norm": step.gradients.flush()["norm"],
+        "sizes": sizes,
+        "rounds": rounds,
+    }
 
 
-def _rank(rank: int, folder: str, accumulate: int) -> None:
+def skip_one() -> dict[str, Any]:
+    """Rank 1 alone has a loss that is not finite, with a gradient that is."""
+    images, labels = noise(5)
+    student, teacher = plain_network(0), FrozenTeacher(plain_network(1))
+    method = method_of(DistillConfig(alpha=0.5), student, [])
+
+    def broken(*inputs: Any) -> Terms:
+        terms = method(*inputs)
+        return {**terms, LOSS: terms[LOSS] + (float("inf") if ranks.rank() else 0.0)}
+
+    settings = {"precision": "fp16", "loss_scale": {"initial": 64.0}}
+    train = TrainConfig.model_validate(settings)
+    objective = Objective(student, broken)
+    optimizer = build_optimizer(OptimConfig(lr=0.1), objective.parameters(), CPU)
+    step = Step(wrap_for_ranks(objective), optimizer, train, CPU, classes=10)
+    before = [p.detach().clone() for p in student.parameters()]
+    step.accumulate(images[:4], labels[:4], teacher(images[:4]), update_size=8, last=True)
+    step.finish(0.1)
+    same = all(torch.equal(a, b) for a, b in zip(before, student.parameters(), strict=True))
+    return {
+        "same": same,
+        "skipped": dict(step.health.flush().by_place),
+        "scale": step.precision.scaler.get_scale(),
+    }
+
+
+def _rank(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    torch.save(train_epoch(2, accumulate), f"{folder}/{rank}.pt")
+    results: dict[str, Any] = {
+        f"{method} {accumulate}": train_epoch(2, accumulate, method)
+        for method in METHODS
+        for accumulate in ACCUMULATE
+    }
+    results["noise"] = train_epoch(2, 2, "kd", **NOISE)
+    results["skip"] = skip_one()
+    torch.save(results, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
-def on_two_ranks(folder: Path, accumulate: int) -> list[dict[str, object]]:
-    mp.spawn(_rank, (str(folder), accumulate), nprocs=2)
+@pytest.fixture(scope="module")
+def on_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """One spawn for all tests; by rank and what was done."""
+    folder = tmp_path_factory.mktemp("ranks")
+    mp.spawn(_rank, (str(folder),), nprocs=2)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
-@pytest.mark.parametrize("accumulate", [1, 3])
-def test_two_workers_with_accumulation_have_the_gradients_of_the_large_batch(
-    accumulate: int, tmp_path: Path
+@pytest.mark.parametrize("accumulate", ACCUMULATE)
+@pytest.mark.parametrize("method", METHODS)
+def test_two_workers_with_accumulation_have_the_gradients_of_the_joined_batch(
+    method: str, accumulate: int, on_ranks: list[dict[str, Any]]
 ) -> None:
-    alone = train_epoch(1, 1)
-    first, second = on_two_ranks(tmp_path, accumulate)
+    alone = train_epoch(1, 1, method)
+    first, second = (results[f"{method} {accumulate}"] for results in on_ranks)
     assert alone["sizes"] == first["sizes"] == [16, 16, 11]
     for mine, theirs in zip(first["gradients"], alone["gradients"], strict=True):
         for a, b in zip(mine, theirs, strict=True):
@@ -102,34 +141,30 @@ def test_two_workers_with_accumulation_have_the_gradients_of_the_large_batch(
         assert torch.equal(a, b)
     assert first["losses"][SAMPLES] == SAMPLES_IN_ALL
     assert first["losses"] == pytest.approx(alone["losses"], rel=1e-5)
+    assert first["norm"] == second["norm"] == pytest.approx(alone["norm"], rel=1e-5)
 
 
-def _skip_rank(rank: int, folder: str) -> None:
-    """Rank 1 alone has a loss that is not finite, with a gradient that is."""
-
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    images, labels = pictures()
-    student, teacher = network(0), FrozenTeacher(network(1))
-    method = KD(DistillConfig(alpha=0.5))
-
-    def broken(*inputs: Any) -> Terms:
-        terms = method(*inputs)
-        return {**terms, LOSS: terms[LOSS] + (float("inf") if rank else 0.0)}
-
-    objective = Objective(student, broken)
-    optimizer = build_optimizer(OptimConfig(lr=0.1), objective.parameters(), CPU)
-    step = Step(wrap_for_ranks(objective), optimizer, TrainConfig(), CPU)
-    before = [p.detach().clone() for p in student.parameters()]
-    step.accumulate(images[:4], labels[:4], teacher(images[:4]), update_size=8, last=True)
-    step.finish(0.1)
-    same = all(torch.equal(a, b) for a, b in zip(before, student.parameters(), strict=True))
-    torch.save({"same": same, "skipped": step.flush_skipped()}, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+@pytest.mark.parametrize("accumulate", ACCUMULATE)
+def test_ranks_exchange_gradients_in_one_round_an_update(
+    accumulate: int, on_ranks: list[dict[str, Any]]
+) -> None:
+    """The small network's gradients are one bucket."""
+    for results in on_ranks:
+        assert results[f"kd {accumulate}"]["rounds"] == [1, 1, 1]
 
 
-def test_ranks_skip_an_update_together(tmp_path: Path) -> None:
-    mp.spawn(_skip_rank, (str(tmp_path),), nprocs=2)
-    for rank in (0, 1):
-        result = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        assert result == {"same": True, "skipped": 1.0}
+def test_ranks_add_the_same_noise(on_ranks: list[dict[str, Any]]) -> None:
+    first, second = (results["noise"] for results in on_ranks)
+    for mine, theirs in zip(first["gradients"], second["gradients"], strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
+    clean = train_epoch(1, 1, "kd")["gradients"][0]
+    GradientNoise(0.1, 3, CPU).add(clean, 0)
+    factor = 0.2 / float(torch.stack([g.norm() for g in clean]).norm())
+    assert factor < 1
+    for noisy, expected in zip(first["gradients"][0], clean, strict=True):
+        assert (noisy - factor * expected).abs().max() <= 1e-6
+
+
+def test_ranks_skip_an_update_and_halve_the_scale_together(on_ranks: list[dict[str, Any]]) -> None:
+    for results in on_ranks:
+        assert results["skip"] == {"same": True, "skipped": {"loss": 1}, "scale": 32}

@@ -69,6 +69,11 @@ def the_only_problem(config: TrialConfig, blocks: int | None = None) -> Problem:
         {"train.precision": "fp16", "train.batchnorm": {"sync": True}},
         {"data.mean": [0.5], "data.std": [0.5], "data.channels": 1},
         {"data.source": "parquet", "data.root": "folder"},
+        {"distill.method": "mse", "distill.feature_weights": {"layer4": 0.5}},
+        {"student.head": {"name": "am_softmax", "margin": 0.0, "scale": 16.0}},
+        {"train.clip": 1.0, "train.clip_by": "layer", "train.gradient_noise": 1e-3},
+        {"train.batchnorm": {"group_norm": 8}},
+        {"train.batchnorm": {"momentum": 0.01, "freeze_after": 1, "recalibrate": 10}},
     ],
 )
 def test_a_sound_trial_has_no_problems(changes: dict[str, Any]) -> None:
@@ -87,7 +92,9 @@ def test_a_trial_without_a_method_needs_no_teacher() -> None:
         ({"distill.alpha": None}, "distill.alpha", "kd needs it"),
         ({"distill.method": "kd_mse", "distill.alpha": None}, "distill.alpha", "kd_mse needs it"),
         ({"distill.lam": 1.0}, "distill.lam", "belongs to stablekd, not to kd"),
-        ({"distill.feature_weights": {"a": 1.0}}, "distill.feature_weights", "belongs to kd_mse"),
+        ({"distill.feature_weights": {"a": 1.0}}, "distill.feature_weights", "belongs to mse"),
+        ({"distill.method": "mse", "distill.alpha": None}, "distill.alpha", "α·Σ w·MSE"),
+        ({"distill.method": "mse", "distill.lam": 1.0}, "distill.lam", "not to mse"),
         ({**STABLEKD, "distill.lam": 1.0}, "distill", "got both"),
         ({**STABLEKD, "distill.alpha": None}, "distill", "got neither"),
         ({"distill.method": "stablekd"}, "distill.decomposition", "got nothing"),
@@ -119,6 +126,28 @@ def test_a_trial_without_a_method_needs_no_teacher() -> None:
             "train.precision",
             "fp16 needs a GPU",
         ),
+        (
+            {"resources.gpus_per_worker": 0, "train.precision": "tf32"},
+            "train.precision",
+            "tf32 needs a GPU",
+        ),
+        (
+            {"train.loss_scale": {"initial": 1.0, "floor": 2.0}},
+            "train.loss_scale.initial",
+            "must be >= train.loss_scale.floor, which is 2",
+        ),
+        ({"train.clip_by": "value"}, "train.clip_by", "needs train.clip"),
+        (
+            {"train.batchnorm": {"group_norm": 8, "freeze_after": 3}},
+            "train.batchnorm.freeze_after",
+            "belongs to BatchNorm",
+        ),
+        (
+            {"student.head": {"margin": 0.2}},
+            "student.head.margin",
+            "belongs to am_softmax, not to linear",
+        ),
+        ({"teacher.head": {"scale": 30.0}}, "teacher.head.scale", "belongs to am_softmax"),
         ({"data.root": "folder"}, "data.root", "digits needs no folder"),
         ({"data.source": "cifar10"}, "data.root", "cifar10 needs a folder"),
         ({"data.mean": [0.5]}, "data.mean", "must have 3 value(s)"),
@@ -195,6 +224,7 @@ def test_a_rule_declares_every_key_that_it_reads(rule: rules.Rule) -> None:
             {"resources.gpus_per_worker": 0.5, "train.workers": 2, "train.launcher": "inline"},
             {"resources.gpus_per_worker": 0, "data.batch_size": 1, "data.root": "x"},
             {"data.mean": [1], "data.std": [1], "data.source": "cifar10"},
+            {"train.clip_by": "layer", "train.batchnorm": {"group_norm": 8}},
         )
     ]
     for config in configs:
@@ -206,7 +236,10 @@ def test_a_rule_declares_every_key_that_it_reads(rule: rules.Rule) -> None:
             "train",
             "resources",
             "student",
+            "student.head",
             "teacher",
+            "teacher.head",
             "train.batchnorm",
+            "train.loss_scale",
         }
         assert seen - sections <= set(rule.reads)

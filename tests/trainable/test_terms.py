@@ -6,7 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainable.distill.terms import cross_entropy, feature_error, kd_divergence
+from trainable.distill.terms import (
+    FEATURE,
+    KL,
+    LOSS,
+    cross_entropy,
+    feature_error,
+    kd_divergence,
+    with_features,
+)
 
 
 def logits(seed: int, scale: float = 3.0) -> Tensor:
@@ -65,6 +73,14 @@ def test_feature_error_is_the_mean_of_a_sample_summed_over_samples() -> None:
     a, b = torch.randn(6, 3, 2, 2), torch.randn(6, 3, 2, 2)
     expected = sum(((x - y) ** 2).mean() for x, y in zip(a, b, strict=True))
     torch.testing.assert_close(feature_error(a, b), expected)
+
+
+def test_feature_errors_enter_the_loss_with_their_weight() -> None:
+    terms = {LOSS: torch.tensor(3.0), KL: torch.tensor(1.0)}
+    errors = [torch.tensor(2.0), torch.tensor(6.0)]
+    assert with_features(terms, errors) == {LOSS: 11.0, KL: 1.0, FEATURE: 8.0}
+    assert with_features(terms, errors, 0.5) == {LOSS: 7.0, KL: 1.0, FEATURE: 8.0}
+    assert with_features(terms, []) == {LOSS: 3.0, KL: 1.0, FEATURE: 0.0}
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

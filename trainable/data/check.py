@@ -9,8 +9,8 @@ import numpy as np
 
 from trainable.config import DataConfig
 from trainable.data.cache import cache_folder
-from trainable.data.carve import Rows, carve
-from trainable.data.labels import Labels, carve_problems, empty_problems, range_problems
+from trainable.data.classes import Classes, Rows
+from trainable.data.labels import label_problems
 from trainable.data.opened import GIB, Opened, label_place, open_split, train_fingerprint
 from trainable.data.pictures import size_text
 from trainable.data.sources import Source, SplitName, open_source
@@ -22,12 +22,16 @@ class DataSummary:
     """What a data set holds."""
 
     classes: tuple[str, ...]
-    """Names in the order of their labels."""
+    """Names in the order of their labels, without the unseen ones."""
     train: int
     """Training pictures, without those held out."""
     val: int
     """Pictures held out of the training split for validation."""
     test: int
+    unseen_classes: tuple[str, ...]
+    """Classes that no network is trained on, whose pictures are in none of the three counts."""
+    unseen: int
+    """Their pictures, of both splits."""
     channels: int
     image_size: tuple[int, int]
     """Height and width in pixels, as the networks see them."""
@@ -38,7 +42,7 @@ class DataSummary:
     streamed: bool
     """Whether the training split is decoded anew in every epoch."""
     overlap: int
-    """Test pictures whose pixels also occur among the training (or validation) pictures."""
+    """Test pictures, also unseen ones, whose pixels occur among the others of the training split."""
 
 
 def check_data(config: DataConfig, cache: Path | None = None) -> DataSummary:
@@ -50,11 +54,16 @@ def check_data(config: DataConfig, cache: Path | None = None) -> DataSummary:
     Raises:
         DataError: With everything that is wrong: missing files or splits, corrupt pictures,
             pictures of differing sizes without `data.image_size`, labels out of range, classes
-            without pictures.
+            without pictures, unseen classes that are not there.
     """
     cache = cache or cache_folder()
     source = open_source(config, cache)
     problems: list[Problem] = []
+    try:
+        Classes.of(source.classes, config.unseen_classes)
+    except DataError as error:
+        problems += error.problems
+        config = config.model_copy(update={"unseen_classes": None})  # to see all that is wrong
     train = _check_split(source, "train", config, cache, problems)
     test = _check_split(source, "test", config, cache, problems)
     if train is not None and test is not None and train.shape != test.shape:
@@ -68,7 +77,7 @@ def check_data(config: DataConfig, cache: Path | None = None) -> DataSummary:
         )
     if train is None or test is None or problems:
         raise DataError(dict.fromkeys(problems))
-    return _summary(source.classes, config, train, test, _overlap(train, test, cache))
+    return _summary(config, train, test, _overlap(train, test, cache))
 
 
 def _check_split(
@@ -83,20 +92,12 @@ def _check_split(
         problems += error.problems
     try:
         labels = source.split(name).labels if opened is None else opened.labels
-        problems += _label_problems(name, labels, source.classes, config)
+        classes = Classes.of(source.classes, config.unseen_classes)
+        carves = name == "train" and config.val_fraction > 0
+        problems += label_problems(label_place(config, name), labels, classes, carves=carves)
     except DataError as error:
         problems += error.problems
     return opened
-
-
-def _label_problems(
-    name: SplitName, labels: Labels, classes: tuple[str, ...], config: DataConfig
-) -> list[Problem]:
-    where = label_place(config, name)
-    problems = range_problems(where, labels, classes) + empty_problems(where, labels, classes)
-    if name == "train" and config.val_fraction > 0:
-        problems += carve_problems(where, labels, classes)
-    return problems
 
 
 def _overlap(train: Opened, test: Opened, cache: Path) -> int:
@@ -108,16 +109,17 @@ def _all_rows(opened: Opened) -> Rows:
     return np.arange(len(opened.labels), dtype=np.int64)
 
 
-def _summary(
-    classes: tuple[str, ...], config: DataConfig, train: Opened, test: Opened, overlap: int
-) -> DataSummary:
-    kept, held_out = carve(train.labels, config.val_fraction, config.split_seed)
+def _summary(config: DataConfig, train: Opened, test: Opened, overlap: int) -> DataSummary:
+    kept, held_out = train.carved(config)
+    unseen = [len(split.rows_of(unseen=True)) for split in (train, test)]
     channels, height, width = train.shape
     return DataSummary(
-        classes=classes,
+        classes=train.classes.seen,
         train=len(kept),
         val=len(held_out),
-        test=len(test.labels),
+        test=len(test.labels) - unseen[1],
+        unseen_classes=train.classes.unseen,
+        unseen=sum(unseen),
         channels=channels,
         image_size=(height, width),
         fingerprint=train_fingerprint(train, config),

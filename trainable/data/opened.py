@@ -12,6 +12,8 @@ import numpy.typing as npt
 from trainable.config import DataConfig
 from trainable.data import cache as node_cache
 from trainable.data.cache import Decoded
+from trainable.data.carve import carve
+from trainable.data.classes import Classes, Rows
 from trainable.data.content import combine
 from trainable.data.decode import decode_rows
 from trainable.data.faults import data_error
@@ -23,8 +25,6 @@ FORMAT = "1"
 """Version of the decoded pixels: raise it whenever the same files would decode to others."""
 GIB = 2**30
 
-Rows = npt.NDArray[np.int64]
-
 
 @dataclass(frozen=True, eq=False)
 class Opened:
@@ -33,6 +33,8 @@ class Opened:
     key: str
     """Hex key of the pixels and labels, and of all that they depend on."""
     labels: npt.NDArray[np.int64]
+    """As they lie on disk, of seen and unseen classes."""
+    classes: Classes
     shape: tuple[int, int, int]
     """C, H, W."""
     decoded: Decoded | None
@@ -44,9 +46,20 @@ class Opened:
         return len(self.labels) * int(np.prod(self.shape))
 
     def part(self, rows: Rows) -> Split:
-        """The samples in some rows."""
+        """The samples in some rows, with labels counted among the seen or the unseen classes."""
         stored = None if self.decoded is None else self.decoded.pixels
-        return Split(self.labels[rows], rows, self.shape, stored, self.pictures)
+        labels = self.classes.renumbered(self.labels[rows])
+        return Split(labels, rows, self.shape, stored, self.pictures)
+
+    def rows_of(self, *, unseen: bool) -> Rows:
+        """The rows of seen or of unseen classes, ascending."""
+        return np.flatnonzero(self.classes.is_unseen(self.labels) == unseen)
+
+    def carved(self, config: DataConfig) -> tuple[Rows, Rows]:
+        """Rows to train on and rows held out, of seen classes: which, no unseen class changes."""
+        kept, held_out = carve(self.labels, config.val_fraction, config.split_seed)
+        hidden = self.classes.is_unseen(self.labels)
+        return kept[~hidden[kept]], held_out[~hidden[held_out]]
 
     def measured(self, rows: Rows, cache: Path) -> Decoded:
         """The sums and hashes of some rows' pictures, without their pixels.
@@ -71,20 +84,21 @@ def open_split(source: Source, name: SplitName, config: DataConfig, cache: Path)
 
     Raises:
         DataError: The split is missing or has corrupt pictures, or is over the budget although
-            `data.loader` is `resident`.
+            `data.loader` is `resident`; or `data.unseen_classes` cannot be what it is.
     """
+    classes = Classes.of(source.classes, config.unseen_classes)
     key = combine(FORMAT, source.fingerprint(name), str(config.channels), str(config.image_size))
     path = node_cache.decoded_path(cache, key)
     decoded = None if config.loader == "streamed" else node_cache.load(path)
     if decoded is not None and not _over_budget(config, len(decoded), decoded.shape):
-        return Opened(key, decoded.labels, decoded.shape, decoded, None)
+        return Opened(key, decoded.labels, classes, decoded.shape, decoded, None)
     raw = source.split(name)
     pictures = Pictures.of(raw, config.channels, config.image_size)
     if config.loader == "streamed" or _over_budget(config, len(raw), pictures.shape):
-        return Opened(key, raw.labels, pictures.shape, None, pictures)
+        return Opened(key, raw.labels, classes, pictures.shape, None, pictures)
     rows = np.arange(len(raw), dtype=np.int64)
     decoded = node_cache.build(path, lambda: decode_rows(pictures, rows, keep=True))
-    return Opened(key, decoded.labels, decoded.shape, decoded, None)
+    return Opened(key, decoded.labels, classes, decoded.shape, decoded, None)
 
 
 def _digest(rows: Rows) -> str:
@@ -108,7 +122,8 @@ def _over_budget(config: DataConfig, count: int, shape: tuple[int, int, int]) ->
 
 def train_fingerprint(opened: Opened, config: DataConfig) -> str:
     """Hex key of what a network trained on this set depends on, but for its own settings."""
-    settings = (config.val_fraction, config.split_seed, config.mean, config.std)
+    unseen = sorted(config.unseen_classes or ())
+    settings = (config.val_fraction, config.split_seed, config.mean, config.std, unseen)
     return combine(opened.key, *(repr(setting) for setting in settings))
 
 

@@ -21,8 +21,7 @@ class Update:
     size: int
     """Samples of the update on all ranks: the divisor of its loss."""
     micro_batches: tuple[Indices, ...]
-    """This rank's sample indices, one (b,) array a micro-batch. An array is empty where the whole
-    epoch has fewer samples than there are ranks."""
+    """This rank's sample indices, one (b,) array a micro-batch; b ≥ 2."""
 
 
 def epoch_order(samples: int, seed: int, epoch: int) -> Indices:
@@ -38,16 +37,19 @@ def updates(
     rank: int,
     seed: int,
     epoch: int,
+    drop_last: bool = False,
 ) -> list[Update]:
     """Every update of an epoch with this rank's share: each sample once an epoch over all ranks.
 
     The samples of an update do not depend on `workers` and `accumulate`, except for a tail so
-    short that BatchNorm could not take it on every worker (`plan.update_sizes`).
+    short that BatchNorm could not take it on every worker (`plan.update_sizes`). `drop_last`
+    leaves the last samples of the epoch's order out where they do not make a whole update: others
+    in each epoch. ValueError, never a share of fewer than two samples.
     """
     order = epoch_order(samples, seed, epoch)
     result: list[Update] = []
     start = 0
-    for size in update_sizes(samples, batch_size, workers):
+    for size in update_sizes(samples, batch_size, workers, drop_last):
         micro_batches: list[Indices] = []
         for cells in micro_batch_sizes(size, workers, accumulate):
             own = start + sum(cells[:rank])

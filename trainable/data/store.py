@@ -13,16 +13,24 @@ import numpy as np
 
 from trainable.config import DataConfig
 from trainable.data.cache import cache_folder
-from trainable.data.carve import Rows, carve
 from trainable.data.check import DataSummary, check_data
-from trainable.data.labels import carve_problems, empty_problems, range_problems
+from trainable.data.classes import Rows
+from trainable.data.labels import label_problems, range_problems
 from trainable.data.moments import moments
 from trainable.data.opened import Opened, label_place, open_split, train_fingerprint
 from trainable.data.sources import open_source
 from trainable.data.split import Split
 from trainable.errors import DataError
 
-__all__ = ["DataSummary", "Dataset", "Split", "check_data", "open_dataset", "open_test"]
+__all__ = [
+    "DataSummary",
+    "Dataset",
+    "Split",
+    "check_data",
+    "open_dataset",
+    "open_test",
+    "open_unseen_test",
+]
 
 SAMPLED = 4096
 """Pictures, evenly spaced, that the mean and deviation of a streamed set are measured on."""
@@ -33,7 +41,7 @@ class Dataset:
     """The training and validation samples of a trial; its test split is opened by `open_test`."""
 
     classes: tuple[str, ...]
-    """Names in the order of their labels."""
+    """Names in the order of their labels, without the unseen ones."""
     channels: int
     image_size: tuple[int, int]
     """Height and width in pixels."""
@@ -44,6 +52,9 @@ class Dataset:
     train: Split
     val: Split | None
     """None where `data.val_fraction` is 0."""
+    unseen: Split | None
+    """The training split's pictures of `data.unseen_classes`, labels counted among those; None
+    where there are none."""
     fingerprint: str
     """Hex key of the training split's content and of every setting that changes its pixels, its
     division or its normalization: what a cached teacher may be named by."""
@@ -53,7 +64,7 @@ def open_dataset(config: DataConfig, cache: Path | None = None) -> Dataset:
     """Open the training split, and hold out `val_fraction` of each class of it for validation.
 
     The test split is not read. Which pictures are held out depends on their labels' order,
-    `val_fraction` and `split_seed` alone.
+    `val_fraction` and `split_seed` alone: not on which other classes are unseen.
 
     Args:
         config: Which data set, and how it is split.
@@ -66,39 +77,53 @@ def open_dataset(config: DataConfig, cache: Path | None = None) -> Dataset:
     cache = cache or cache_folder()
     source = open_source(config, cache)
     opened = open_split(source, "train", config, cache)
-    where, labels, classes = label_place(config, "train"), opened.labels, source.classes
-    problems = range_problems(where, labels, classes) + empty_problems(where, labels, classes)
-    if config.val_fraction > 0:
-        problems += carve_problems(where, labels, classes)
-    if problems:
+    where, carves = label_place(config, "train"), config.val_fraction > 0
+    if problems := label_problems(where, opened.labels, opened.classes, carves=carves):
         raise DataError(problems)
-    kept, held_out = carve(labels, config.val_fraction, config.split_seed)
+    kept, held_out = opened.carved(config)
+    unseen = opened.rows_of(unseen=True)
     mean, std = _normalization(opened, kept, config, cache)
     channels, height, width = opened.shape
     return Dataset(
-        classes=classes,
+        classes=opened.classes.seen,
         channels=channels,
         image_size=(height, width),
         mean=mean,
         std=std,
         train=opened.part(kept),
         val=opened.part(held_out) if len(held_out) else None,
+        unseen=opened.part(unseen) if len(unseen) else None,
         fingerprint=train_fingerprint(opened, config),
     )
 
 
 def open_test(config: DataConfig, cache: Path | None = None) -> Split:
-    """Open the test split alone.
+    """Open the test split alone, without unseen classes.
 
     Raises:
         DataError: As `open_dataset`; a class without test pictures is left to `check_data`.
     """
+    opened = _opened_test(config, cache)
+    return opened.part(opened.rows_of(unseen=False))
+
+
+def open_unseen_test(config: DataConfig, cache: Path | None = None) -> Split | None:
+    """Open the test split's pictures of `data.unseen_classes`, labels counted among those.
+
+    None where there are none. Raises DataError as `open_test`.
+    """
+    if config.unseen_classes is None:
+        return None
+    opened = _opened_test(config, cache)
+    return opened.part(opened.rows_of(unseen=True))
+
+
+def _opened_test(config: DataConfig, cache: Path | None) -> Opened:
     cache = cache or cache_folder()
-    source = open_source(config, cache)
-    opened = open_split(source, "test", config, cache)
-    if problems := range_problems(label_place(config, "test"), opened.labels, source.classes):
+    opened = open_split(open_source(config, cache), "test", config, cache)
+    if problems := range_problems(label_place(config, "test"), opened.labels, opened.classes):
         raise DataError(problems)
-    return opened.part(np.arange(len(opened.labels), dtype=np.int64))
+    return opened
 
 
 def _normalization(

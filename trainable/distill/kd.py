@@ -11,15 +11,20 @@ from trainable.networks.teacher import TeacherOutputs
 
 
 class LogitLoss:
-    """(1 − α)·CE + α·T²·KL(teacher ‖ student), or CE + λ·T²·KL where `lam` is set (StableKD, eq. 8)."""
+    """(1 − α)·CE + α·T²·KL(teacher ‖ student), or CE + λ·T²·KL where `lam` is set (StableKD, eq. 8).
+
+    A head's margin is in CE alone: KL compares what the networks say, and the teacher knows no margin.
+    """
 
     def __init__(self, config: DistillConfig) -> None:
         self._ce_weight, self._kl_weight = _weights(config)
         self._temperature = config.temperature
 
-    def __call__(self, logits: Tensor, labels: Tensor, teacher_logits: Tensor) -> Terms:
-        """(batch, classes), (batch,), (batch, classes) → LOSS, CE and KL."""
-        ce = cross_entropy(logits, labels)
+    def __call__(
+        self, student: BlockNetwork, logits: Tensor, labels: Tensor, teacher_logits: Tensor
+    ) -> Terms:
+        """The student's (batch, classes) plain logits, (batch,), (batch, classes) → LOSS, CE and KL."""
+        ce = cross_entropy(student.with_margin(logits, labels), labels)
         kl = kd_divergence(logits, teacher_logits, self._temperature)
         return {LOSS: self._ce_weight * ce + self._kl_weight * kl, CE: ce, KL: kl}
 
@@ -42,4 +47,4 @@ class KD:
     def __call__(
         self, student: BlockNetwork, images: Tensor, labels: Tensor, teacher: TeacherOutputs
     ) -> Terms:
-        return self._logit_loss(student(images), labels, teacher.logits)
+        return self._logit_loss(student, student(images), labels, teacher.logits)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from trainable.config import DistillConfig
 from trainable.distill.kd import KD
 from trainable.distill.kd_mse import KDWithFeatures
+from trainable.distill.mse import MSE
 from trainable.distill.plain import Plain
 from trainable.distill.stablekd import StableKD
 from trainable.distill.terms import Terms
@@ -35,6 +36,8 @@ def method_of(config: DistillConfig, student: BlockNetwork, groups: Sequence[Gro
             return Plain()
         case "kd":
             return KD(config)
+        case "mse":
+            return MSE(config, student.names[:-1])
         case "kd_mse":
             return KDWithFeatures(config, student.names[:-1])
         case "stablekd":

@@ -16,5 +16,5 @@ class Plain:
         self, student: BlockNetwork, images: Tensor, labels: Tensor, teacher: TeacherOutputs | None
     ) -> Terms:
         del teacher
-        ce = cross_entropy(student(images), labels)
+        ce = cross_entropy(student.with_margin(student(images), labels), labels)
         return {LOSS: ce, CE: ce}

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from trainable.config import DistillConfig
 from trainable.distill.kd import LogitLoss
-from trainable.distill.terms import FEATURE, LOSS, Terms, feature_error
+from trainable.distill.terms import Terms, feature_error, with_features
 from trainable.networks.blocks import BlockNetwork
 from trainable.networks.teacher import TeacherOutputs
 from trainable.plan import Group
@@ -34,10 +33,10 @@ class StableKD:
     ) -> Terms:
         inputs = (images, *teacher.features)
         *others, (start, stop) = self.groups
-        terms = self._logit_loss(student.run(inputs[start], start, stop), labels, teacher.logits)
+        logits = student.run(inputs[start], start, stop)
+        terms = self._logit_loss(student, logits, labels, teacher.logits)
         errors = [
             feature_error(student.run(inputs[first], first, after), inputs[after])
             for first, after in others
         ]
-        feature = torch.stack(errors).sum() if errors else torch.zeros_like(terms[LOSS])
-        return {**terms, LOSS: terms[LOSS] + feature, FEATURE: feature}
+        return with_features(terms, errors)

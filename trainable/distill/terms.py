@@ -6,6 +6,9 @@ micro-batches and ranks weigh every sample alike. Inputs of any float type are c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -43,3 +46,9 @@ def feature_error(student: Tensor, teacher: Tensor) -> Tensor:
     """
     per_sample = student[0].numel()
     return F.mse_loss(student.float(), teacher.float(), reduction="sum") / per_sample
+
+
+def with_features(terms: Terms, errors: Sequence[Tensor], weight: float = 1.0) -> Terms:
+    """`terms` and FEATURE = Σ errors, which enters LOSS with `weight`; 0 where there are no errors."""
+    feature = torch.stack(list(errors)).sum() if errors else torch.zeros_like(terms[LOSS])
+    return {**terms, LOSS: terms[LOSS] + weight * feature, FEATURE: feature}

@@ -1,53 +1,230 @@
-"""The files of a trial: where it goes on, and the best student so far. Written, then renamed."""
+"""The files of a trial: what it goes on from, and its best student. Written, checked, then renamed.
+
+    best.safetensors            the best student so far
+    checkpoints/000000240/      after 240 updates
+        student.safetensors     the undivided student's weights
+        state.pt                what is equal on all ranks: optimizer, scaler, records, position
+        rank-0.pt               what each rank has for itself: buffers, random generators, sums
+        best.safetensors        the best student at that time
+        manifest.json           a checksum of each file
+
+A checkpoint is whole or it is not there; one that was damaged later is passed over for the one before.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
 import os
+import pickle
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 
+from trainable import ranks
 from trainable.errors import CheckpointError, input_error
 from trainable.networks.blocks import BlockNetwork
 from trainable.networks.weights import save_weights
 
-LAST, BEST = "last.pt", "best.safetensors"
+BEST, CHECKPOINTS, MANIFEST = "best.safetensors", "checkpoints", "manifest.json"
+_STUDENT, _STATE = "student.safetensors", "state.pt"
+_NONE, _DAMAGED = -1, -2
+"""In place of a number of updates: there is no checkpoint, or none that is whole."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A checkpoint as it was read."""
+
+    path: Path
+    shared: Mapping[str, Any]
+    own: Mapping[str, Any]
+    """Of this rank."""
+
+    def load_student(self, student: BlockNetwork) -> None:
+        """Give the student its weights, and rank 0's running statistics."""
+        student.network.load_state_dict(safetensors.torch.load_file(self.path / _STUDENT))
 
 
 class CheckpointFolder:
-    """Owns the paths in a trial's folder."""
+    """Owns the paths in a trial's folder, which all its ranks see. `save` and `load` are called by all."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, device: torch.device) -> None:
+        self._folder, self._device = folder, device
+        self._checkpoints = folder / CHECKPOINTS
 
-    @property
-    def best(self) -> Path:
-        """The student of the best epoch, as the undivided network's state dict."""
-        return self._folder / BEST
+    def save(
+        self,
+        update: int,
+        student: BlockNetwork,
+        shared: Mapping[str, Any],
+        own: Mapping[str, Any],
+        *,
+        is_best: bool,
+        keep: int,
+    ) -> None:
+        """Keep the state after `update` updates; of older checkpoints the newest `keep` − 1 stay.
 
-    def save(self, state: dict[str, Any]) -> None:
-        """Keep `state` as what the trial goes on from."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        temporary = self._folder / f".{LAST}.{os.getpid()}.tmp"
-        torch.save(state, temporary)
-        os.replace(temporary, self._folder / LAST)
+        With `is_best` this student is also the trial's best.
+        """
+        temporary = self._checkpoints / f".{update:09d}.tmp"
+        if ranks.rank() == 0:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+        ranks.barrier(self._device)
+        torch.save(dict(own), temporary / _rank_file(ranks.rank()))
+        ranks.barrier(self._device)
+        if ranks.rank() == 0:
+            save_weights(student.network, temporary / _STUDENT)
+            torch.save(dict(shared), temporary / _STATE)
+            if is_best:
+                _link(temporary / _STUDENT, temporary / BEST)
+            else:
+                self._copy_best(temporary / BEST)
+            self._commit(temporary, self._checkpoints / f"{update:09d}")
+            self._restore_best(self._checkpoints / f"{update:09d}")
+            for old in self._newest_first()[keep:]:
+                shutil.rmtree(old)
+        ranks.barrier(self._device)
 
-    def save_best(self, student: BlockNetwork) -> None:
-        """Keep the student's weights."""
-        save_weights(student.network, self.best)
+    def load(self) -> Snapshot | None:
+        """The newest checkpoint that is whole, or None at the trial's beginning.
 
-    def load(self, device: torch.device) -> dict[str, Any] | None:
-        """What the trial goes on from, or None at its beginning."""
-        path = self._folder / LAST
-        if not path.exists():
-            return None
-        try:
-            return torch.load(path, map_location=device, weights_only=True)
-        except Exception as error:
+        The best student is brought back to what it was then.
+
+        Raises:
+            CheckpointError: There are checkpoints, and all are damaged.
+        """
+        update = self._choose() if ranks.rank() == 0 else 0
+        update = ranks.of_first_rank(update, self._device)
+        if update == _DAMAGED:
             raise input_error(
                 CheckpointError,
-                str(path),
-                f"must be a checkpoint of this trial ({type(error).__name__})",
-                "delete it to start the trial again",
-            ) from error
+                str(self._checkpoints),
+                f"must hold a checkpoint that is whole ({_damage(self._newest_first()[0])})",
+                "restore one, or delete the trial's folder to start it again",
+            )
+        if update == _NONE:
+            return None
+        path = self._checkpoints / f"{update:09d}"
+        if ranks.rank() == 0:
+            for damaged in self._newest_first():
+                if int(damaged.name) > update:
+                    shutil.rmtree(damaged)
+            self._restore_best(path)
+        ranks.barrier(self._device)
+        return Snapshot(path, _read(path / _STATE), _read(path / _rank_file(ranks.rank())))
+
+    def _choose(self) -> int:
+        """Updates of the newest whole checkpoint; _NONE or _DAMAGED where there is none."""
+        for leftover in self._checkpoints.glob(".*.tmp"):
+            shutil.rmtree(leftover)
+        found = self._newest_first()
+        for path in found:
+            damage = _damage(path)
+            if damage is None:
+                return int(path.name)
+            _log.warning("%s: %s; trying the checkpoint before it", path, damage)
+        return _DAMAGED if found else _NONE
+
+    def _newest_first(self) -> list[Path]:
+        return sorted((p for p in self._checkpoints.glob("[0-9]*") if p.is_dir()), reverse=True)
+
+    def _commit(self, temporary: Path, final: Path) -> None:
+        sums = {path.name: _checksum(path) for path in sorted(temporary.iterdir())}
+        (temporary / MANIFEST).write_text(json.dumps(sums, indent=1))
+        shutil.rmtree(final, ignore_errors=True)  # a damaged one, from before a restart
+        os.replace(temporary, final)
+
+    def _copy_best(self, destination: Path) -> None:
+        """The best student of the newest checkpoint whose copy of it is whole; none where none has one.
+
+        A copy: a second name of one file would be damaged with it, in every checkpoint at once.
+        """
+        checkpoints = self._newest_first()
+        for checkpoint in checkpoints:
+            known = _checksums(checkpoint).get(BEST)
+            if known is None:
+                return
+            shutil.copyfile(checkpoint / BEST, destination)
+            if _checksum(destination) == known:
+                return
+            _log.warning("%s: is damaged; trying the one before it", checkpoint / BEST)
+        if checkpoints:
+            raise input_error(
+                CheckpointError,
+                str(self._checkpoints),
+                f"must hold a {BEST} that is whole",
+                "restore one, or delete the trial's folder to start it again",
+            )
+
+    def _restore_best(self, checkpoint: Path) -> None:
+        """Make the trial's best student the one that the checkpoint knows."""
+        best, kept = best_student(self._folder), checkpoint / BEST
+        if not kept.exists():
+            best.unlink(missing_ok=True)
+        elif not best.exists() or not os.path.samefile(best, kept):
+            temporary = best.with_name(f".{BEST}.tmp")
+            temporary.unlink(missing_ok=True)
+            _link(kept, temporary)
+            os.replace(temporary, best)
+
+
+def best_student(folder: Path) -> Path:
+    """Where a trial keeps its best student, as the undivided network's state dict."""
+    return folder / BEST
+
+
+def _rank_file(rank: int) -> str:
+    return f"rank-{rank}.pt"
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    """On the CPU: each part brings its own to the device."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # its own text advises to load it all the same
+        raise input_error(
+            CheckpointError,
+            str(path),
+            "must hold tensors, numbers and text only: nothing else is ever loaded",
+            "this program did not write it; delete the trial's folder to start the trial again",
+        ) from error
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()
+
+
+def _checksums(checkpoint: Path) -> dict[str, str]:
+    """By file, as they were when it was written."""
+    return json.loads((checkpoint / MANIFEST).read_text())
+
+
+def _damage(checkpoint: Path) -> str | None:
+    """What is wrong with the files of a checkpoint."""
+    try:
+        sums = _checksums(checkpoint)
+        wrong = [name for name, known in sums.items() if _checksum(checkpoint / name) != known]
+    except (OSError, ValueError, AttributeError) as error:
+        return f"cannot be read ({type(error).__name__}: {error})"
+    if sum(name.startswith("rank-") for name in sums) != ranks.world_size():
+        return f"was not written by {ranks.world_size()} worker(s)"
+    return f"{', '.join(wrong)} is damaged (its checksum differs)" if wrong else None
+
+
+def _link(source: Path, destination: Path) -> None:
+    """A second name of a file, or a copy of it where the file system has no such thing."""
+    try:
+        os.link(source, destination)
+    except OSError:
+        shutil.copyfile(source, destination)

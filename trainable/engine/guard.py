@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivateUsage]
 from torch.optim import Optimizer
 
-from trainable import ranks
-
 
 class Guard:
     """Watches the updates of one student, whose buffers must keep their device and type from now on."""
@@ -27,20 +25,20 @@ class Guard:
         for saved, live in zip(self._saved, self._live, strict=True):
             saved.copy_(live)
 
-    def verdict(self, loss: Tensor, gradient_norm: Tensor) -> Tensor:
-        """1.0 if anything is not finite on any rank, else 0.0: a () tensor on the device.
+    def statistics_are_finite(self, like: Tensor) -> Tensor:
+        """Whether all running statistics are finite: a () boolean tensor on the device of `like`.
 
-        The running statistics are looked at too: a variance can overflow while loss and gradient stay
-        finite, and would then make its layer say nothing for good.
+        A variance can overflow while loss and gradient stay finite, and would then make its layer say
+        nothing for good.
         """
-        fine = loss.isfinite() & gradient_norm.isfinite()
+        fine = torch.ones_like(like, dtype=torch.bool)
         for live in self._live:
             if live.is_floating_point():
                 fine = fine & live.isfinite().all()
-        return ranks.max_over_ranks((~fine).to(torch.float32))
+        return fine
 
     def step(self, optimizer: Optimizer, bad: Tensor) -> None:
-        """Take the optimizer's step, unless `bad`; then bring the running statistics back.
+        """Take the optimizer's step, unless `bad` is 1; then bring the running statistics back.
 
         A fused optimizer reads `found_inf` on the device and leaves parameters and state alone if it is 1.
         """

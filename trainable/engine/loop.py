@@ -7,7 +7,6 @@ and rates aside.
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -15,27 +14,31 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from trainable import ranks, records
 from trainable.config import TrialConfig
-from trainable.data.augment import Normalizer, augment
-from trainable.data.loaders import open_loader
-from trainable.data.sampling import updates
+from trainable.data.loaders import Batch, open_loader
 from trainable.data.store import Dataset, open_dataset
 from trainable.distill.objective import Objective, method_of
 from trainable.engine.checkpoint import CheckpointFolder
 from trainable.engine.evaluate import Evaluator
+from trainable.engine.failures import Progress, explained
+from trainable.engine.feed import Feed
 from trainable.engine.optimizers import build_optimizer
+from trainable.engine.parallel import wrap_for_ranks
+from trainable.engine.randomness import generator_states, restore_generators, seed_everything
 from trainable.engine.schedule import learning_rates
-from trainable.engine.settings import apply_settings, seed_everything
+from trainable.engine.settings import apply_settings
 from trainable.engine.step import Step
 from trainable.engine.summary import batchnorm_metrics, training_metrics, validation_metrics
+from trainable.engine.verify import Verifier
+from trainable.errors import DataError, Problem
 from trainable.networks.build import Pictures, build_student, load_teacher
+from trainable.networks.norms import freeze_batchnorm
 from trainable.networks.teacher import FrozenTeacher
-from trainable.plan import Stage, stages, update_sizes
+from trainable.plan import Stage, stages
 from trainable.records import EpochRecord
+from trainable.statistics.batchnorm import Recalibration
 
 Report = Callable[[EpochRecord], None]
 
@@ -56,22 +59,30 @@ def run(task: TrialTask, report: Report, device: torch.device) -> None:
 
     `report` gets the record of every epoch, on every rank; those before the checkpoint once more and
     first, since who listened may have died before it heard of the last one.
+
+    Raises:
+        InputError: The data, the networks or a checkpoint cannot be used.
+        TrainingError: The trial cannot go on; says on which rank, in which epoch and update, and why.
     """
-    apply_settings(task.config)
-    trial = _Trial(task, device)
-    trial.resume()
+    progress = Progress()
+    with explained(progress, task.config, device):
+        apply_settings(task.config)
+        trial = _Trial(task, device, progress)
+        trial.resume()
     for record in trial.records:
         report(record)
     for epoch in range(len(trial.records) + 1, task.config.train.epochs + 1):
-        report(trial.train_epoch(epoch))
+        with explained(progress, task.config, device):
+            record = trial.train_epoch(epoch)
+        report(record)
 
 
 class _Trial:
     """The parts of a running trial, and what an epoch does with them."""
 
-    def __init__(self, task: TrialTask, device: torch.device) -> None:
+    def __init__(self, task: TrialTask, device: torch.device, progress: Progress) -> None:
         config = task.config
-        self._config, self._device = config, device
+        self._config, self._device, self._progress = config, device, progress
         data = open_dataset(config.data)
         pictures = Pictures(len(data.classes), data.channels, data.image_size)
         self._student = build_student(config, pictures)
@@ -82,125 +93,191 @@ class _Trial:
         if device.type == "cuda":
             self._objective.to(memory_format=torch.channels_last)
         optimizer = build_optimizer(config.optim, self._objective.parameters(), device)
-        self._step = Step(wrap_for_ranks(self._objective), optimizer, config.train, device)
+        wrapped = wrap_for_ranks(self._objective)
+        self._step = Step(wrapped, optimizer, config.train, device, classes=pictures.classes)
         self._open_data(data)
-        self._checkpoints = CheckpointFolder(task.folder)
+        self._checkpoints = CheckpointFolder(task.folder, device)
         self._best = -1.0
+        self._generators: dict[str, Any] | None = None
         self.records: tuple[EpochRecord, ...] = ()
 
     def _open_data(self, data: Dataset) -> None:
-        config, device = self._config, self._device
-        self._samples = len(data.train)
-        sizes = update_sizes(self._samples, config.data.batch_size, config.train.workers)
-        self._rates = learning_rates(config, self._stages, len(sizes))
-        self._updates_per_epoch = len(sizes)
-        self._loader = open_loader(data.train, device, config.data.decode_workers)
-        self._normalize = Normalizer(data.mean, data.std, device)
-        self._evaluator = None
+        config, device, workers = self._config, self._device, self._config.data.decode_workers
+        self._feed = Feed(data, config, device)
+        self._rates = learning_rates(config, self._stages, self._feed.updates_per_epoch)
+        self._evaluator, self._verifier = None, None
         if data.val is not None:
-            loader = open_loader(data.val, device, config.data.decode_workers)
-            self._evaluator = Evaluator(loader, len(data.val), self._prepare, device)
+            loader = open_loader(data.val, device, workers)
+            self._evaluator = Evaluator(loader, len(data.val), self._feed.prepare, device)
+        if data.unseen is not None:
+            loader = open_loader(data.unseen, device, workers)
+            self._verifier = Verifier(loader, len(data.unseen), self._feed.prepare, device)
 
     def resume(self) -> None:
         """Load the last checkpoint, if any."""
-        state = self._checkpoints.load(self._device)
-        if state is None:
+        snapshot = self._checkpoints.load()
+        if snapshot is None:
             return
-        self._student.load_state_dict(state["student"])
-        self._step.load_state_dict(state["step"])
-        self._best = state["best"]
-        self.records = tuple(EpochRecord(**record) for record in state["records"])
+        shared, own = snapshot.shared, snapshot.own
+        snapshot.load_student(self._student)
+        for name, buffer in self._student.named_buffers():
+            buffer.copy_(own["buffers"][name])
+        self._step.load(shared["step"], own["step"])
+        self._best = shared["best"]
+        self.records = tuple(EpochRecord(**record) for record in shared["records"])
+        self._progress.done, self._progress.seconds = shared["done"], shared["seconds"]
+        self._generators = own["generators"]
 
     def train_epoch(self, epoch: int) -> EpochRecord:
         """Train, validate, keep a checkpoint; what there is to tell of it."""
+        self._progress.epoch, self._progress.update = epoch, self._progress.done
         stage = self._enter_stage(epoch)
-        # Dropout must not depend on how many numbers were drawn before: a resumed trial drew none.
-        seed_everything(self._config.train.seed + 1_000_003 * epoch + 7_919 * ranks.rank())
-        started = time.perf_counter()
+        self._enter_randomness(epoch)
         self._train(epoch)
         metrics = training_metrics(self._step)
-        seconds = time.perf_counter() - started
-        metrics[records.TRAIN_LR] = self._rates[epoch * self._updates_per_epoch - 1]
+        metrics[records.TRAIN_LR] = self._rates[epoch * self._feed.updates_per_epoch - 1]
         metrics[records.TRAIN_STAGE] = stage.number
-        metrics[records.TRAIN_IMAGES_PER_SECOND] = self._samples / seconds
-        # Without SyncBatchNorm each rank has seen other pictures: what is evaluated and kept is their mean.
-        ranks.average_over_ranks(self._student.buffers())
+        metrics[records.TRAIN_IMAGES_PER_SECOND] = (
+            self._feed.samples_per_epoch / self._progress.seconds
+        )
+        self._settle_batchnorm(epoch)
         metrics |= batchnorm_metrics(self._student)
-        if self._evaluator is not None:
-            watch = self._config.train.batchnorm.batch_stats_accuracy
-            metrics |= validation_metrics(self._evaluator, self._student, watch)
+        metrics |= self._validate()
         record = EpochRecord(epoch, records.finite(metrics), int(time.time() * 1000))
         self.records = (*self.records, record)
-        self._keep(epoch, metrics)
+        self._progress.done, self._progress.seconds = 0, 0.0
+        self._keep_epoch(epoch, metrics)
         return record
 
     def _enter_stage(self, epoch: int) -> Stage:
         stage = next(s for s in reversed(self._stages) if s.first_epoch <= epoch)
         self._objective.regroup(stage.groups)
         self._objective.train()
+        if self._is_frozen(epoch):
+            freeze_batchnorm(self._student)
         return stage
 
+    def _enter_randomness(self, epoch: int) -> None:
+        """Dropout must not depend on how many numbers were drawn before: a resumed trial drew none."""
+        if self._generators is not None and self._progress.done:
+            restore_generators(self._generators, self._device)
+        else:
+            seed_everything(self._config.train.seed + 1_000_003 * epoch + 7_919 * ranks.rank())
+        self._generators = None
+
     def _train(self, epoch: int) -> None:
-        data, train = self._config.data, self._config.train
-        plan = updates(
-            self._samples,
-            data.batch_size,
-            train.workers,
-            train.accumulate,
-            ranks.rank(),
-            train.seed,
-            epoch,
+        """The epoch's updates that are not done yet."""
+        progress, every = self._progress, self._config.train.checkpoint.every
+        plan = self._feed.plan(epoch)
+        rest = plan[progress.done :]
+        batches = self._feed.batches(rest)
+        first = (epoch - 1) * len(plan)
+        before, started = progress.seconds, time.perf_counter()
+        for update in rest:
+            progress.update = progress.done + 1
+            for number in range(len(update.micro_batches)):
+                last = number == len(update.micro_batches) - 1
+                self._micro_batch(next(batches), epoch, update.size, last=last)
+            progress.doing = "applying the gradient"
+            self._step.finish(self._rates[first + progress.done])
+            progress.done += 1
+            self._check_health()
+            progress.seconds = before + time.perf_counter() - started
+            if every and (first + progress.done) % every == 0 and progress.done < len(plan):
+                self._check_health(wait=True)
+                self._save(is_best=False)
+        self._check_health(wait=True)
+        progress.seconds = before + time.perf_counter() - started
+
+    def _micro_batch(self, batch: Batch, epoch: int, update_size: int, *, last: bool) -> None:
+        precision = self._config.train.precision
+        self._progress.doing = (
+            f"forward and backward of {len(batch.labels)} pictures in {precision}"
         )
-        batches = self._loader.batches([m for update in plan for m in update.micro_batches])
-        first = (epoch - 1) * self._updates_per_epoch
-        for number, update in enumerate(plan):
-            remaining = len(update.micro_batches)
-            for _ in update.micro_batches:
-                batch = next(batches)
-                remaining -= 1
-                images = augment(
-                    batch.images,
-                    batch.indices,
-                    seed=train.seed,
-                    epoch=epoch,
-                    crop=data.augment.crop,
-                    flip=data.augment.flip,
-                )
-                images = self._prepare(images)
-                outputs = None
-                if self._teacher is not None:
-                    with self._step.precision.forward():
-                        outputs = self._teacher(images)
-                self._step.accumulate(
-                    images, batch.labels, outputs, update_size=update.size, last=remaining == 0
-                )
-            self._step.finish(self._rates[first + number])
+        images = self._feed.augmented(batch, epoch)
+        outputs = None
+        if self._teacher is not None:
+            with self._step.precision.forward():
+                outputs = self._teacher(images)
+        self._step.accumulate(images, batch.labels, outputs, update_size=update_size, last=last)
 
-    def _prepare(self, images: Tensor) -> Tensor:
-        images = self._normalize(images)
-        if self._device.type == "cuda":
-            return images.contiguous(memory_format=torch.channels_last)
-        return images
+    def _check_health(self, *, wait: bool = False) -> None:
+        where = f"epoch {self._progress.epoch}, update {self._progress.done}"
+        if self._step.health.check(where, wait=wait):
+            raise self._bad_sample()
 
-    def _keep(self, epoch: int, metrics: dict[str, float]) -> None:
-        """Keep the best student (the last one, where nothing is validated), then what the trial goes on from."""
+    def _bad_sample(self) -> DataError:
+        """Names the training picture that was not finite, or whose label no class has."""
+        place = self._step.inputs.place()
+        row = ranks.max_number_over_ranks(
+            -1 if place is None else self._feed.row_of(place), self._device
+        )
+        data = self._config.data
+        problem = Problem(
+            f"{data.root or data.source} (train)",
+            "pictures must be finite after augmentation, and labels those of a class",
+            "check this row, data.mean and data.std; nothing was learnt from its update",
+            f"row {row}",
+        )
+        return DataError([problem])
+
+    def _is_frozen(self, epoch: int) -> bool:
+        after = self._config.train.batchnorm.freeze_after
+        return after is not None and epoch > after
+
+    def _settle_batchnorm(self, epoch: int) -> None:
+        """Bring the running statistics to what is evaluated and kept."""
+        count = self._config.train.batchnorm.recalibrate
+        if count and not self._is_frozen(epoch):
+            self._progress.doing = "recalibrating BatchNorm"
+            recalibration = Recalibration(self._student)
+            batches = self._feed.batches(self._feed.plan(epoch)[:count])
+            with recalibration.measure():
+                for number, batch in enumerate(batches, start=1):
+                    recalibration.next_batch(number)
+                    self._student(self._feed.augmented(batch, epoch))
+        # Without SyncBatchNorm each rank has seen other pictures: what is evaluated and kept is their mean.
+        ranks.average_over_ranks(self._student.buffers())
+
+    def _validate(self) -> dict[str, float]:
+        self._progress.doing = "validating"
+        metrics: dict[str, float] = {}
+        if self._evaluator is not None:
+            watch = self._config.train.batchnorm.batch_stats_accuracy
+            metrics |= validation_metrics(self._evaluator, self._student, watch)
+        if self._verifier is not None:
+            metrics[records.VAL_EER] = self._verifier.eer(self._student)
+        return metrics
+
+    def _keep_epoch(self, epoch: int, metrics: dict[str, float]) -> None:
+        """Keep a checkpoint, and the student if it is the best (the last, where nothing is validated)."""
         last = epoch == self._config.train.epochs
         accuracy = metrics.get(records.VAL_ACCURACY)
-        better = last if accuracy is None else accuracy > self._best
+        is_best = last if accuracy is None else accuracy > self._best
         self._best = max(self._best, accuracy or 0.0)
-        if ranks.rank() == 0:
-            if better:
-                self._checkpoints.save_best(self._student)
-            self._checkpoints.save(self._state())
-        ranks.barrier(self._device)
+        self._save(is_best=is_best)
 
-    def _state(self) -> dict[str, Any]:
-        return {
+    def _save(self, *, is_best: bool) -> None:
+        progress = self._progress
+        progress.doing = "writing a checkpoint"
+        shared = {
             "records": [asdict(record) for record in self.records],
             "best": self._best,
-            "student": self._student.state_dict(),
-            "step": self._step.state_dict(),
+            "done": progress.done,
+            "seconds": progress.seconds,
+            "step": self._step.shared_state(),
         }
+        own = {
+            "buffers": dict(self._student.named_buffers()),
+            "step": self._step.own_state(),
+            "generators": generator_states(self._device),
+        }
+        updates_done = len(self.records) * self._feed.updates_per_epoch + progress.done
+        keep = self._config.train.checkpoint.keep
+        is_over = len(self.records) == self._config.train.epochs
+        self._checkpoints.save(
+            updates_done, self._student, shared, own, is_best=is_best, keep=1 if is_over else keep
+        )
 
 
 def _teacher(task: TrialTask, pictures: Pictures, device: torch.device) -> FrozenTeacher | None:
@@ -210,18 +287,3 @@ def _teacher(task: TrialTask, pictures: Pictures, device: torch.device) -> Froze
         raise ValueError(f"method {task.config.distill.method} needs the teacher's weights")
     teacher = load_teacher(task.config, pictures, task.teacher_weights).to(device)
     return teacher.to(memory_format=torch.channels_last) if device.type == "cuda" else teacher
-
-
-def wrap_for_ranks(objective: Objective) -> Objective | DistributedDataParallel:
-    """The objective in DDP where there are several ranks, itself where there is one."""
-    if ranks.world_size() == 1:
-        return objective
-    # Buffers are not broadcast: they are averaged before they are used (see `train_epoch`). torch 2.14
-    # calls the same setting by another name.
-    known = inspect.signature(DistributedDataParallel.__init__).parameters
-    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    buffers: dict[str, Any] = {name: False}
-    # DDP rebuilds its buckets after a process's first backward, and its first backward rounds otherwise
-    # where gradients are views of the buckets: with three ranks a resumed trial would end in other bits.
-    # Looking for unused parameters (there are none) keeps the buckets as they are.
-    return DistributedDataParallel(objective, find_unused_parameters=True, **buffers)

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 from torch.amp import GradScaler, autocast
 from torch.optim import Optimizer
 
-_TYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+from trainable.config import TrainConfig
+
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Precision:
     """The type of the forward pass, and the loss scale that keeps fp16 gradients from vanishing.
 
-    Without fp16 the scale is 1 and never moves.
+    Without fp16 the scale is 1 and never moves. (TF32 is a setting of the process: `settings`.)
     """
 
-    def __init__(self, name: Literal["fp32", "bf16", "fp16"], device: torch.device) -> None:
+    def __init__(self, config: TrainConfig, device: torch.device) -> None:
         self._device_type = device.type
-        self._dtype = _TYPES[name]
-        self.scaler = _AgreedGradScaler(device.type, enabled=name == "fp16")
+        self._dtype = _AUTOCAST.get(config.precision)
+        self._floor = config.loss_scale.floor
+        self.scaler = _AgreedGradScaler(
+            device.type,
+            init_scale=config.loss_scale.initial,
+            growth_interval=config.loss_scale.growth_interval,
+            enabled=config.precision == "fp16",
+        )
 
     def forward(self) -> autocast:
         """The context of the forward pass."""
@@ -39,6 +45,11 @@ class Precision:
         """Halve the scale after a skipped update, double it after many good ones; `skipped` is 0 or 1."""
         self.scaler.update_after(optimizer, skipped)
 
+    def below_floor(self, like: Tensor) -> Tensor:
+        """1.0 if the scale has fallen below its floor, else 0.0: () on the device, of the type of `like`."""
+        scale = self.scaler.on_device()
+        return torch.zeros_like(like) if scale is None else (scale < self._floor).to(like).view(())
+
 
 class _AgreedGradScaler(GradScaler):
     """torch's GradScaler, told by all ranks together whether the update was skipped."""
@@ -50,3 +61,7 @@ class _AgreedGradScaler(GradScaler):
         for found in state["found_inf_per_device"].values():
             found.copy_(skipped)
         self.update()
+
+    def on_device(self) -> Tensor | None:
+        """The scale; None without scaling, or before the first loss."""
+        return self._scale if self.is_enabled() else None

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import random
 
-import numpy as np
 import torch
 
 from trainable.config import TrialConfig
+from trainable.engine.randomness import seed_everything
 
 
 def apply_settings(config: TrialConfig) -> None:
@@ -22,13 +21,6 @@ def apply_settings(config: TrialConfig) -> None:
     torch.use_deterministic_algorithms(config.train.deterministic)
     torch.backends.cudnn.deterministic = config.train.deterministic
     torch.backends.cudnn.benchmark = not config.train.deterministic
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = config.train.precision == "tf32"
+    torch.backends.cudnn.allow_tf32 = config.train.precision == "tf32"
     seed_everything(config.train.seed)
-
-
-def seed_everything(seed: int) -> None:
-    """Python's, NumPy's and torch's global generators: they give the initial weights and dropout."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)

@@ -1,12 +1,14 @@
 """One optimizer update: `accumulate` micro-batches, then `finish`.
 
 The order is: forward → loss → scale → backward → unscale → finite check agreed by all ranks → observe →
-clip → optimizer → scaler update. Nothing in it waits for the device.
+noise → clip → optimizer → scaler update. Nothing in it waits for the device.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,18 +18,23 @@ from torch.optim import Optimizer
 from trainable import ranks
 from trainable.config import TrainConfig
 from trainable.distill.objective import Objective
-from trainable.distill.terms import LOSS
+from trainable.distill.terms import LOSS, Terms
+from trainable.engine.clipping import clip_of
 from trainable.engine.guard import Guard
+from trainable.engine.health import Health
+from trainable.engine.inputs import INPUT, LABEL, Inputs
+from trainable.engine.noise import GradientNoise
 from trainable.engine.optimizers import set_learning_rate
 from trainable.engine.precision import Precision
 from trainable.networks.teacher import TeacherOutputs
-from trainable.statistics.gradients import BlockMembership, BlockNorms
+from trainable.statistics.gradients import BlockMembership, BlockNorms, norms_of
 from trainable.statistics.totals import Totals
 from trainable.statistics.updates import UpdateDistance
 
 SAMPLES = "samples"
 NORM, CLIPPED, UPDATES = "norm", "clipped", "updates"
 RATIO, OBSERVED = "ratio", "observed"
+RUNNING_STATISTICS = "batchnorm"
 
 
 class Step:
@@ -39,25 +46,32 @@ class Step:
         optimizer: Optimizer,
         config: TrainConfig,
         device: torch.device,
+        *,
+        classes: int,
     ) -> None:
+        plain = objective.module if isinstance(objective, DistributedDataParallel) else objective
         self._objective = objective
         self.optimizer = optimizer
-        self.precision = Precision(config.precision, device)
-        self._clip = config.clip
-        self._observe_every = config.observe_every
-        plain = objective.module if isinstance(objective, DistributedDataParallel) else objective
-        self._guard = Guard(plain.student)
+        self.precision = Precision(config, device)
+        self.inputs = Inputs(classes, device)
         self.membership = BlockMembership(plain.student.block_parameters())
+        self.health = Health(config, self.precision, device)
+        self._guard = Guard(plain.student)
+        self._clip = clip_of(config, plain.student, self.membership.parameters)
+        self._noise = None
+        if config.gradient_noise:
+            self._noise = GradientNoise(config.gradient_noise, config.seed, device)
         self._travel = UpdateDistance(self.membership)
-        self._terms: dict[str, Tensor] = {}
+        self._observe_every = config.observe_every
+        self._terms: Terms = {}
         self._samples = torch.zeros((), device=device)
+        self._micro_batches = 0
         self._updates = 0
         self._one = torch.ones((), device=device)
         self._zero = torch.zeros((), device=device)
         self.losses, self.gradients, self.distances = Totals(device), Totals(device), Totals(device)
         """Sums since the last flush: of this rank's loss terms over samples, of gradient norms over good
         updates, of distances over observed updates."""
-        self._skipped = torch.zeros((), device=device)
 
     def accumulate(
         self,
@@ -73,9 +87,11 @@ class Step:
         The summed loss is divided by `update_size`, the samples of the whole update on all ranks (times the
         number of ranks, to undo DDP's mean). Ranks exchange gradients in the `last` micro-batch only.
         """
-        if not self._terms:
+        if not self._micro_batches:
             self._guard.remember()
+            self.inputs.start()
             self._samples.zero_()
+        labels = self.inputs.look(images, labels, self._updates, self._micro_batches)
         with self._exchange(last):
             with self.precision.forward():
                 terms = self._objective(images, labels, teacher)
@@ -84,16 +100,20 @@ class Step:
         for name, term in terms.items():
             self._terms[name] = self._terms.get(name, self._zero) + term.detach()
         self._samples += len(labels)
+        self._micro_batches += 1
 
     def finish(self, lr: float) -> None:
-        """Take the update with learning rate `lr`, or skip it on every rank if any loss or gradient is not finite."""
+        """Take the update with learning rate `lr`, or skip it on every rank if anything in it is not finite."""
         self.precision.unscale(self.optimizer)
-        norms = self.membership.gradient_norms()
-        bad = self._guard.verdict(self._terms[LOSS], norms.total)
-        factor = self._clip_factor(norms.total)
-        self._observe_gradients(norms, (factor < 1).to(torch.float32), bad)
-        if self._clip is not None:
-            self.membership.scale_gradients(factor)
+        gradients = self.membership.gradients()
+        each = norms_of(gradients)
+        norms = self.membership.joined(each)
+        bad = self._judge(norms)
+        if self._noise is not None:
+            self._noise.add(gradients, self._updates)
+            each = norms_of(gradients)
+        clipped = self._zero if self._clip is None else self._clip(gradients, each)
+        self._observe_gradients(norms, clipped, bad)
         set_learning_rate(self.optimizer, lr)
         if self._updates % self._observe_every == 0:
             size = self._travel.remember()
@@ -103,41 +123,54 @@ class Step:
             self._guard.step(self.optimizer, bad)
         self.precision.update(self.optimizer, bad)
         self.optimizer.zero_grad(set_to_none=False)
-        self._skipped += bad
         self._terms = {}
+        self._micro_batches = 0
         self._updates += 1
 
-    def flush_skipped(self) -> float:
-        """Updates that the guard skipped since the last call."""
-        skipped = float(self._skipped)
-        self._skipped.zero_()
-        return skipped
-
-    def state_dict(self) -> dict[str, object]:
-        """Optimizer, scaler and the number of updates."""
+    def shared_state(self) -> dict[str, Any]:
+        """What is equal on all ranks: optimizer, scaler and the number of updates."""
         return {
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.precision.scaler.state_dict(),
             "updates": self._updates,
         }
 
-    def load_state_dict(self, state: dict[str, object]) -> None:
-        """Go on from what `state_dict` gave."""
-        self.optimizer.load_state_dict(state["optimizer"])  # type: ignore[arg-type]
-        if state["scaler"]:
-            self.precision.scaler.load_state_dict(state["scaler"])  # type: ignore[arg-type]
-        self._updates = int(state["updates"])  # type: ignore[call-overload]
+    def own_state(self) -> dict[str, Any]:
+        """What each rank has for itself: the sums and counts since the last flush."""
+        totals = [totals.state_dict() for totals in (self.losses, self.gradients, self.distances)]
+        return {"totals": totals, "health": self.health.state_dict()}
+
+    def load(self, shared: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+        """Go on from what `shared_state` and `own_state` gave."""
+        self.optimizer.load_state_dict(shared["optimizer"])
+        if shared["scaler"]:
+            self.precision.scaler.load_state_dict(shared["scaler"])
+        self._updates = shared["updates"]
+        parts = zip((self.losses, self.gradients, self.distances), own["totals"], strict=True)
+        for totals, state in parts:
+            totals.load_state_dict(state)
+        self.health.load_state_dict(own["health"])
 
     def _exchange(self, last: bool) -> AbstractContextManager[None]:
         if isinstance(self._objective, DistributedDataParallel) and not last:
             return self._objective.no_sync()
         return nullcontext()
 
-    def _clip_factor(self, norm: Tensor) -> Tensor:
-        """What brings the gradient down to the largest norm allowed; 1 where it is within."""
-        if self._clip is None:
-            return self._one
-        return (self._clip / (norm + 1e-6)).clamp(max=1.0)
+    def _judge(self, norms: BlockNorms) -> Tensor:
+        """1.0 if the update has to be skipped, the same on every rank.
+
+        What is not finite is looked for in the order in which one thing spoils the next: the input, the
+        single terms, their sum, the running statistics, the gradient from the head backwards.
+        """
+        terms = {name: term for name, term in self._terms.items() if name != LOSS}
+        terms[LOSS] = self._terms[LOSS]
+        running = self._guard.statistics_are_finite(self._zero)
+        fine = [torch.stack(list(terms.values())).isfinite(), running.view(1)]
+        fine.append(norms.blocks.flip(0).isfinite())
+        flags = torch.cat([self.inputs.found, (~torch.cat(fine)).to(torch.float32)])
+        names = [INPUT, LABEL, *(name.rpartition("/")[2] for name in terms), RUNNING_STATISTICS]
+        names += reversed(self.membership.names)
+        return self.health.judge(names, ranks.max_over_ranks(flags))
 
     def _observe_gradients(self, norms: BlockNorms, clipped: Tensor, bad: Tensor) -> None:
         self.losses.add({SAMPLES: self._samples, **self._terms}, bad)

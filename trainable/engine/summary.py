@@ -13,10 +13,12 @@ def training_metrics(step: Step) -> dict[str, float]:
     """Means since the last flush, which this is. Absent where every update was skipped."""
     losses = step.losses.flush(over_ranks=True)
     gradients, distances = step.gradients.flush(), step.distances.flush()
+    skipped = step.health.flush()
     metrics: dict[str, float] = {
         records.AMP_SCALE: step.precision.scaler.get_scale(),
-        records.AMP_SKIPPED: step.flush_skipped(),
+        records.AMP_SKIPPED: skipped.total,
     }
+    metrics |= {records.skipped_at(place): n for place, n in skipped.by_place.items()}
     if samples := losses.pop(SAMPLES, 0.0):
         metrics |= {name: total / samples for name, total in losses.items()}
     if good := gradients.pop(UPDATES, 0.0):

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from trainable.errors import ConfigError, input_error
+from trainable.networks.heads import AMSoftmax
+from trainable.networks.recompute import apply, recomputed
 
 
 @dataclass(frozen=True)
@@ -36,15 +39,17 @@ class BlockNetwork(nn.Module):
         self.names: tuple[str, ...] = (*cuts, "head")
         """A block is called after the cut that ends it; the last one is `head`."""
         self._blocks = _split(layers.chain, cuts)
+        self.recompute = False
+        """Activation checkpointing: keep only the blocks' inputs for the backward pass of training."""
 
     def __len__(self) -> int:
         return len(self.names)
 
     def run(self, x: Tensor, start: int, stop: int) -> Tensor:
         """Apply blocks start … stop − 1 to `x`."""
+        recompute = self.recompute and self.training and torch.is_grad_enabled()
         for block in self._blocks[start:stop]:
-            for layer in block:
-                x = layer(x)
+            x = recomputed(block, x) if recompute else apply(block, x)
         return x
 
     def features(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -58,6 +63,18 @@ class BlockNetwork(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits of pictures: (batch, channels, height, width) → (batch, classes)."""
         return self.run(x, 0, len(self))
+
+    def embed(self, x: Tensor) -> Tensor:
+        """What the last layer takes: (batch, channels, height, width) → (batch, width)."""
+        return apply(self._blocks[-1][:-1], self.run(x, 0, len(self) - 1))
+
+    def with_margin(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Logits for the cross-entropy of training: with the head's margin at the label, if it has one.
+
+        (batch, classes), (batch,) → (batch, classes); the same tensor for a linear head.
+        """
+        head = self._blocks[-1][-1]
+        return head.with_margin(logits, labels) if isinstance(head, AMSoftmax) else logits
 
     def block_modules(self) -> Iterator[tuple[str, tuple[nn.Module, ...]]]:
         """Name and layers of each block."""
@@ -101,11 +118,3 @@ def _check_cuts(layers: Layers, cuts: tuple[str, ...]) -> None:
             f"the order is {', '.join(name for name in names if name in cuts)}",
             ", ".join(cuts),
         )
-
-
-def with_sync_batchnorm(layers: Layers) -> Layers:
-    """The same network with every BatchNorm taking its statistics over all ranks."""
-    network: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(layers.network)
-    inside = dict(network.named_modules())
-    chain = tuple((name, inside.get(name, module)) for name, module in layers.chain)
-    return Layers(network, chain, layers.cuts)

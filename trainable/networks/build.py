@@ -9,7 +9,8 @@ import torch
 
 from trainable.config import TrialConfig
 from trainable.errors import ConfigError, Problem
-from trainable.networks.blocks import BlockNetwork, with_sync_batchnorm
+from trainable.networks.blocks import BlockNetwork
+from trainable.networks.norms import with_norms
 from trainable.networks.teacher import FrozenTeacher
 from trainable.networks.weights import load_weights
 from trainable.networks.zoo import build
@@ -33,10 +34,12 @@ def build_student(config: TrialConfig, pictures: Pictures) -> BlockNetwork:
         channels=pictures.channels,
         image_size=min(pictures.image_size),
         path="student.model",
+        head=config.student.head,
     )
-    if config.train.batchnorm.sync and config.train.workers > 1:
-        layers = with_sync_batchnorm(layers)
-    return BlockNetwork(layers, config.student.cuts)
+    layers = with_norms(layers, config.train.batchnorm, workers=config.train.workers)
+    student = BlockNetwork(layers, config.student.cuts)
+    student.recompute = config.train.activation_checkpointing
+    return student
 
 
 def build_teacher_network(config: TrialConfig, pictures: Pictures) -> BlockNetwork:
@@ -49,6 +52,7 @@ def build_teacher_network(config: TrialConfig, pictures: Pictures) -> BlockNetwo
         channels=pictures.channels,
         image_size=min(pictures.image_size),
         path="teacher.model",
+        head=config.teacher.head,
     )
     return BlockNetwork(layers, config.student.cuts)
 

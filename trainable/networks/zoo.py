@@ -4,28 +4,47 @@ from __future__ import annotations
 
 import difflib
 import re
+from dataclasses import replace
 
 import torchvision.models
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
+from trainable.config import HeadConfig
 from trainable.errors import ConfigError, input_error
 from trainable.networks.blocks import Layers
+from trainable.networks.heads import MARGIN, SCALE, AMSoftmax
 
 SMALL_IMAGE = 64
 """Pictures under this many pixels get the CIFAR stem: a 3×3 convolution and no pooling."""
 
 _TORCHVISION = ("resnet18", "resnet34", "resnet50", "resnet101")
 _MINI = re.compile(r"mini_resnet_(\d+)_(\d+)")
+_LINEAR = HeadConfig()
 _RESNET_CUTS = ("layer1", "layer2", "layer3", "layer4")
 
 
-def build(name: str, *, classes: int, channels: int, image_size: int, path: str) -> Layers:
+def build(
+    name: str,
+    *,
+    classes: int,
+    channels: int,
+    image_size: int,
+    path: str,
+    head: HeadConfig = _LINEAR,
+) -> Layers:
     """Build the network `name` with fresh weights from torch's global generator.
 
     `image_size` is the shorter side in pixels; `path` is the config path that gave the name, for the
     message of the ConfigError that an unknown one raises.
     """
+    layers = _build_with_linear_head(name, classes, channels, image_size, path)
+    return layers if head.name == "linear" else _with_am_softmax(layers, head)
+
+
+def _build_with_linear_head(
+    name: str, classes: int, channels: int, image_size: int, path: str
+) -> Layers:
     if name in _TORCHVISION:
         return _torchvision_resnet(name, classes, channels, image_size)
     match = _MINI.fullmatch(name)
@@ -41,6 +60,19 @@ def build(name: str, *, classes: int, channels: int, image_size: int, path: str)
         + f"known are {', '.join(_TORCHVISION)} and mini_resnet_DEPTH_WIDTH",
         name,
     )
+
+
+def _with_am_softmax(layers: Layers, config: HeadConfig) -> Layers:
+    name, linear = layers.chain[-1]
+    assert isinstance(linear, nn.Linear)
+    head = AMSoftmax(
+        linear.in_features,
+        linear.out_features,
+        MARGIN if config.margin is None else config.margin,
+        SCALE if config.scale is None else config.scale,
+    )
+    layers.network.set_submodule(name, head)
+    return replace(layers, chain=(*layers.chain[:-1], (name, head)))
 
 
 def _torchvision_resnet(name: str, classes: int, channels: int, image_size: int) -> Layers:

@@ -36,18 +36,22 @@ class BlockMembership:
 
     def norms(self, tensors: Sequence[Tensor]) -> BlockNorms:
         """‖·‖₂ over the tensors of each block and of all; one tensor a parameter, in order."""
-        each = torch.stack(foreach.norms(tensors)).float()
-        squares = self._membership @ each.square()
+        return self.joined(norms_of(tensors))
+
+    def joined(self, norms: Tensor) -> BlockNorms:
+        """(parameters,) 2-norms, in order → those of each block and of all."""
+        # Not a product of matrices: there a norm that is not finite would be every block's.
+        squares = torch.where(self._membership > 0, norms.square(), 0.0).sum(1)
         return BlockNorms(squares.sqrt(), squares.sum().sqrt())
 
-    def gradient_norms(self) -> BlockNorms:
-        """Norms of the gradients; every parameter must have one."""
-        return self.norms([_gradient(p) for p in self.parameters])
+    def gradients(self) -> list[Tensor]:
+        """The gradient of every parameter; each must have one."""
+        return [_gradient(p) for p in self.parameters]
 
-    def scale_gradients(self, factor: Tensor) -> None:
-        """Multiply every gradient by a () tensor, in place."""
-        gradients = [_gradient(p) for p in self.parameters]
-        foreach.multiply_(gradients, factor)
+
+def norms_of(tensors: Sequence[Tensor]) -> Tensor:
+    """2-norm of each tensor, in fp32, (tensors,)."""
+    return torch.stack(foreach.norms(tensors)).float()
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:

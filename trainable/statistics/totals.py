@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +28,15 @@ class Totals:
             raise ValueError(f"the names must stay {self._names}, but got {tuple(values)}")
         row = torch.stack([value.detach().to(torch.float64) for value in values.values()])
         self._sums += torch.where(bad > 0, torch.zeros_like(row), row)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Names and sums."""
+        return {"names": list(self._names), "sums": self._sums}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        self._names = tuple(state["names"])
+        self._sums = state["sums"].to(self._device)
 
     def flush(self, *, over_ranks: bool = False) -> dict[str, float]:
         """The sums (over all ranks if asked), and start again from 0. The one transfer to the host."""

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from trainable.data.carve import carve
 from trainable.data.hashing import draws, mix, permutation
-from trainable.data.sampling import epoch_order, shards, updates
+from trainable.data.sampling import Update, epoch_order, shards, updates
 
 samples = st.integers(1, 300)
 workers = st.integers(1, 4)
@@ -41,17 +41,78 @@ def test_every_place_is_equally_likely_for_a_sample() -> None:
     assert chi_square < 130  # 81 degrees of freedom; p ≈ 0.0005
 
 
-@given(samples, st.integers(8, 64), workers, st.integers(1, 3), st.integers(0, 5))
-def test_an_epoch_has_each_sample_once_over_all_ranks(
-    samples, batch_size, workers, accumulate, seed
-) -> None:
-    ranks = [updates(samples, batch_size, workers, accumulate, r, seed, 1) for r in range(workers)]
-    seen = [i for plan in ranks for update in plan for m in update.micro_batches for i in m]
-    assert sorted(seen) == list(range(samples))
-    for parts in zip(*ranks, strict=True):
-        assert len({part.size for part in parts}) == 1
+@st.composite
+def epochs(draw: st.DrawFn) -> dict[str, int]:
+    """Arguments of `updates` for which there is an epoch."""
+    workers = draw(st.integers(1, 4))
+    batch_size = draw(st.integers(2 * workers, 64))
+    drop_last = draw(st.booleans())
+    return {
+        "samples": draw(st.integers(batch_size if drop_last else 2 * workers, 300)),
+        "batch_size": batch_size,
+        "workers": workers,
+        "accumulate": draw(st.integers(1, 5)),
+        "seed": draw(st.integers(0, 5)),
+        "epoch": draw(st.integers(1, 3)),
+        "drop_last": drop_last,
+    }
+
+
+def cells_of(plans: list[list[Update]]) -> list[list[np.ndarray]]:
+    """The cells of each update over all ranks and micro-batches."""
+    return [
+        [cell for part in parts for cell in part.micro_batches]
+        for parts in zip(*plans, strict=True)
+    ]
+
+
+@given(epochs())
+def test_an_epoch_has_each_sample_once_over_all_ranks(arguments) -> None:
+    plans = [updates(rank=rank, **arguments) for rank in range(arguments["workers"])]
+    seen = [int(i) for cells in cells_of(plans) for cell in cells for i in cell]
+    assert len(set(seen)) == len(seen)
+    left_out = set(range(arguments["samples"])) - set(seen)
+    if arguments["drop_last"]:
+        assert len(left_out) < arguments["batch_size"]
+        assert {part.size for part in plans[0]} == {arguments["batch_size"]}
+    else:
+        assert not left_out
+
+
+@given(epochs())
+def test_an_update_is_shared_evenly_and_its_size_is_that_of_its_cells(arguments) -> None:
+    plans = [updates(rank=rank, **arguments) for rank in range(arguments["workers"])]
+    for parts, cells in zip(zip(*plans, strict=True), cells_of(plans), strict=True):
+        sizes = [len(cell) for cell in cells]
+        # Every rank divides by the same size, so that each sample weighs 1 / size.
+        assert {part.size for part in parts} == {sum(sizes)}
         assert len({len(part.micro_batches) for part in parts}) == 1
-        assert sum(len(m) for part in parts for m in part.micro_batches) == parts[0].size
+        assert len(parts[0].micro_batches) <= arguments["accumulate"]
+        assert min(sizes) >= 2
+        assert max(sizes) - min(sizes) <= 1
+
+
+def test_each_epoch_leaves_other_samples_out() -> None:
+    kept = [updates(100, 32, 1, 1, 0, 0, epoch, drop_last=True) for epoch in range(1, 6)]
+    left_out = [
+        frozenset(range(100)) - {int(i) for part in plan for i in part.micro_batches[0]}
+        for plan in kept
+    ]
+    assert [len(left) for left in left_out] == [4] * 5
+    assert len(set(left_out)) == 5
+
+
+@pytest.mark.parametrize(
+    ("samples", "batch_size", "workers", "drop_last"),
+    [(0, 8, 1, False), (1, 8, 1, False), (7, 8, 4, False), (31, 32, 1, True), (9, 7, 4, False)],
+)
+def test_a_share_of_fewer_than_two_samples_is_never_handed_out(
+    samples: int, batch_size: int, workers: int, drop_last: bool
+) -> None:
+    """BatchNorm could not take it; without preflight this is where it is met."""
+    for rank in range(workers):
+        with pytest.raises(ValueError, match="two samples for each of"):
+            updates(samples, batch_size, workers, 1, rank, 0, 1, drop_last)
 
 
 @given(st.integers(64, 300), st.sampled_from([16, 32]), workers, st.integers(1, 2))

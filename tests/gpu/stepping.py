@@ -1,0 +1,113 @@
+"""A step on a CUDA device, for the tests of one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainable.config import BatchNormConfig, DistillConfig, OptimConfig, TrainConfig
+from trainable.distill.objective import Objective, method_of
+from trainable.engine.optimizers import build_optimizer
+from trainable.engine.parallel import wrap_for_ranks
+from trainable.engine.step import Step
+from trainable.networks.blocks import BlockNetwork
+from trainable.networks.norms import with_norms
+from trainable.networks.teacher import FrozenTeacher
+from trainable.networks.zoo import build
+from trainable.plan import initial_groups
+
+CUDA = torch.device("cuda")
+SIZE = 64
+STABLE = {"method": "stablekd", "lam": 1.0, "decomposition": "5/2"}
+TOO_LARGE = 1e6
+"""A finite picture times this is beyond fp16, which ends at 65504."""
+
+
+def network(seed: int, name: str = "mini_resnet_10_8", *, sync: bool = False) -> BlockNetwork:
+    torch.manual_seed(seed)
+    layers = build(name, classes=10, channels=3, image_size=16, path="student.model")
+    return BlockNetwork(with_norms(layers, BatchNormConfig(sync=sync), workers=2))
+
+
+def pictures(device: torch.device = CUDA) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    images = torch.randn(SIZE, 3, 16, 16, generator=generator).to(device)
+    images = images.contiguous(memory_format=torch.channels_last)
+    return images, torch.randint(0, 10, (SIZE,), generator=generator).to(device)
+
+
+class Setup:
+    """A step with StableKD-5/2's first stage, or what `distill` says, on all the pictures."""
+
+    def __init__(
+        self,
+        *,
+        distill: dict[str, Any] | None = None,
+        recompute: bool = False,
+        sync: bool = False,
+        device: torch.device = CUDA,
+        **train: Any,
+    ) -> None:
+        config = DistillConfig.model_validate(distill or STABLE)
+        self.student = network(0, sync=sync)
+        self.student.recompute = recompute
+        self.teacher = FrozenTeacher(network(1)).to(device)
+        k = int((config.decomposition or "1/0").partition("/")[0])
+        method = method_of(config, self.student, initial_groups(5, k))
+        self.objective = Objective(self.student, method).to(device).train()
+        self.objective.to(memory_format=torch.channels_last)
+        optimizer = build_optimizer(OptimConfig(lr=0.1), self.objective.parameters(), device)
+        settings = TrainConfig.model_validate(train)
+        self.micro_batches = settings.accumulate
+        wrapped = wrap_for_ranks(self.objective)
+        self.step = Step(wrapped, optimizer, settings, device, classes=10)
+        self.images, self.labels = pictures(device)
+        self.share = slice(0, SIZE)
+        """This rank's."""
+        self.number = 0
+
+    def update(self, factor: float = 1.0) -> None:
+        """As the loop has it, with the health check; `factor` is of the student's pictures alone."""
+        images, labels = self.images[self.share], self.labels[self.share]
+        parts = zip(
+            images.tensor_split(self.micro_batches),
+            labels.tensor_split(self.micro_batches),
+            strict=True,
+        )
+        for number, (part, own) in enumerate(parts, start=1):
+            with self.step.precision.forward():
+                outputs = self.teacher(part)
+            last = number == self.micro_batches
+            self.step.accumulate(part * factor, own, outputs, update_size=SIZE, last=last)
+        self.step.finish(0.05)
+        self.number += 1
+        self.step.health.check(f"update {self.number}")
+
+    @property
+    def scale(self) -> float:
+        return self.step.precision.scaler.get_scale()
+
+    def state(self) -> dict[str, Tensor]:
+        """Parameters, buffers, the optimizer's state and the sums since the last flush."""
+        found = {name: value.clone() for name, value in self.student.state_dict().items()}
+        for index, state in enumerate(self.step.optimizer.state.values()):
+            found |= {f"optimizer {index} {key}": value.clone() for key, value in state.items()}
+        for name in ("losses", "gradients", "distances"):
+            found[name] = getattr(self.step, name).state_dict()["sums"].clone()
+        return found
+
+    def gradients(self) -> list[list[Tensor]]:
+        """Will hold what the optimizer is given, a list an update."""
+        found: list[list[Tensor]] = []
+        self.step.optimizer.register_step_pre_hook(
+            lambda *_: found.append([p.grad.clone() for p in self.step.membership.parameters])  # type: ignore[union-attr]
+        )
+        return found
+
+
+def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> Sequence[str]:
+    assert before.keys() == after.keys()
+    return [name for name, value in before.items() if not torch.equal(value, after[name])]

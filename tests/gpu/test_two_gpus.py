@@ -1,0 +1,147 @@
+"""Two ranks (NCCL), each with a GPU, against one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor
+
+from tests.gpu.stepping import SIZE, TOO_LARGE, Setup, changed
+from trainable import ranks
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices"),
+    pytest.mark.timeout(300),
+]
+KD = {"method": "kd", "alpha": 0.5}
+UPDATES = 3
+GRADIENT = 1e-3
+"""Allowed |a − b|₂ / |b|₂ of each parameter's gradient: fp32 sums in another order."""
+
+
+def device_of(rank: int) -> torch.device:
+    return torch.device("cuda", rank)
+
+
+def results_of(setup: Setup) -> dict[str, Any]:
+    """What the optimizer was given, and what some updates left in the running statistics."""
+    gradients = setup.gradients()
+    for _ in range(UPDATES):
+        setup.update()
+    return {
+        "gradients": [[g.cpu() for g in update] for update in gradients],
+        "buffers": {name: b.cpu() for name, b in setup.student.named_buffers()},
+        "losses": setup.step.losses.flush(over_ranks=True),
+    }
+
+
+def overflow_on_rank_one(device: torch.device, *, sync: bool) -> dict[str, Any]:
+    setup = Setup(distill=KD, sync=sync, device=device, precision="fp16")
+    setup.share = share_of(ranks.rank())
+    for _ in range(20):
+        setup.update()
+    setup.step.health.flush()
+    scale, before = setup.scale, setup.state()
+    setup.update(factor=TOO_LARGE if ranks.rank() == 1 else 1.0)
+    result = {
+        "changed": list(changed(before, setup.state())),
+        "skipped": dict(setup.step.health.flush().by_place),
+        "scale": setup.scale / scale,
+    }
+    for _ in range(3):
+        setup.update()
+    result["after"] = setup.step.health.flush().total
+    result["weights"] = [p.detach().cpu() for p in setup.student.parameters()]
+    return result
+
+
+def share_of(rank: int) -> slice:
+    half = SIZE // 2
+    return slice(rank * half, (rank + 1) * half)
+
+
+def _rank(rank: int, folder: str) -> None:
+    device = device_of(rank)
+    torch.cuda.set_device(device)
+    without_tf32()
+    store = f"file://{folder}/store"
+    dist.init_process_group("nccl", init_method=store, rank=rank, world_size=2, device_id=device)
+    results: dict[str, Any] = {}
+    for recompute in (False, True):
+        setup = Setup(distill=KD, sync=True, recompute=recompute, device=device)
+        setup.share = share_of(rank)
+        results[f"sync {recompute}"] = results_of(setup)
+    for sync in (False, True):
+        results[f"overflow {sync}"] = overflow_on_rank_one(device, sync=sync)
+    torch.save(results, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def without_tf32() -> None:
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+
+
+@pytest.fixture(scope="module")
+def on_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """One spawn for all tests; by rank and what was done."""
+    folder = tmp_path_factory.mktemp("gpus")
+    mp.spawn(_rank, (str(folder),), nprocs=2)
+    return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+
+@pytest.fixture
+def alone(restored_determinism: None) -> dict[str, Any]:
+    """One process with the joined batch and plain BatchNorm, nothing computed twice."""
+    without_tf32()
+    return results_of(Setup(distill=KD, device=device_of(0)))
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_sync_batchnorm_has_the_statistics_of_the_joined_batch(
+    recompute: bool, on_ranks: list[dict[str, Any]], alone: dict[str, Any]
+) -> None:
+    for results in on_ranks:
+        buffers = results[f"sync {recompute}"]["buffers"]
+        assert buffers.keys() == alone["buffers"].keys()
+        for name, expected in alone["buffers"].items():
+            if name.endswith("num_batches_tracked"):
+                assert int(buffers[name]) == UPDATES
+            torch.testing.assert_close(buffers[name], expected, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_two_gpus_have_the_gradients_of_the_joined_batch(
+    recompute: bool, on_ranks: list[dict[str, Any]], alone: dict[str, Any]
+) -> None:
+    """The first update's, before rounding has moved the weights apart, and all losses."""
+    first, second = (results[f"sync {recompute}"] for results in on_ranks)
+    for a, b in zip(first["gradients"], second["gradients"], strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    for mine, theirs in zip(first["gradients"][0], alone["gradients"][0], strict=True):
+        assert relative(mine, theirs) <= GRADIENT
+    assert first["losses"] == pytest.approx(alone["losses"], rel=1e-4)
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+@pytest.mark.parametrize("sync", [False, True])
+def test_an_overflow_on_one_gpu_is_skipped_on_both(
+    sync: bool, on_ranks: list[dict[str, Any]]
+) -> None:
+    found = [results[f"overflow {sync}"] for results in on_ranks]
+    for result in found:
+        assert result["changed"] == []
+        assert result["skipped"] == {"ce": 1}
+        assert result["scale"] == 0.5
+        assert result["after"] == 0
+    for a, b in zip(found[0]["weights"], found[1]["weights"], strict=True):
+        assert torch.equal(a, b)

@@ -1,0 +1,175 @@
+"""Micro-batches: the same update in other parts, what each leaves behind, and when ranks talk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from tests.trainable.stepping import (
+    CPU,
+    PLAIN_SGD,
+    Batch,
+    MakeConfig,
+    accumulate,
+    gradients_at_step,
+    noise,
+    plain_network,
+    step_of,
+    update,
+    weights,
+)
+from trainable.config import OptimConfig, TrialConfig
+from trainable.distill.objective import Method, Objective, method_of
+from trainable.distill.terms import LOSS, Terms
+from trainable.engine import loop
+from trainable.engine.loop import TrialTask
+from trainable.engine.optimizers import build_optimizer
+from trainable.engine.schedule import learning_rates
+from trainable.engine.step import SAMPLES, Step
+from trainable.networks.blocks import BlockNetwork
+from trainable.networks.teacher import FrozenTeacher
+from trainable.plan import stages
+
+METHODS: dict[str, dict[str, Any]] = {
+    "kd": {"method": "kd", "alpha": 0.3},
+    "mse": {"method": "mse", "alpha": 0.3},
+}
+PARTS = [[8, 8], [4, 4, 4, 4], [2] * 8, [1] * 16, [5, 11], [7, 7, 2], [15, 1]]
+
+
+def mean_gradients(config: TrialConfig, batch: Batch) -> list[Tensor]:
+    """Of the mean loss over the whole batch, by torch alone."""
+    student, teacher = plain_network(0), FrozenTeacher(plain_network(1))
+    terms = method_of(config.distill, student, [])(student, *batch, teacher(batch[0]))
+    return list(torch.autograd.grad(terms[LOSS] / len(batch[1]), list(student.parameters())))
+
+
+@pytest.mark.parametrize("parts", [[16], *PARTS], ids=str)
+@pytest.mark.parametrize("method", METHODS)
+def test_an_update_weighs_every_sample_alike(
+    method: str, parts: list[int], make_config: MakeConfig
+) -> None:
+    config, batch = make_config(distill=METHODS[method]), noise(0)
+    whole, split = plain_network(0), plain_network(0)
+    steps = [step_of(student, config) for student in (whole, split)]
+    used = gradients_at_step(steps[1])
+    teacher = FrozenTeacher(plain_network(1))
+    for step, sizes in zip(steps, ([16], parts), strict=True):
+        update(step, teacher, batch, sizes, 0.1)
+    for mine, theirs in zip(used[0], mean_gradients(config, batch), strict=True):
+        assert (mine - theirs).abs().max() <= 1e-6
+    for name, value in weights(whole).items():
+        assert (weights(split)[name] - value).abs().max() <= 1e-6, name
+    losses = [step.losses.flush() for step in steps]
+    assert losses[1][SAMPLES] == 16
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+def test_every_micro_batch_counts_in_batchnorm_and_every_update_once_in_the_rest(
+    student: BlockNetwork, teacher: FrozenTeacher, make_config: MakeConfig
+) -> None:
+    step = step_of(student, make_config(train={"observe_every": 1}))
+    tracked = [v for n, v in student.named_buffers() if n.endswith("num_batches_tracked")]
+    assert len(tracked) == 12
+    seen = 0
+    for number, parts in enumerate(([16], [8, 8], [4, 4, 4, 4], [6, 6, 4]), start=1):
+        accumulate(step, teacher, noise(number), parts)
+        step.finish(0.01)
+        seen += len(parts)
+        assert {int(count) for count in tracked} == {seen}
+        assert step.shared_state()["updates"] == number
+    assert step.gradients.flush()["updates"] == 4
+    assert step.distances.flush()["observed"] == 4
+
+
+def test_an_update_begins_without_the_gradients_of_the_one_before(make_config: MakeConfig) -> None:
+    config = make_config()
+    step, teacher = step_of(plain_network(0), config, PLAIN_SGD), FrozenTeacher(plain_network(1))
+    used = gradients_at_step(step)
+    for parts in ([16], [8, 8], [16]):
+        update(step, teacher, noise(0), parts, 0.0)
+    for first, second, third in zip(*used, strict=True):
+        assert torch.equal(first, third)
+        assert (first - second).abs().max() <= 1e-6
+
+
+class Watched:
+    """Notes whether ranks would exchange gradients: at every forward, and at its backward."""
+
+    def __init__(self, method: Method) -> None:
+        self._method = method
+        self.parallel: DistributedDataParallel | None = None
+        self.told: list[tuple[str, bool]] = []
+
+    def __call__(self, *inputs: Any) -> Terms:
+        terms = self._method(*inputs)
+        self._note("forward")
+        terms[LOSS].register_hook(lambda gradient: self._note("backward"))
+        return terms
+
+    def _note(self, when: str) -> None:
+        assert self.parallel is not None
+        self.told.append((when, bool(self.parallel.require_backward_grad_sync)))
+
+
+@pytest.fixture
+def one_rank() -> Iterator[None]:
+    """A process group of this process alone."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("one_rank")
+@pytest.mark.parametrize("parts", [[16], [8, 8], [4, 4, 4, 4]], ids=str)
+def test_only_the_last_micro_batch_exchanges_gradients(
+    parts: list[int], make_config: MakeConfig
+) -> None:
+    """`no_sync` is read in the forward: around the backward alone it would do nothing."""
+    config, student = make_config(), plain_network(0)
+    method = Watched(method_of(config.distill, student, []))
+    objective = Objective(student, method)
+    parallel = DistributedDataParallel(objective, find_unused_parameters=True)
+    method.parallel = parallel
+    optimizer = build_optimizer(OptimConfig(), objective.parameters(), CPU)
+    step = Step(parallel, optimizer, config.train, CPU, classes=10)
+    for _ in range(2):
+        method.told.clear()
+        update(step, FrozenTeacher(plain_network(1)), noise(0), parts, 0.1)
+        waits = [False] * (len(parts) - 1) + [True]
+        assert method.told == [(when, on) for on in waits for when in ("forward", "backward")]
+
+
+class Spied(Step):
+    """Notes the learning rates that it is given."""
+
+    rates: tuple[float, ...] = ()
+
+    def finish(self, lr: float) -> None:
+        Spied.rates = (*Spied.rates, lr)
+        super().finish(lr)
+
+
+@pytest.mark.parametrize("micro_batches", [1, 3])
+def test_the_schedule_advances_once_an_update(
+    micro_batches: int, make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "Step", Spied)
+    monkeypatch.setattr(Spied, "rates", ())
+    config = make_config(
+        data={"batch_size": 200},
+        distill={"method": "none"},
+        train={"accumulate": micro_batches},
+    )
+    loop.run(TrialTask(config, tmp_path, None), lambda record: None, CPU)
+    updates_per_epoch, rest = divmod(len(Spied.rates), config.train.epochs)
+    assert rest == 0
+    assert updates_per_epoch == 6  # of 200 pictures
+    assert Spied.rates == learning_rates(config, stages(config, 5), updates_per_epoch)

@@ -1,0 +1,60 @@
+"""Looking at every micro-batch before it is trained on."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+INPUT, LABEL = "input", "label"
+
+_POSITION_BITS, _NUMBER_BITS = 24, 16
+
+
+class Place(NamedTuple):
+    """Where this rank first found a bad sample."""
+
+    update: int
+    """Counted from 0, over all epochs."""
+    micro_batch: int
+    """Counted from 0, within the update."""
+    position: int
+    """Counted from 0, within the micro-batch."""
+
+
+class Inputs:
+    """Finds pictures that are not finite and labels that no class has, without waiting for the device."""
+
+    def __init__(self, classes: int, device: torch.device) -> None:
+        self._classes = classes
+        self.found = torch.zeros(2, device=device)
+        """(2,): 1.0 where this update has had a bad picture, and a bad label, so far."""
+        self._place = torch.full((), -1, dtype=torch.int64, device=device)
+
+    def start(self) -> None:
+        """A new update begins."""
+        self.found.zero_()
+
+    def look(self, images: Tensor, labels: Tensor, update: int, number: int) -> Tensor:
+        """Look at micro-batch `number` of an update; the labels, brought into range.
+
+        A label out of range would stop a CUDA device for good, in an assertion of the cross-entropy.
+        """
+        broken = ~images.isfinite().flatten(1).all(1)
+        outside = (labels < 0) | (labels >= self._classes)
+        found = torch.stack([broken.any(), outside.any()])
+        first = (broken | outside).to(torch.float32).argmax()
+        place = first + (((update << _NUMBER_BITS) + number) << _POSITION_BITS)
+        self._place = torch.where((self._place < 0) & found.any(), place, self._place)
+        self.found = torch.maximum(self.found, found.to(torch.float32))
+        return labels.clamp(0, self._classes - 1)
+
+    def place(self) -> Place | None:
+        """Where the first bad sample of this rank was. Waits for the device."""
+        code = int(self._place)
+        if code < 0:
+            return None
+        position = code & ((1 << _POSITION_BITS) - 1)
+        number = (code >> _POSITION_BITS) & ((1 << _NUMBER_BITS) - 1)
+        return Place(code >> (_POSITION_BITS + _NUMBER_BITS), number, position)

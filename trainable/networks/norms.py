@@ -1,0 +1,58 @@
+"""The student's normalisation layers: SyncBatchNorm, other settings, GroupNorm, frozen BatchNorm."""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
+
+from trainable.config import BatchNormConfig
+from trainable.networks.blocks import Layers
+from trainable.statistics.batchnorm import batchnorm_layers
+
+
+def with_norms(layers: Layers, config: BatchNormConfig, *, workers: int) -> Layers:
+    """A freshly built network with its BatchNorm as the config has it; no random number is drawn.
+
+    SyncBatchNorm is for several workers; one has nothing to exchange.
+    """
+    network = layers.network
+    if config.group_norm is not None:
+        _replace_by_group_norm(network, config.group_norm)
+    elif config.sync and workers > 1:
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    for layer in batchnorm_layers(network):
+        layer.momentum = layer.momentum if config.momentum is None else config.momentum
+        layer.eps = layer.eps if config.eps is None else config.eps
+    inside = dict(network.named_modules())
+    chain = tuple((name, inside.get(name, module)) for name, module in layers.chain)
+    return Layers(network, chain, layers.cuts)
+
+
+def freeze_batchnorm(network: nn.Module) -> None:
+    """Let training normalise by the running statistics, which stay; γ and β still learn.
+
+    `train()` undoes this, so call it after.
+    """
+    for layer in batchnorm_layers(network):
+        layer.eval()
+
+
+def group_count(channels: int, groups: int) -> int:
+    """The largest number of at most `groups` that divides `channels` and leaves two of them to a group.
+
+    A group of one channel would be a constant where a picture has shrunk to one pixel.
+    """
+    most = max(1, min(groups, channels // 2))
+    return next(count for count in range(most, 0, -1) if channels % count == 0)
+
+
+def _replace_by_group_norm(network: nn.Module, groups: int) -> None:
+    """Wu and He 2018; γ and β go on as the network's own initialisation left them."""
+    batchnorms = [
+        (name, module) for name, module in network.named_modules() if isinstance(module, _BatchNorm)
+    ]
+    for name, old in batchnorms:
+        count = group_count(old.num_features, groups)
+        new = nn.GroupNorm(count, old.num_features, affine=old.affine)
+        new.weight, new.bias = old.weight, old.bias
+        network.set_submodule(name, new)
