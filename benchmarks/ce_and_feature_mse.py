@@ -21,6 +21,7 @@ came to is written as soon as it ends, and a second call runs the forms that are
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import tempfile
 import time
@@ -37,6 +38,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from study.config import load_single
+from trainable import ranks
 from trainable.config import DistillConfig, TrialConfig
 from trainable.data.loaders import open_loader
 from trainable.data.store import open_dataset, open_test, open_unseen_test
@@ -205,6 +207,7 @@ def train_form(form: str, case: Case, device: torch.device) -> dict[str, Any]:
         if device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - started)
+    ranks.average_over_ranks(student.buffers())
     median = sorted(seconds)[len(seconds) // 2]
     found: dict[str, Any] = {
         "updates": number,
@@ -285,18 +288,22 @@ def main() -> None:
     study, _ = load_single(arguments.config, arguments.settings)
     trial = study.trial({"train.workers": arguments.ranks})
     case = Case(trial, arguments.teacher.resolve(), arguments.overflow_at, arguments.ranks)
+    where = environment()
+    date = where.pop("date")
     setting = {
-        "environment": environment(),
+        "environment": where,
+        "teacher": hashlib.sha256(case.teacher.read_bytes()).hexdigest(),
         "config": trial.model_dump(mode="json", exclude_none=True),
         "ranks": arguments.ranks,
         "overflow_at": arguments.overflow_at,
     }
     setting["config"]["data"].pop("root", None)
-    device = (setting["environment"]["gpus"] or ["cpu"])[0].replace(" ", "-").lower()
+    device = (where["gpus"] or ["cpu"])[0].replace(" ", "-").lower()
     record = arguments.output / f"ce-and-feature-mse-{arguments.ranks}x-{device}.json"
     known = json.loads(record.read_text()) if record.exists() else {}
-    forms = known.pop("forms", {}) if known and known["config"] == setting["config"] else {}
-    record.write_text(json.dumps({**setting, "forms": forms}, indent=1) + "\n")
+    is_same = all(known.get(key) == value for key, value in setting.items())
+    forms = known["forms"] if is_same else {}
+    record.write_text(json.dumps({"date": date, **setting, "forms": forms}, indent=1) + "\n")
     missing = [form for form in arguments.forms if form not in forms]
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(run_rank, (case, folder, missing, record), nprocs=arguments.ranks)

@@ -107,7 +107,12 @@ class StudyConfig(TrialConfig):
         # The policies of train.batchnorm are the student's; the teacher is loaded without them.
         watched = self.train.batchnorm.batch_stats_accuracy
         batchnorm = BatchNormConfig(sync=self.train.batchnorm.sync, batch_stats_accuracy=watched)
-        changed = {"epochs": train.epochs, "seed": train.seed, "batchnorm": batchnorm}
+        changed = {
+            "epochs": train.epochs,
+            "seed": train.seed,
+            "batchnorm": batchnorm,
+            "gradient_noise": 0.0,
+        }
         return TrialConfig(
             data=self.data.model_copy(update={"batch_size": train.batch_size}),
             student=StudentConfig(

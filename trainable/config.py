@@ -15,6 +15,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveInt = Annotated[int, Field(ge=1, le=1_000_000)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=0, le=2**62)]
 
 
 class Config(BaseModel):
@@ -104,12 +105,16 @@ class OptimConfig(Config):
 
 
 class TeacherTrainConfig(Config):
-    """How the teacher is trained, where no checkpoint is given."""
+    """How the teacher is trained, where no checkpoint is given.
+
+    All else is as for the student, but for `train.gradient_noise` and the policies of `train.batchnorm`, which
+    are the student's alone.
+    """
 
     epochs: PositiveInt
     batch_size: PositiveInt = 128
     optim: OptimConfig = OptimConfig()
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
 
 
 class HeadConfig(Config):
@@ -167,7 +172,7 @@ class BatchNormConfig(Config):
     """How the student's BatchNorm is trained and watched."""
 
     sync: bool = False
-    """Batch statistics over all workers (SyncBatchNorm); GPUs only."""
+    """Batch statistics over all workers (SyncBatchNorm, which waits for the GPU in each layer); GPUs only."""
     momentum: Annotated[float, Field(gt=0, le=1)] | None = None
     """Weight of the newest batch in the running statistics; None leaves each layer its own (mostly 0.1)."""
     eps: PositiveFloat | None = None
@@ -175,8 +180,9 @@ class BatchNormConfig(Config):
     freeze_after: PositiveInt | None = None
     """Epoch after which training normalises by the running statistics, and no more changes them."""
     recalibrate: Annotated[int, Field(ge=0)] = 0
-    """Updates' worth of training pictures on which the composed student's running statistics are measured
-    anew before each validation (Wu and Johnson 2021, PreciseBN); 0 is off."""
+    """Updates' worth of training pictures, an epoch's at most, on which the composed student's running
+    statistics are measured anew before each validation, every micro-batch weighing the same (Wu and Johnson
+    2021, PreciseBN); 0 is off."""
     group_norm: PositiveInt | None = None
     """Replace every BatchNorm by GroupNorm of so many groups (Wu and He 2018: 32), or of the most that divide
     a layer's channels; None keeps BatchNorm."""
@@ -187,7 +193,7 @@ class BatchNormConfig(Config):
 class LossScaleConfig(Config):
     """GradScaler's, for fp16."""
 
-    initial: PositiveFloat = 65536.0
+    initial: Annotated[float, Field(gt=0, le=1e30)] = 65536.0
     """Factor of the loss in the first update; halved after each that overflows."""
     growth_interval: PositiveInt = 2000
     """Good updates in a row after which it is doubled."""
@@ -233,7 +239,7 @@ class TrainConfig(Config):
     """Processes a trial, each with a share of the batch (DDP)."""
     deterministic: bool = False
     """Only deterministic algorithms on GPUs, at a cost in speed; CPUs always are."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     """Seed of the initial weights, the order of the pictures and their augmentation."""
     observe_every: PositiveInt = 10
     """Steps between two measurements of the distance that parameters travel."""

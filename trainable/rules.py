@@ -88,6 +88,12 @@ def _feature_weights_have_features(config: TrialConfig, _: int | None) -> Iterat
         rule = f"belongs to mse and kd_mse, not to {distill.method}"
         remedy = "remove it, or set distill.method to one of them"
         yield Problem("distill.feature_weights", rule, remedy)
+    elif distill.feature_weights is not None and not any(distill.feature_weights.values()):
+        rule, remedy = (
+            "must weigh a cut above 0",
+            "raise a weight, or set distill.method to kd or none",
+        )
+        yield Problem("distill.feature_weights", rule, remedy, str(distill.feature_weights))
 
 
 def _stablekd_has_one_weight(config: TrialConfig, _: int | None) -> Iterator[Problem]:

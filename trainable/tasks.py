@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -144,9 +144,23 @@ def best_weights(folder: Path) -> Path:
     return best_student(folder)
 
 
+_NOT_IN_WEIGHTS: dict[str, Any] = {
+    "resources": True,
+    "data": {"root", "download", "decode_workers"},
+    "train": {
+        "launcher": True,
+        "checkpoint": True,
+        "max_skipped": True,
+        "observe_every": True,
+        "batchnorm": {"batch_stats_accuracy"},
+    },
+}
+"""Settings that leave a trained network's weights as they are."""
+
+
 def teacher_key(training: TrialConfig, data: DataSummary) -> str:
-    """Names a trained teacher: equal for equal training configs on equal pictures."""
-    text = training.model_dump_json(exclude={"resources"}) + data.fingerprint
+    """Names a trained teacher: equal for training configs that give equal weights on equal pictures."""
+    text = training.model_dump_json(exclude=_NOT_IN_WEIGHTS) + data.fingerprint
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
 import itertools
 import json
@@ -48,10 +49,16 @@ def newest(folder: Path, place: int = -1) -> Path:
 
 
 # ------------------------------------------------------------------------------------------ the folder by itself
+@functools.cache
+def in_this_process(folder: Path) -> CheckpointFolder:
+    """A trial has one as long as its process lives."""
+    return CheckpointFolder(folder, CPU)
+
+
 def save(folder: Path, student: BlockNetwork, update: int, **how: Any) -> None:
     how = {"is_best": False, "keep": 3, **how}
     shared, own = {"at": update}, {"sums": torch.full((2,), float(update))}
-    CheckpointFolder(folder, CPU).save(update, student, shared, own, **how)
+    in_this_process(folder).save(update, student, shared, own, **how)
 
 
 def change(student: BlockNetwork) -> None:
@@ -119,10 +126,30 @@ def test_a_best_student_damaged_while_the_trial_runs_is_taken_from_an_older_chec
     assert digest(newest(tmp_path) / BEST) != best
     save(tmp_path, student, 30)
     assert digest(newest(tmp_path) / BEST) == digest(tmp_path / BEST) == best
-    for checkpoint in (newest(tmp_path, -3), newest(tmp_path, -2), newest(tmp_path)):
-        truncate(checkpoint / BEST)
+
+
+@pytest.mark.parametrize("before", [[], [False], [True]])
+def test_no_other_student_is_taken_for_a_damaged_best_one(
+    before: list[bool], student: BlockNetwork, tmp_path: Path
+) -> None:
+    """Neither the damaged file, nor an earlier and worse best one."""
+    for number, is_best in enumerate(before):
+        save(tmp_path, student, number, is_best=is_best)
+        change(student)
+    save(tmp_path, student, 10, is_best=True)
+    flip(tmp_path / BEST)
     with pytest.raises(CheckpointError, match=r"must hold a best.safetensors that is whole"):
-        save(tmp_path, student, 40)
+        save(tmp_path, student, 20)
+    assert "000000020" not in names(tmp_path)
+
+
+def test_an_old_checkpoint_without_its_manifest_keeps_no_new_one_from_being_written(
+    student: BlockNetwork, tmp_path: Path
+) -> None:
+    save(tmp_path, student, 10, is_best=True)
+    (newest(tmp_path) / MANIFEST).unlink()
+    save(tmp_path, student, 20)
+    assert digest(newest(tmp_path) / BEST) == digest(tmp_path / BEST)
 
 
 def test_the_best_student_is_brought_back_to_what_it_was(
@@ -139,7 +166,7 @@ def test_the_best_student_is_brought_back_to_what_it_was(
     second = digest(tmp_path / BEST)
     assert second == digest(newest(tmp_path) / STUDENT) != first
     shutil.rmtree(newest(tmp_path))
-    CheckpointFolder(tmp_path, CPU).load()
+    in_this_process(tmp_path).load()
     assert digest(tmp_path / BEST) == first
     save(tmp_path, student, 40, is_best=True)
     assert digest(tmp_path / BEST) == second

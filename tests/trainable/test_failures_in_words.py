@@ -180,6 +180,27 @@ def test_what_is_done_already_is_no_remedy(
     assert remedies == "raise train.accumulate (now 1: smaller micro-batches, the same update)"
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CUDA error: out of memory",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate",
+    ],
+)
+def test_lack_of_memory_is_known_by_cudas_own_words(
+    text: str, make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise RuntimeError(text)
+
+    monkeypatch.setattr(loop, "validation_metrics", refuse)
+    with pytest.raises(TrainingError) as caught:
+        train(make_config(distill={"method": "none"}), tmp_path)
+    assert "out of memory on cpu: validating must fit into memory; let fewer trials share" in str(
+        caught.value
+    )
+
+
 def test_another_runtime_error_is_not_taken_for_lack_of_memory(
     config: TrialConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,7 +246,7 @@ def test_a_label_that_no_class_has_is_named_by_its_row_on_disk(
     )
     assert words(config, tmp_path, DataError) == (
         "digits (train): pictures must be finite after augmentation, and labels those of a class, "
-        f"got row {ROW}; check this row, data.mean and data.std; nothing was learnt from its update"
+        f"got row {ROW}; check this row, data.mean and data.std; the update was skipped"
     )
 
 

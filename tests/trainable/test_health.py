@@ -72,7 +72,7 @@ def test_one_skipped_update_more_than_allowed_in_a_row_ends_the_trial(
         updates.one(bad=True)
     assert str(raised.value) == (
         "train.max_skipped: at most 3 updates in a row may be skipped, not 4, "
-        "got epoch 1, update 8: first not finite in kl 7×; "
+        "got epoch 1, update 8: first not finite in kl 4×; "
         "lower optim.lr or set train.clip"
     )
 
@@ -100,6 +100,46 @@ def test_the_counts_by_place_come_largest_first() -> None:
     said = "layer1 2×, ce 1×, batchnorm 1×"
     assert f"got epoch 2, update 7: first not finite in {said}; " in str(raised.value)
     assert str(raised.value).endswith("; lower optim.lr or use train.precision: bf16")
+
+
+def test_only_the_row_that_ends_the_trial_is_told() -> None:
+    health = health_of(max_skipped=2)
+    for _ in range(20):
+        judge(health, "layer1")
+        judge(health)
+    for _ in range(3):
+        judge(health, "ce")
+    with pytest.raises(TrainingError, match=r"first not finite in ce 3×;"):
+        health.check("here")
+
+
+@pytest.mark.parametrize("start", range(17))
+def test_a_row_between_two_looks_at_a_gpus_counters_is_found(
+    start: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: every 16th update is looked at, one look late."""
+    health = health_of(max_skipped=3)
+    judge(health)
+    given: list[list[float] | None] = [None]
+
+    def exchange(numbers: torch.Tensor) -> list[float] | None:
+        given.append(numbers.tolist())
+        return given[-2]
+
+    monkeypatch.setattr(health._copies, "exchange", exchange)
+    monkeypatch.setattr(health, "_device", torch.device("cuda"))
+    judged = 0
+
+    def updates() -> None:
+        nonlocal judged
+        for number in range(60):
+            judged = number + 1
+            judge(health, *(("ce",) if start <= number < start + 4 else ()))
+            health.check("here")
+
+    with pytest.raises(TrainingError, match=r"not 4, got here: first not finite in ce 4×"):
+        updates()
+    assert judged <= start + 4 + 32
 
 
 @pytest.mark.parametrize("first", range(len(NAMES)))

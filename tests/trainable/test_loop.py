@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from trainable import records
 from trainable.config import TrialConfig
@@ -230,6 +231,32 @@ def test_without_validation_the_last_student_is_kept(
     assert records.VAL_ACCURACY not in found[-1].metrics
     assert records.BN_MIN_VAR in found[-1].metrics
     assert (tmp_path / "a" / BEST).exists()
+
+
+def test_frozen_running_statistics_stay_and_the_rest_learns_on(
+    make_config: MakeConfig, teacher_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even their mean over ranks is taken again, which rounds where there are three."""
+    averaged: list[int] = []
+    kept: list[dict[str, torch.Tensor]] = []
+
+    def report(record: EpochRecord) -> None:
+        newest = max((tmp_path / "a" / CHECKPOINTS).iterdir())
+        kept.append(load_file(newest / "student.safetensors"))
+
+    monkeypatch.setattr(
+        loop.ranks, "average_over_ranks", lambda tensors: averaged.append(len(list(tensors)))
+    )
+    policy = {"freeze_after": 1, "recalibrate": 2}
+    config = make_config(train={"epochs": 3, "batchnorm": policy})
+    run(TrialTask(config, tmp_path / "a", teacher_file), report, CPU)
+    assert len(averaged) == 1
+    running = [name for name in kept[0] if "running_" in name or "num_batches" in name]
+    assert len(running) >= 3
+    for later in kept[1:]:
+        assert all(torch.equal(later[name], kept[0][name]) for name in running)
+        assert not torch.equal(later["fc.weight"], kept[0]["fc.weight"])
+        assert not torch.equal(later["bn1.weight"], kept[0]["bn1.weight"])
 
 
 def test_the_thread_count_is_the_configs(

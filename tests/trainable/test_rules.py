@@ -95,6 +95,11 @@ def test_a_trial_without_a_method_needs_no_teacher() -> None:
         ({"distill.feature_weights": {"a": 1.0}}, "distill.feature_weights", "belongs to mse"),
         ({"distill.method": "mse", "distill.alpha": None}, "distill.alpha", "α·Σ w·MSE"),
         ({"distill.method": "mse", "distill.lam": 1.0}, "distill.lam", "not to mse"),
+        (
+            {"distill.method": "mse", "distill.feature_weights": {"layer4": 0.0}},
+            "distill.feature_weights",
+            "must weigh a cut above 0",
+        ),
         ({**STABLEKD, "distill.lam": 1.0}, "distill", "got both"),
         ({**STABLEKD, "distill.alpha": None}, "distill", "got neither"),
         ({"distill.method": "stablekd"}, "distill.decomposition", "got nothing"),

@@ -15,7 +15,9 @@ class FeatureErrors:
     """w_l·MSE(student_l, teacher_l) at each cut l whose weight is not 0."""
 
     def __init__(self, config: DistillConfig, cuts: tuple[str, ...]) -> None:
-        weights = config.feature_weights or dict.fromkeys(cuts, 1.0)
+        weights = config.feature_weights
+        if weights is None:
+            weights = dict.fromkeys(cuts, 1.0)
         unknown = [cut for cut in weights if cut not in cuts]
         if unknown:
             raise input_error(

@@ -20,7 +20,7 @@ KL = records.TRAIN_KL
 FEATURE = records.TRAIN_FEATURE
 
 Terms = dict[str, Tensor]
-"""Scalar tensors by metric name; `LOSS` is the weighted sum that is minimised, the others are unweighted."""
+"""Scalar tensors by metric name; `LOSS` is the weighted sum that is minimised, the others come without α or λ."""
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -60,6 +60,8 @@ class CheckpointFolder:
     def __init__(self, folder: Path, device: torch.device) -> None:
         self._folder, self._device = folder, device
         self._checkpoints = folder / CHECKPOINTS
+        self._best_sum: str | None = None
+        """Checksum of the best student so far."""
 
     def save(
         self,
@@ -87,6 +89,7 @@ class CheckpointFolder:
             torch.save(dict(shared), temporary / _STATE)
             if is_best:
                 _link(temporary / _STUDENT, temporary / BEST)
+                self._best_sum = _checksum(temporary / BEST)
             else:
                 self._copy_best(temporary / BEST)
             self._commit(temporary, self._checkpoints / f"{update:09d}")
@@ -119,6 +122,7 @@ class CheckpointFolder:
             for damaged in self._newest_first():
                 if int(damaged.name) > update:
                     shutil.rmtree(damaged)
+            self._best_sum = _checksums(path).get(BEST)
             self._restore_best(path)
         ranks.barrier(self._device)
         return Snapshot(path, _read(path / _STATE), _read(path / _rank_file(ranks.rank())))
@@ -145,26 +149,22 @@ class CheckpointFolder:
         os.replace(temporary, final)
 
     def _copy_best(self, destination: Path) -> None:
-        """The best student of the newest checkpoint whose copy of it is whole; none where none has one.
-
-        A copy: a second name of one file would be damaged with it, in every checkpoint at once.
-        """
-        checkpoints = self._newest_first()
-        for checkpoint in checkpoints:
-            known = _checksums(checkpoint).get(BEST)
-            if known is None:
-                return
-            shutil.copyfile(checkpoint / BEST, destination)
-            if _checksum(destination) == known:
-                return
-            _log.warning("%s: is damaged; trying the one before it", checkpoint / BEST)
-        if checkpoints:
-            raise input_error(
-                CheckpointError,
-                str(self._checkpoints),
-                f"must hold a {BEST} that is whole",
-                "restore one, or delete the trial's folder to start it again",
-            )
+        """A copy of the best student, from wherever one is whole: a second name of one file would be
+        damaged with it, in every checkpoint at once."""
+        if self._best_sum is None:
+            return
+        for folder in (self._folder, *self._newest_first()):
+            if (folder / BEST).exists():
+                shutil.copyfile(folder / BEST, destination)
+                if _checksum(destination) == self._best_sum:
+                    return
+                _log.warning("%s is damaged; looking for another copy", folder / BEST)
+        raise input_error(
+            CheckpointError,
+            str(self._folder),
+            f"must hold a {BEST} that is whole (its checksum differs)",
+            "restore it, or delete the trial's folder to start it again",
+        )
 
     def _restore_best(self, checkpoint: Path) -> None:
         """Make the trial's best student the one that the checkpoint knows."""

@@ -12,7 +12,16 @@ from trainable import ranks
 from trainable.config import TrialConfig
 from trainable.errors import KdStudyError, Problem, TrainingError
 
+TRAINING = "forward and backward"
+"""How the activity begins whose memory the settings of `train` govern."""
+
 _GIB = 2**30
+_MORE_MEMORY = "let fewer trials share the device (resources.gpus_per_worker), or use a larger one"
+_NO_MEMORY = (
+    "can't allocate memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
 
 
 @dataclass
@@ -54,15 +63,12 @@ def explained(progress: Progress, config: TrialConfig, device: torch.device) -> 
 def _memory_problem(place: str, doing: str, config: TrialConfig, device: torch.device) -> str:
     used = ""
     if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
         own = torch.cuda.max_memory_allocated(device) / _GIB
-        used = (
-            f"; at most {own:.1f} GiB of its own, {free / _GIB:.1f} of {total / _GIB:.1f} GiB free"
-        )
+        used = f"; it held {own:.1f} GiB at most"
     problem = Problem(
         f"{place}: out of memory on {device}",
         f"{doing} must fit into memory{used}",
-        _remedies(config),
+        _remedies(config) if doing.startswith(TRAINING) else _MORE_MEMORY,
     )
     return str(problem)
 
@@ -81,6 +87,6 @@ def _remedies(config: TrialConfig) -> str:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Also of the CPU, whose allocator raises a plain RuntimeError."""
+    """Also of the CPU's allocator, of CUDA's own calls and of cuBLAS, which raise a plain RuntimeError."""
     known = (MemoryError, torch.OutOfMemoryError)
-    return isinstance(error, known) or "can't allocate memory" in str(error)
+    return isinstance(error, known) or any(words in str(error) for words in _NO_MEMORY)

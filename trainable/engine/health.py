@@ -28,18 +28,24 @@ class Skipped(NamedTuple):
 class Health:
     """Counts what the guard skips, and raises where a trial would skip for ever.
 
-    The counters are on the device. On a GPU they are copied to the host without waiting, and looked at
-    some updates later: on every rank after the same update, since all agree on what is skipped.
+    The counters are on the device. On a GPU they are copied to the host without waiting, and looked at up
+    to 32 updates later; what they count is looked at in every update.
     """
 
     def __init__(self, config: TrainConfig, precision: Precision, device: torch.device) -> None:
-        self._config, self._precision = config, precision
+        self._config, self._precision, self._device = config, precision, device
         self._names: tuple[str, ...] = ()
-        self._device = device
-        self._in_a_row = torch.zeros((), device=device)
-        self._since_flush = torch.zeros(0, device=device)
-        self._ever = torch.zeros(0, device=device)
         self._order = torch.zeros(0, device=device)
+        self._is_input = torch.zeros(0, device=device)
+        self._since_flush = torch.zeros(0, device=device)
+        self._in_a_row = torch.zeros((), device=device)
+        self._row = torch.zeros(0, device=device)
+        """Which places broke the updates of the present row."""
+        self._longest = torch.zeros((), device=device)
+        self._worst = torch.zeros(0, device=device)
+        """As `_row`, of the longest row."""
+        self._trouble = torch.zeros(2, device=device)
+        """Whether there ever was a bad picture or label, and a loss scale below its floor."""
         self._checks = 0
         self._copies = _LateCopies(device)
 
@@ -54,8 +60,11 @@ class Health:
         first = (flags * (len(names) - self._order)).argmax()
         blamed = bad * (self._order == first)
         self._since_flush += blamed
-        self._ever += blamed
         self._in_a_row = (self._in_a_row + 1) * bad
+        self._row = (self._row + blamed) * bad
+        self._worst = torch.where(self._in_a_row > self._longest, self._row, self._worst)
+        self._longest = torch.maximum(self._longest, self._in_a_row)
+        self._look((flags * self._is_input).amax())
         return bad
 
     def check(self, where: str, *, wait: bool = False) -> bool:
@@ -67,18 +76,19 @@ class Health:
         self._checks += 1
         if self._device.type == "cuda" and not wait and self._checks % _EVERY:
             return False
-        trouble = torch.stack([self._in_a_row, self._precision.below_floor(self._in_a_row)])
-        numbers = torch.cat([trouble, self._ever])
+        self._look(torch.zeros_like(self._longest))
+        numbers = torch.cat([self._trouble, self._longest.view(1), self._worst])
         counts = numbers.tolist() if wait else self._copies.exchange(numbers)
         if counts is None:
             return False
-        (in_a_row, below_floor), ever = counts[:2], dict(zip(self._names, counts[2:], strict=True))
-        if ever[INPUT] or ever[LABEL]:
+        (bad_input, low_scale, longest), worst = counts[:3], counts[3:]
+        if bad_input:
             return True
-        if below_floor:
-            raise self._scale_error(where, ever)
-        if in_a_row > self._config.max_skipped:
-            raise self._skipped_error(where, int(in_a_row), ever)
+        places = {name: int(n) for name, n in zip(self._names, worst, strict=True) if n}
+        if low_scale:
+            raise self._scale_error(where, places)
+        if longest > self._config.max_skipped:
+            raise self._skipped_error(where, int(longest), places)
         return False
 
     def flush(self) -> Skipped:
@@ -88,20 +98,25 @@ class Health:
         return Skipped(sum(counts.values()), {name: n for name, n in counts.items() if n})
 
     def state_dict(self) -> dict[str, Any]:
-        """The counters."""
+        """What goes on after a checkpoint, which is only written of a trial without trouble."""
         return {
             "names": list(self._names),
-            "in_a_row": self._in_a_row,
             "since_flush": self._since_flush,
-            "ever": self._ever,
+            "in_a_row": self._in_a_row,
+            "row": self._row,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` gave."""
         self._name(tuple(state["names"]))
-        self._in_a_row = state["in_a_row"].to(self._device)
         self._since_flush = state["since_flush"].to(self._device)
-        self._ever = state["ever"].to(self._device)
+        self._in_a_row = state["in_a_row"].to(self._device)
+        self._row = state["row"].to(self._device)
+
+    def _look(self, bad_input: Tensor) -> None:
+        """Remember trouble; the scale is that which the update before has left."""
+        now = torch.stack([bad_input, self._precision.below_floor(bad_input)])
+        self._trouble = torch.maximum(self._trouble, now)
 
     def _name(self, names: tuple[str, ...]) -> None:
         if self._names == names:
@@ -109,31 +124,34 @@ class Health:
         if self._names:
             raise ValueError(f"the places must stay {self._names}, but got {names}")
         self._names = names
-        self._since_flush = torch.zeros(len(names), device=self._device)
-        self._ever = torch.zeros(len(names), device=self._device)
         self._order = torch.arange(len(names), device=self._device)
+        is_input = [float(name in (INPUT, LABEL)) for name in names]
+        self._is_input = torch.tensor(is_input, device=self._device)
+        self._since_flush = torch.zeros(len(names), device=self._device)
+        self._row = torch.zeros(len(names), device=self._device)
+        self._worst = torch.zeros(len(names), device=self._device)
 
-    def _scale_error(self, where: str, ever: Mapping[str, float]) -> TrainingError:
+    def _scale_error(self, where: str, places: Mapping[str, int]) -> TrainingError:
         floor = self._config.loss_scale.floor
         rule = (
             f"the loss scale must stay >= {floor:g}: below it, it is not the scale that overflows"
         )
-        return _error("train.loss_scale.floor", rule, where, ever, self._config)
+        return _error("train.loss_scale.floor", rule, where, places, self._config)
 
-    def _skipped_error(self, where: str, in_a_row: int, ever: Mapping[str, float]) -> TrainingError:
+    def _skipped_error(self, where: str, in_a_row: int, places: Mapping[str, int]) -> TrainingError:
         rule = f"at most {self._config.max_skipped} updates in a row may be skipped, not {in_a_row}"
-        return _error("train.max_skipped", rule, where, ever, self._config)
+        return _error("train.max_skipped", rule, where, places, self._config)
 
 
 def _error(
-    path: str, rule: str, where: str, ever: Mapping[str, float], config: TrainConfig
+    path: str, rule: str, where: str, places: Mapping[str, int], config: TrainConfig
 ) -> TrainingError:
-    counts = sorted(((n, name) for name, n in ever.items() if n), reverse=True)
-    places = ", ".join(f"{name} {int(n)}×" for n, name in counts)
+    most_first = sorted(places.items(), key=lambda place: -place[1])
+    told = ", ".join(f"{name} {n}×" for name, n in most_first)
     remedies = ["lower optim.lr"]
     remedies += [] if config.clip is not None else ["set train.clip"]
     remedies += ["use train.precision: bf16"] if config.precision == "fp16" else []
-    problem = Problem(path, rule, " or ".join(remedies), f"{where}: first not finite in {places}")
+    problem = Problem(path, rule, " or ".join(remedies), f"{where}: first not finite in {told}")
     return TrainingError(str(problem))
 
 

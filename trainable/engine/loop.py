@@ -22,7 +22,7 @@ from trainable.data.store import Dataset, open_dataset
 from trainable.distill.objective import Objective, method_of
 from trainable.engine.checkpoint import CheckpointFolder
 from trainable.engine.evaluate import Evaluator
-from trainable.engine.failures import Progress, explained
+from trainable.engine.failures import TRAINING, Progress, explained
 from trainable.engine.feed import Feed
 from trainable.engine.optimizers import build_optimizer
 from trainable.engine.parallel import wrap_for_ranks
@@ -65,6 +65,10 @@ def run(task: TrialTask, report: Report, device: torch.device) -> None:
         TrainingError: The trial cannot go on; says on which rank, in which epoch and update, and why.
     """
     progress = Progress()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(
+            device
+        )  # an error tells it, and a used process has others'
     with explained(progress, task.config, device):
         apply_settings(task.config)
         trial = _Trial(task, device, progress)
@@ -176,6 +180,7 @@ class _Trial:
         for update in rest:
             progress.update = progress.done + 1
             for number in range(len(update.micro_batches)):
+                progress.doing = "reading pictures"
                 last = number == len(update.micro_batches) - 1
                 self._micro_batch(next(batches), epoch, update.size, last=last)
             progress.doing = "applying the gradient"
@@ -191,9 +196,7 @@ class _Trial:
 
     def _micro_batch(self, batch: Batch, epoch: int, update_size: int, *, last: bool) -> None:
         precision = self._config.train.precision
-        self._progress.doing = (
-            f"forward and backward of {len(batch.labels)} pictures in {precision}"
-        )
+        self._progress.doing = f"{TRAINING} of {len(batch.labels)} pictures in {precision}"
         images = self._feed.augmented(batch, epoch)
         outputs = None
         if self._teacher is not None:
@@ -216,7 +219,7 @@ class _Trial:
         problem = Problem(
             f"{data.root or data.source} (train)",
             "pictures must be finite after augmentation, and labels those of a class",
-            "check this row, data.mean and data.std; nothing was learnt from its update",
+            "check this row, data.mean and data.std; the update was skipped",
             f"row {row}",
         )
         return DataError([problem])
@@ -227,8 +230,10 @@ class _Trial:
 
     def _settle_batchnorm(self, epoch: int) -> None:
         """Bring the running statistics to what is evaluated and kept."""
+        if self._is_frozen(epoch):
+            return  # all ranks have had the same since the last epoch that changed them
         count = self._config.train.batchnorm.recalibrate
-        if count and not self._is_frozen(epoch):
+        if count:
             self._progress.doing = "recalibrating BatchNorm"
             recalibration = Recalibration(self._student)
             batches = self._feed.batches(self._feed.plan(epoch)[:count])

@@ -46,7 +46,7 @@ class Precision:
         self.scaler.update_after(optimizer, skipped)
 
     def below_floor(self, like: Tensor) -> Tensor:
-        """1.0 if the scale has fallen below its floor, else 0.0: () on the device, of the type of `like`."""
+        """1.0 if the scale is below its floor, else 0.0: () on the device, of the type of `like`."""
         scale = self.scaler.on_device()
         return torch.zeros_like(like) if scale is None else (scale < self._floor).to(like).view(())
 

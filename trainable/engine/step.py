@@ -1,7 +1,8 @@
 """One optimizer update: `accumulate` micro-batches, then `finish`.
 
 The order is: forward → loss → scale → backward → unscale → finite check agreed by all ranks → observe →
-noise → clip → optimizer → scaler update. Nothing in it waits for the device.
+noise → clip → optimizer → scaler update. Nothing in it waits for the device (but for torch's SyncBatchNorm,
+whose forward does, once a layer).
 """
 
 from __future__ import annotations
@@ -145,6 +146,10 @@ class Step:
         self.optimizer.load_state_dict(shared["optimizer"])
         if shared["scaler"]:
             self.precision.scaler.load_state_dict(shared["scaler"])
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["lr"].to(
+                self._zero.device
+            )  # which the optimizer leaves where it was read
         self._updates = shared["updates"]
         parts = zip((self.losses, self.gradients, self.distances), own["totals"], strict=True)
         for totals, state in parts:
