@@ -17,7 +17,7 @@ from ray.tune.experiment import Trial
 from study.config import StudyConfig
 from study.jobs import Job, decomposition_params
 from study.results import LEDGER, Role, State, StudyResults, TrialRow, Value, save_results
-from study.tracking import StudyState, Tracker, flatten
+from study.tracking import StudyState, Tracker, flatten, reason_of
 from trainable import records
 from trainable.records import EPOCH, EPOCHS, EpochRecord
 
@@ -115,7 +115,7 @@ class Recorder:
     def ended(self, job: Job, state: State, error: str | None = None) -> None:
         """A job is over."""
         row = self._known(job)
-        brief = None if error is None else _last_line(error)
+        brief = None if error is None else reason_of(error)
         update = {"state": state, "error": brief, "seconds": self._elapsed(job)}
         row = row.model_copy(update=update)
         self._put(row)
@@ -271,8 +271,3 @@ def _run_of(row: TrialRow) -> str:
     if row.run_id is None:
         raise RuntimeError(f"{row.label} has no MLflow run")
     return row.run_id
-
-
-def _last_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else text

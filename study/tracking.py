@@ -30,6 +30,7 @@ from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
 
 from study.results import Role, State, Value
+from trainable import errors
 from trainable.errors import ConfigError, input_error
 from trainable.records import BEST_VAL_ACCURACY, EpochRecord
 
@@ -159,12 +160,11 @@ class Tracker:
     def end_trial(self, run_id: str, state: State, error: str | None = None) -> None:
         """Close a child run: FINISHED if complete, KILLED if pruned, FAILED if failed.
 
-        Of `error` (a traceback, or a plain reason) the last line becomes the tag `kd.error`, and
-        the whole the artifact `error.txt`.
+        Of `error` (a traceback, or a plain reason) `reason_of` becomes the tag `kd.error`, and the
+        whole the artifact `error.txt`.
         """
         if error:
-            reason = error.strip().rpartition("\n")[2].strip()
-            self.set_tags(run_id, {TAG_ERROR: _shortened(reason, _REASON_CHARACTERS)})
+            self.set_tags(run_id, {TAG_ERROR: _shortened(reason_of(error), _REASON_CHARACTERS)})
             self.log_text(run_id, error, "error.txt")
         self._set_state(run_id, state)
 
@@ -227,6 +227,15 @@ def flatten(config: Mapping[str, object], prefix: str = "") -> dict[str, Value]:
         elif value is not None:
             flat[path] = _compact(value)
     return flat
+
+
+def reason_of(error: str) -> str:
+    """The last line of a traceback or a plain reason, without the name of one of our own errors' classes.
+
+    Their text says all by itself, and beginning with the path of what is wrong.
+    """
+    last = error.strip().rpartition("\n")[2].strip()
+    return re.sub(rf"^{re.escape(errors.__name__)}\.\w+: ", "", last)
 
 
 def _compact(value: object) -> str:

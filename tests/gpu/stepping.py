@@ -99,14 +99,6 @@ class Setup:
             found[name] = getattr(self.step, name).state_dict()["sums"].clone()
         return found
 
-    def gradients(self) -> list[list[Tensor]]:
-        """Will hold what the optimizer is given, a list an update."""
-        found: list[list[Tensor]] = []
-        self.step.optimizer.register_step_pre_hook(
-            lambda *_: found.append([p.grad.clone() for p in self.step.membership.parameters])  # type: ignore[union-attr]
-        )
-        return found
-
 
 def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> Sequence[str]:
     assert before.keys() == after.keys()

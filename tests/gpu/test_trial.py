@@ -6,19 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from torch import nn
 
 from tests.gpu.stepping import CUDA
-from trainable import records
+from tests.trainable.trials import numbers, student_with_dropout, train, untrained_teacher
 from trainable.config import TrialConfig
 from trainable.engine import loop
 from trainable.engine.checkpoint import BEST, CHECKPOINTS
-from trainable.engine.loop import TrialTask, run
 from trainable.engine.step import Step
-from trainable.networks.blocks import BlockNetwork
-from trainable.networks.build import Pictures, build_student, build_teacher_network
-from trainable.networks.weights import save_weights
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("restored_determinism")]
 EVERY = 5
@@ -44,17 +38,11 @@ def config_of(**train: Any) -> TrialConfig:
 
 @pytest.fixture
 def teacher_file(tmp_path: Path) -> Path:
-    """An untrained teacher."""
-    torch.manual_seed(1)
-    network = build_teacher_network(config_of(), Pictures(10, 3, (8, 8)))
-    save_weights(network.network, tmp_path / "teacher.safetensors")
-    return tmp_path / "teacher.safetensors"
+    return untrained_teacher(config_of(), tmp_path)
 
 
 def trained(config: TrialConfig, folder: Path, teacher: Path) -> list[dict[str, float]]:
-    found: list[dict[str, float]] = []
-    run(TrialTask(config, folder, teacher), lambda r: found.append(r.metrics), CUDA)
-    return [{k: v for k, v in m.items() if k != records.TRAIN_IMAGES_PER_SECOND} for m in found]
+    return numbers(train(config, folder, teacher, CUDA))
 
 
 def test_a_trial_repeats_its_bits(tmp_path: Path, teacher_file: Path) -> None:
@@ -78,12 +66,6 @@ class Mortal(Step):
         Mortal.updates += 1
         if Mortal.updates == 4 * EVERY + 3:
             raise KilledError
-
-
-def student_with_dropout(config: TrialConfig, pictures: Pictures) -> BlockNetwork:
-    student = build_student(config, pictures)
-    student.network.get_submodule("layer4").append(nn.Dropout(0.5))
-    return student
 
 
 @pytest.mark.parametrize("recompute", [False, True])

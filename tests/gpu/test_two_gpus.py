@@ -12,6 +12,7 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from tests.gpu.stepping import SIZE, TOO_LARGE, Setup, changed
+from tests.trainable.stepping import gradients_at_step
 from trainable import ranks
 
 pytestmark = [
@@ -31,7 +32,7 @@ def device_of(rank: int) -> torch.device:
 
 def results_of(setup: Setup) -> dict[str, Any]:
     """What the optimizer was given, and what some updates left in the running statistics."""
-    gradients = setup.gradients()
+    gradients = gradients_at_step(setup.step)
     for _ in range(UPDATES):
         setup.update()
     return {

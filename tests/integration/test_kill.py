@@ -15,12 +15,11 @@ from typing import Any
 import pytest
 import torch
 
+from tests.trainable.trials import CPU, untrained_teacher
 from trainable import records
 from trainable.config import TrialConfig
 from trainable.engine.checkpoint import BEST, CHECKPOINTS
 from trainable.engine.loop import TrialTask, run
-from trainable.networks.build import Pictures, build_teacher_network
-from trainable.networks.weights import save_weights
 
 EVERY = 3
 CONFIG = TrialConfig.model_validate(
@@ -52,7 +51,7 @@ class Trial:
     def __init__(self, config: TrialConfig, folder: Path, teacher: Path) -> None:
         self.folder = folder
         listener = id  # a function that a new process knows, too
-        self._arguments = (TrialTask(config, folder, teacher), listener, torch.device("cpu"))
+        self._arguments = (TrialTask(config, folder, teacher), listener, CPU)
         self._context = mp.get_context("forkserver")
         self.checkpoints = folder / CHECKPOINTS
 
@@ -96,11 +95,7 @@ def fork_server() -> None:
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(1)
-    network = build_teacher_network(CONFIG, Pictures(10, 3, (8, 8)))
-    path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
-    save_weights(network.network, path)
-    return path
+    return untrained_teacher(CONFIG, tmp_path_factory.mktemp("teacher"))
 
 
 def config(epochs: int) -> TrialConfig:

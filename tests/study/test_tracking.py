@@ -17,7 +17,7 @@ from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
 from study.results import TrialRow
-from study.tracking import OpenRun, Tracker, flatten
+from study.tracking import OpenRun, Tracker, flatten, reason_of
 from trainable.errors import ConfigError
 from trainable.records import EpochRecord
 
@@ -201,6 +201,25 @@ def test_failure_is_kept_whole_and_named_in_a_line(
     tracker.end_trial(run_id, "failed", TRACEBACK)
     assert client.get_run(run_id).data.tags["kd.error"] == "ValueError: no pictures"
     assert read_artifact(client, run_id, "error.txt", tmp_path) == TRACEBACK
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (
+            "Traceback …\ntrainable.errors.TrainingError: epoch 1: it; do that\n",
+            "epoch 1: it; do that",
+        ),
+        ("Traceback …\nValueError: no pictures\n", "ValueError: no pictures"),
+        ("it ended without a report", "it ended without a report"),
+        (
+            "data.root: trainable.errors.DataError: is quoted",
+            "data.root: trainable.errors.DataError: is quoted",
+        ),
+    ],
+)
+def test_the_reason_of_a_failure_begins_with_what_is_wrong(error: str, reason: str) -> None:
+    assert reason_of(error) == reason
 
 
 def test_artifacts(tracker: Tracker, client: MlflowClient, tmp_path: Path) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from tests.trainable.trials import CPU
 from trainable.config import OptimConfig, TrialConfig
 from trainable.distill.objective import Method, Objective, method_of
 from trainable.distill.terms import LOSS, Terms
@@ -19,8 +20,6 @@ from trainable.networks.teacher import FrozenTeacher
 from trainable.plan import initial_groups
 
 Batch = tuple[Tensor, Tensor]
-MakeConfig = Callable[..., TrialConfig]
-CPU = torch.device("cpu")
 PLAIN_SGD = {"lr": 1.0, "momentum": 0.0, "nesterov": False, "weight_decay": 0.0}
 """With this an update is the learning rate times the gradient."""
 

@@ -13,10 +13,8 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.trainable.stepping import (
-    CPU,
     PLAIN_SGD,
     Batch,
-    MakeConfig,
     accumulate,
     gradients_at_step,
     noise,
@@ -25,6 +23,7 @@ from tests.trainable.stepping import (
     update,
     weights,
 )
+from tests.trainable.trials import CPU, MakeConfig
 from trainable.config import OptimConfig, TrialConfig
 from trainable.distill.objective import Method, Objective, method_of
 from trainable.distill.terms import LOSS, Terms

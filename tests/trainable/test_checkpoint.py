@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.trainable.trials import CPU, digest, numbers, train, train_and_stop
 from trainable import records
 from trainable.config import TrialConfig
 from trainable.engine.checkpoint import BEST, CHECKPOINTS, MANIFEST, CheckpointFolder
@@ -27,17 +28,8 @@ from trainable.errors import CheckpointError
 from trainable.networks.blocks import BlockNetwork
 from trainable.records import EpochRecord
 
-CPU = torch.device("cpu")
 STUDENT, STATE, RANK = "student.safetensors", "state.pt", "rank-0.pt"
 FILES = (STUDENT, STATE, RANK, BEST, MANIFEST)
-
-
-class StoppedError(Exception):
-    """As if the process died."""
-
-
-def digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def names(folder: Path) -> list[str]:
@@ -257,27 +249,6 @@ def small(**train: Any) -> TrialConfig:
     )
 
 
-def train(config: TrialConfig, folder: Path, stop_after: int = 0) -> list[EpochRecord]:
-    found: list[EpochRecord] = []
-
-    def report(record: EpochRecord) -> None:
-        found.append(record)
-        if record.epoch == stop_after:
-            raise StoppedError
-
-    if not stop_after:
-        run(TrialTask(config, folder, None), report, CPU)
-    else:
-        with pytest.raises(StoppedError):
-            run(TrialTask(config, folder, None), report, CPU)
-    return found
-
-
-def numbers(found: list[EpochRecord]) -> list[dict[str, float]]:
-    own = {records.TRAIN_IMAGES_PER_SECOND}
-    return [{k: v for k, v in r.metrics.items() if k not in own} for r in found]
-
-
 class Trials:
     """The same trial, whole and stopped after its second epoch."""
 
@@ -285,7 +256,7 @@ class Trials:
         self.config, self._stopped = config, folder / "stopped"
         self.whole = numbers(train(config, folder / "whole"))
         self.best = (folder / "whole" / BEST).read_bytes()
-        train(config, self._stopped, stop_after=2)
+        train_and_stop(config, self._stopped, after=2)
         assert names(self._stopped) == ["000000009", "000000010"]
 
     def copy(self, destination: Path) -> Path:
@@ -360,7 +331,7 @@ def test_a_file_system_without_second_names_will_do(
 
     monkeypatch.setattr(os, "link", link)
     folder = tmp_path / "cut"
-    train(trials.config, folder, stop_after=2)
+    train_and_stop(trials.config, folder, after=2)
     flip(newest(folder) / STATE)
     assert numbers(train(trials.config, folder)) == trials.whole
     assert (folder / BEST).read_bytes() == trials.best

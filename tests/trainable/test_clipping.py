@@ -13,9 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 from tests.trainable.stepping import (
-    CPU,
     PLAIN_SGD,
-    MakeConfig,
     gradients_at_step,
     noise,
     plain_network,
@@ -23,6 +21,7 @@ from tests.trainable.stepping import (
     update,
     weights,
 )
+from tests.trainable.trials import CPU, MakeConfig
 from trainable.config import TrainConfig
 from trainable.engine.clipping import clip_of
 from trainable.engine.noise import GradientNoise

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.trainable.trials import CPU, MakeConfig, train
 from trainable.config import TrialConfig
 from trainable.data.augment import Normalizer
 from trainable.data.store import Dataset, open_dataset
@@ -20,17 +21,8 @@ from trainable.engine.evaluate import Evaluator
 from trainable.engine.loop import TrialTask, run
 from trainable.engine.step import Step
 from trainable.errors import DataError, KdStudyError, TrainingError
-from trainable.records import EpochRecord
 
-MakeConfig = Callable[..., TrialConfig]
-CPU = torch.device("cpu")
 UPDATES = 9
-
-
-def train(config: TrialConfig, folder: Path) -> list[EpochRecord]:
-    found: list[EpochRecord] = []
-    run(TrialTask(config, folder, None), found.append, CPU)
-    return found
 
 
 @pytest.fixture

@@ -7,16 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.trainable.stepping import (
-    CPU,
-    Breakable,
-    MakeConfig,
-    accumulate,
-    noise,
-    plain_network,
-    step_of,
-    update,
-)
+from tests.trainable.stepping import Breakable, accumulate, noise, plain_network, step_of, update
+from tests.trainable.trials import CPU, MakeConfig
 from trainable.config import TrainConfig
 from trainable.distill.kd import KD
 from trainable.distill.terms import KL, LOSS

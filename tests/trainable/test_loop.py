@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,44 +10,28 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.trainable.trials import (
+    CPU,
+    MakeConfig,
+    digest,
+    numbers,
+    student_with_dropout,
+    train,
+    train_and_stop,
+    untrained_teacher,
+)
 from trainable import records
-from trainable.config import TrialConfig
 from trainable.engine import loop
 from trainable.engine.checkpoint import BEST, CHECKPOINTS
 from trainable.engine.loop import TrialTask, run
-from trainable.networks.blocks import BlockNetwork
-from trainable.networks.build import Pictures, build_student, build_teacher_network
-from trainable.networks.weights import save_weights
 from trainable.records import EpochRecord
 
-MakeConfig = Callable[..., TrialConfig]
-CPU = torch.device("cpu")
-TIMES = {records.TRAIN_IMAGES_PER_SECOND}
 STABLE = {"method": "stablekd", "alpha": 0.5, "decomposition": "5/2"}
 
 
 @pytest.fixture
 def teacher_file(tmp_path: Path, make_config: MakeConfig) -> Path:
-    """An untrained teacher."""
-    torch.manual_seed(1)
-    network = build_teacher_network(make_config(), Pictures(10, 3, (8, 8)))
-    save_weights(network.network, tmp_path / "teacher.safetensors")
-    return tmp_path / "teacher.safetensors"
-
-
-def train(config: TrialConfig, folder: Path, teacher: Path | None) -> list[EpochRecord]:
-    found: list[EpochRecord] = []
-    run(TrialTask(config, folder, teacher), found.append, CPU)
-    return found
-
-
-def numbers(found: list[EpochRecord]) -> list[dict[str, float]]:
-    """All metrics but times and rates."""
-    return [{k: v for k, v in r.metrics.items() if k not in TIMES} for r in found]
-
-
-def digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return untrained_teacher(make_config(), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -172,12 +154,6 @@ def test_another_seed_gives_another_student(
     assert numbers(one) != numbers(other)
 
 
-def student_with_dropout(config: TrialConfig, pictures: Pictures) -> BlockNetwork:
-    student = build_student(config, pictures)
-    student.network.get_submodule("layer4").append(torch.nn.Dropout(0.5))
-    return student
-
-
 @pytest.mark.parametrize("stop_after", [1, 3])
 def test_an_interrupted_trial_ends_as_the_uninterrupted_one(
     stop_after: int,
@@ -191,17 +167,7 @@ def test_an_interrupted_trial_ends_as_the_uninterrupted_one(
         distill=STABLE, data={"augment": {"crop": 1, "flip": True}}, train={"epochs": 5}
     )
     whole = train(config, tmp_path / "whole", teacher_file)
-
-    class StoppedError(Exception):
-        pass
-
-    def report(record: EpochRecord) -> None:
-        if record.epoch == stop_after:
-            raise StoppedError
-
-    task = TrialTask(config, tmp_path / "cut", teacher_file)
-    with pytest.raises(StoppedError):
-        run(task, report, CPU)
+    train_and_stop(config, tmp_path / "cut", teacher_file, after=stop_after)
     rest = train(config, tmp_path / "cut", teacher_file)
     assert numbers(rest) == numbers(whole)  # what was told before the end is told again
     assert (tmp_path / "cut" / BEST).read_bytes() == (tmp_path / "whole" / BEST).read_bytes()

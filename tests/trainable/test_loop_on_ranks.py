@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from tests.trainable.trials import CPU, numbers, student_with_dropout, untrained_teacher
 from trainable import ranks, records
 from trainable.config import TrialConfig
 from trainable.engine import loop
@@ -17,13 +17,9 @@ from trainable.engine.checkpoint import BEST, CHECKPOINTS
 from trainable.engine.loop import TrialTask, run
 from trainable.engine.step import Step
 from trainable.errors import TrainingError
-from trainable.networks.blocks import BlockNetwork
-from trainable.networks.build import Pictures, build_student, build_teacher_network
-from trainable.networks.weights import save_weights
 from trainable.records import EpochRecord
 
 RANKS, PER_EPOCH = 3, 17
-OWN = {records.TRAIN_IMAGES_PER_SECOND}
 CONFIG = TrialConfig.model_validate(
     {
         "data": {
@@ -51,13 +47,6 @@ STOP = 25
 """Update, counted from 0 over all epochs: in the middle of the second of three epochs of 17."""
 
 
-def _with_dropout(config: TrialConfig, pictures: Pictures) -> BlockNetwork:
-    """Each rank draws its own: their generators differ."""
-    student = build_student(config, pictures)
-    student.network.get_submodule("layer4").append(torch.nn.Dropout(0.5))
-    return student
-
-
 def _stop(self: Step, lr: float) -> None:
     """`Step.finish` that fails on every rank at once, as if the machine died."""
     if self._updates == STOP:
@@ -72,33 +61,29 @@ def _rank(rank: int, folder: str, name: str, stops: bool) -> None:
     torch.set_num_threads(1)
     store = f"file://{folder}/{name}-{stops}.store"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=RANKS)
-    loop.build_student = _with_dropout
+    loop.build_student = student_with_dropout  # each rank draws its own: their generators differ
     found: list[EpochRecord] = []
     task = TrialTask(CONFIG, Path(folder) / name, Path(folder) / "teacher.safetensors")
     if stops:
         Step.finish = _stop
         with pytest.raises(TrainingError, match=rf"\(rank {rank}, epoch 2, update 9, applying"):
-            run(task, found.append, torch.device("cpu"))
-        ranks.barrier(torch.device("cpu"))
+            run(task, found.append, CPU)
+        ranks.barrier(CPU)
     else:
-        run(task, found.append, torch.device("cpu"))
-    told = [asdict(record)["metrics"] for record in found]
-    torch.save(told, f"{folder}/{name}-{rank}.pt")
+        run(task, found.append, CPU)
+    torch.save(numbers(found), f"{folder}/{name}-{rank}.pt")
     dist.destroy_process_group()
 
 
 def trained(folder: Path, name: str, *, stops: bool = False) -> list[list[dict[str, float]]]:
     """The metrics of every epoch, by rank."""
     mp.spawn(_rank, (str(folder), name, stops), nprocs=RANKS)
-    told = [torch.load(folder / f"{name}-{r}.pt", weights_only=True) for r in range(RANKS)]
-    return [[{k: v for k, v in m.items() if k not in OWN} for m in epochs] for epochs in told]
+    return [torch.load(folder / f"{name}-{r}.pt", weights_only=True) for r in range(RANKS)]
 
 
 @pytest.mark.timeout(300)
 def test_three_ranks_agree_and_a_resumed_trial_ends_in_the_same_bits(tmp_path: Path) -> None:
-    torch.manual_seed(1)
-    teacher = build_teacher_network(CONFIG, Pictures(10, 3, (8, 8)))
-    save_weights(teacher.network, tmp_path / "teacher.safetensors")
+    untrained_teacher(CONFIG, tmp_path)
     whole = trained(tmp_path, "whole")
     assert len(whole[0]) == 3
     assert whole[0] == whole[1] == whole[2]

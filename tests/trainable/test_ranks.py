@@ -11,7 +11,8 @@ import torch.multiprocessing as mp
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from tests.trainable.stepping import CPU, gradients_at_step, noise, plain_network
+from tests.trainable.stepping import gradients_at_step, noise, plain_network
+from tests.trainable.trials import CPU
 from trainable import ranks
 from trainable.config import DistillConfig, OptimConfig, TrainConfig
 from trainable.data.sampling import updates

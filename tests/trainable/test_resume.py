@@ -13,29 +13,24 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.trainable.trials import CPU, numbers, student_with_dropout, train, untrained_teacher
 from trainable import records
 from trainable.config import TrialConfig
 from trainable.engine import loop
 from trainable.engine.checkpoint import BEST, CHECKPOINTS
-from trainable.engine.loop import TrialTask, run
 from trainable.engine.randomness import generator_states, restore_generators, seed_everything
 from trainable.engine.step import Step
 from trainable.errors import TrainingError
-from trainable.networks.blocks import BlockNetwork
-from trainable.networks.build import Pictures, build_student, build_teacher_network
-from trainable.networks.weights import save_weights
 from trainable.records import EpochRecord
 
-CPU = torch.device("cpu")
-PICTURES = Pictures(10, 3, (8, 8))
 PER_EPOCH, EPOCHS, EVERY = 5, 4, 2
 
 
 # ------------------------------------------------------------------------------------------ random generators
 def draw() -> list[float]:
     """Of every generator; odd numbers of normal draws leave one in its cache."""
-    numbers = [random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn()]
-    return [*numbers, *torch.rand(3).tolist(), *torch.randn(3).tolist()]
+    plain = [random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn()]
+    return [*plain, *torch.rand(3).tolist(), *torch.randn(3).tolist()]
 
 
 def test_every_generator_goes_on_where_it_was(tmp_path: Path) -> None:
@@ -107,12 +102,6 @@ STOPS = {
 }
 
 
-def student_with_dropout(config: TrialConfig, pictures: Pictures) -> BlockNetwork:
-    student = build_student(config, pictures)
-    student.network.get_submodule("layer4").append(torch.nn.Dropout(0.5))
-    return student
-
-
 @dataclass
 class Ended:
     """All that a trial leaves behind, times and rates aside."""
@@ -122,14 +111,7 @@ class Ended:
     state: dict[str, Any]
 
 
-def train(config: TrialConfig, folder: Path, teacher: Path) -> list[dict[str, float]]:
-    found: list[EpochRecord] = []
-    run(TrialTask(config, folder, teacher), found.append, CPU)
-    own = {records.TRAIN_IMAGES_PER_SECOND}
-    return [{k: v for k, v in r.metrics.items() if k not in own} for r in found]
-
-
-def ended(found: list[dict[str, float]], folder: Path) -> Ended:
+def ended(found: list[EpochRecord], folder: Path) -> Ended:
     (last,) = (folder / CHECKPOINTS).iterdir()
     state = {
         "shared": torch.load(last / "state.pt", weights_only=True),
@@ -138,7 +120,7 @@ def ended(found: list[dict[str, float]], folder: Path) -> Ended:
     }
     for name in ("records", "seconds"):
         del state["shared"][name]
-    return Ended(found, (folder / BEST).read_bytes(), state)
+    return Ended(numbers(found), (folder / BEST).read_bytes(), state)
 
 
 def assert_equal(ours: Any, theirs: Any, path: str = "") -> None:
@@ -185,10 +167,7 @@ def interrupted(config: TrialConfig, folder: Path, teacher: Path, stops: tuple[i
 
 @pytest.fixture(scope="module")
 def teacher_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(1)
-    path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
-    save_weights(build_teacher_network(config(), PICTURES).network, path)
-    return path
+    return untrained_teacher(config(), tmp_path_factory.mktemp("teacher"))
 
 
 @pytest.fixture(scope="module")
@@ -284,8 +263,7 @@ def test_an_epochs_speed_is_that_of_all_processes(
         stop_at(patch, 4)
         with pytest.raises(TrainingError):
             train(config(), tmp_path, teacher_file)
-    found: list[EpochRecord] = []
-    run(TrialTask(config(), tmp_path, teacher_file), found.append, CPU)
+    found = train(config(), tmp_path, teacher_file)
     speeds = [record.metrics[records.TRAIN_IMAGES_PER_SECOND] for record in found]
     assert len(set(speeds)) == 1
     assert speeds[0] * PER_EPOCH == pytest.approx(1078, abs=10)

@@ -12,13 +12,13 @@ import torch
 from tests.trainable.stepping import (
     Batch,
     Breakable,
-    MakeConfig,
     owned,
     plain_network,
     step_of,
     update,
     weights,
 )
+from tests.trainable.trials import MakeConfig
 from trainable.distill.kd import KD
 from trainable.distill.objective import method_of
 from trainable.distill.terms import LOSS

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from trainable.config import TrialConfig
+from trainable.config import StudentConfig, TeacherConfig, TrialConfig
 from trainable.errors import ConfigError, Problem
-from trainable.networks.blocks import BlockNetwork
+from trainable.networks.blocks import BlockNetwork, Layers
 from trainable.networks.norms import with_norms
 from trainable.networks.teacher import FrozenTeacher
 from trainable.networks.weights import load_weights
@@ -28,14 +28,7 @@ class Pictures:
 
 def build_student(config: TrialConfig, pictures: Pictures) -> BlockNetwork:
     """The student with fresh weights from torch's global generator."""
-    layers = build(
-        config.student.model,
-        classes=pictures.classes,
-        channels=pictures.channels,
-        image_size=min(pictures.image_size),
-        path="student.model",
-        head=config.student.head,
-    )
+    layers = _layers("student", config.student, pictures)
     layers = with_norms(layers, config.train.batchnorm, workers=config.train.workers)
     student = BlockNetwork(layers, config.student.cuts)
     student.recompute = config.train.activation_checkpointing
@@ -46,15 +39,18 @@ def build_teacher_network(config: TrialConfig, pictures: Pictures) -> BlockNetwo
     """The teacher's network, cut where the student is, with fresh weights."""
     if config.teacher is None:
         raise ValueError("the config names no teacher")
-    layers = build(
-        config.teacher.model,
+    return BlockNetwork(_layers("teacher", config.teacher, pictures), config.student.cuts)
+
+
+def _layers(section: str, network: StudentConfig | TeacherConfig, pictures: Pictures) -> Layers:
+    return build(
+        network.model,
         classes=pictures.classes,
         channels=pictures.channels,
         image_size=min(pictures.image_size),
-        path="teacher.model",
-        head=config.teacher.head,
+        path=f"{section}.model",
+        head=network.head,
     )
-    return BlockNetwork(layers, config.student.cuts)
 
 
 def load_teacher(config: TrialConfig, pictures: Pictures, weights: Path) -> FrozenTeacher:

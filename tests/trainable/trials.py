@@ -1,0 +1,71 @@
+"""Whole trials for the tests: run, stopped, compared."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from trainable import records
+from trainable.config import TrialConfig
+from trainable.engine.loop import TrialTask, run
+from trainable.networks.blocks import BlockNetwork
+from trainable.networks.build import Pictures, build_student, build_teacher_network
+from trainable.networks.weights import save_weights
+from trainable.records import EpochRecord
+
+MakeConfig = Callable[..., TrialConfig]
+CPU = torch.device("cpu")
+
+
+class StoppedError(Exception):
+    """As if the process died."""
+
+
+def untrained_teacher(config: TrialConfig, folder: Path) -> Path:
+    """A file with the weights of one, for the digits."""
+    torch.manual_seed(1)
+    network = build_teacher_network(config, Pictures(10, 3, (8, 8)))
+    save_weights(network.network, folder / "teacher.safetensors")
+    return folder / "teacher.safetensors"
+
+
+def student_with_dropout(config: TrialConfig, pictures: Pictures) -> BlockNetwork:
+    """In place of `build_student`: what it trains to depends on the state of the generators."""
+    student = build_student(config, pictures)
+    student.network.get_submodule("layer4").append(torch.nn.Dropout(0.5))
+    return student
+
+
+def train(
+    config: TrialConfig, folder: Path, teacher: Path | None = None, device: torch.device = CPU
+) -> list[EpochRecord]:
+    found: list[EpochRecord] = []
+    run(TrialTask(config, folder, teacher), found.append, device)
+    return found
+
+
+def train_and_stop(
+    config: TrialConfig, folder: Path, teacher: Path | None = None, *, after: int
+) -> None:
+    """The trial ends as this epoch's record is told."""
+
+    def report(record: EpochRecord) -> None:
+        if record.epoch == after:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        run(TrialTask(config, folder, teacher), report, CPU)
+
+
+def numbers(found: list[EpochRecord]) -> list[dict[str, float]]:
+    """All metrics but times and rates."""
+    times = {records.TRAIN_IMAGES_PER_SECOND}
+    return [{k: v for k, v in r.metrics.items() if k not in times} for r in found]
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
