@@ -46,6 +46,17 @@ def test_a_config_cannot_be_changed() -> None:
 @pytest.mark.parametrize(
     ("path", "value"),
     [
+        ("train.seed", 2**63),
+        ("train.loss_scale.initial", 1e39),
+        ("train.loss_scale.floor", 0),
+        ("train.max_skipped", 0),
+        ("train.clip_by", "row"),
+        ("train.gradient_noise", -1e-9),
+        ("train.batchnorm.momentum", 0),
+        ("train.batchnorm.group_norm", 0),
+        ("train.checkpoint.keep", 0),
+        ("student.head.name", "arcface"),
+        ("student.head.margin", -0.1),
         ("optim.lr", 0),
         ("optim.lr", float("nan")),
         ("optim.lr", float("inf")),
@@ -70,12 +81,16 @@ def test_a_config_cannot_be_changed() -> None:
     ],
 )
 def test_values_out_of_bounds_are_refused(path: str, value: Any) -> None:
-    section, key = path.split(".")
+    *sections, key = path.split(".")
     tree: dict[str, Any] = {name: dict(values) for name, values in MINIMAL.items()}
-    tree.setdefault(section, {})[key] = value
+    place = tree
+    for section in sections:
+        place = place.setdefault(section, {})
+    place[key] = value
     with pytest.raises(ValidationError) as caught:
         TrialConfig.model_validate(tree)
-    assert caught.value.errors()[0]["loc"][:2] == (section, key)
+    (error,) = caught.value.errors()
+    assert error["loc"][: len(sections) + 1] == (*sections, key)
 
 
 def test_equal_configs_are_equal_and_survive_json() -> None:

@@ -89,10 +89,10 @@ class CheckpointFolder:
             torch.save(dict(shared), temporary / _STATE)
             if is_best:
                 _link(temporary / _STUDENT, temporary / BEST)
-                self._best_sum = _checksum(temporary / BEST)
             else:
                 self._copy_best(temporary / BEST)
-            self._commit(temporary, self._checkpoints / f"{update:09d}")
+            sums = self._commit(temporary, self._checkpoints / f"{update:09d}")
+            self._best_sum = sums.get(BEST)
             self._restore_best(self._checkpoints / f"{update:09d}")
             for old in self._newest_first()[keep:]:
                 shutil.rmtree(old)
@@ -142,15 +142,19 @@ class CheckpointFolder:
     def _newest_first(self) -> list[Path]:
         return sorted((p for p in self._checkpoints.glob("[0-9]*") if p.is_dir()), reverse=True)
 
-    def _commit(self, temporary: Path, final: Path) -> None:
+    def _commit(self, temporary: Path, final: Path) -> dict[str, str]:
+        """Put a checkpoint in its place; its checksums, by file."""
         sums = {path.name: _checksum(path) for path in sorted(temporary.iterdir())}
         (temporary / MANIFEST).write_text(json.dumps(sums, indent=1))
         shutil.rmtree(final, ignore_errors=True)  # a damaged one, from before a restart
         os.replace(temporary, final)
+        return sums
 
     def _copy_best(self, destination: Path) -> None:
-        """A copy of the best student, from wherever one is whole: a second name of one file would be
-        damaged with it, in every checkpoint at once."""
+        """Copy the best student, if there is one, from wherever it is whole.
+
+        A second name of one file would be damaged with it, in every checkpoint at once.
+        """
         if self._best_sum is None:
             return
         for folder in (self._folder, *self._newest_first()):

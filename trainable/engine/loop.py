@@ -65,11 +65,10 @@ def run(task: TrialTask, report: Report, device: torch.device) -> None:
         TrainingError: The trial cannot go on; says on which rank, in which epoch and update, and why.
     """
     progress = Progress()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(
-            device
-        )  # an error tells it, and a used process has others'
     with explained(progress, task.config, device):
+        if device.type == "cuda":
+            # Lack of memory is told with the peak, and a used process has other trials' too.
+            torch.cuda.reset_peak_memory_stats(device)
         apply_settings(task.config)
         trial = _Trial(task, device, progress)
         trial.resume()

@@ -147,9 +147,8 @@ class Step:
         if shared["scaler"]:
             self.precision.scaler.load_state_dict(shared["scaler"])
         for group in self.optimizer.param_groups:
-            group["lr"] = group["lr"].to(
-                self._zero.device
-            )  # which the optimizer leaves where it was read
+            # The optimizer brings its state to the device, but leaves this where it was read.
+            group["lr"] = group["lr"].to(self._zero.device)
         self._updates = shared["updates"]
         parts = zip((self.losses, self.gradients, self.distances), own["totals"], strict=True)
         for totals, state in parts:
