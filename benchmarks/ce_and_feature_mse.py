@@ -196,13 +196,13 @@ def train_form(form: str, case: Case, device: torch.device) -> dict[str, Any]:
     for epoch in range(1, config.train.epochs + 1):
         module.train()
         started, plan = time.perf_counter(), feed.plan(epoch)
-        for item, batch in zip(plan, feed.batches(plan), strict=True):
-            images = feed.augmented(batch, epoch)
+        for item, batch in zip(plan, feed.batches(plan, epoch), strict=True):
+            images, labels = feed.augmented(batch, epoch)
             if "overflow" in form and number == case.overflow_at and rank == 0:
                 images = images * OVERFLOW
             with precision.forward():
                 outputs = teacher(images)
-            update(images, batch.labels, outputs, item.size, rates[number])
+            update(images, labels, outputs, item.size, rates[number])
             number += 1
         if device.type == "cuda":
             torch.cuda.synchronize()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -85,6 +86,8 @@ def report(name: _Name, storage: _Storage = Path("runs")) -> None:
 
 def main() -> None:
     """Entry point of `kd-study`."""
+    # A config may name a network of the current folder, which Ray's workers look into, too.
+    sys.path.insert(0, os.getcwd())
     _app()
 
 

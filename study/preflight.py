@@ -19,13 +19,13 @@ from study.rules import cross_problems, in_baseline, in_search, samples_over, va
 from trainable import plan, rules, tasks
 from trainable.config import TrialConfig
 from trainable.errors import ConfigError, DataError, InputError, Problem, input_error
+from trainable.methods import METHODS
 from trainable.tasks import DataSummary, NetworkSummary
 
 _T = TypeVar("_T")
 _USUAL_CLASSES, _USUAL_SIDE = 10, 64
 _SHAPING = ("distill.method", "distill.decomposition")
-_BUILDING = ("student.model", "distill.method")
-_METHOD_KEYS = ("method", "alpha", "lam", "feature_weights")
+_BUILDING = ("student.model", "student.projectors", "student.head.name", "distill.method")
 
 
 @dataclass(frozen=True)
@@ -100,20 +100,27 @@ def _no_whole_update(
         return []
     path, base, reference = "data.batch_size", config.data.batch_size, config.study.baseline
     searched = valid_candidates(config)[0].get(path)
-    sizes: set[tuple[str, Value]] = {(f"search.{path}", size) for size in searched or ()}
+    sizes: set[tuple[str, Value, int]] = {
+        (f"search.{path}", size, data.train) for size in searched or ()
+    }
     if searched is None:
-        sizes.add((path, base))
+        sizes.add((path, base, data.train))
     if config.search:
         place = f"study.baseline.{path}" if path in reference else path
-        sizes.add((place, reference.get(path, base)))
+        sizes.add((place, reference.get(path, base), data.train))
     if config.teacher is not None and config.teacher.train is not None:
-        sizes.add(("teacher.train.batch_size", config.teacher.train.batch_size))
-    rule = f"must be <= {data.train}, the training pictures, with data.drop_last"
+        size, pictures = config.teacher.train.batch_size, data.train + data.left_out
+        sizes.add(("teacher.train.batch_size", size, pictures))
     remedy = "lower it, or set data.drop_last: false"
     return [
-        Problem(place, rule, remedy, str(size))
-        for place, size in sorted(sizes, key=str)
-        if isinstance(size, int) and size > data.train
+        Problem(
+            place,
+            f"must be <= {pictures}, the training pictures, with data.drop_last",
+            remedy,
+            str(size),
+        )
+        for place, size, pictures in sorted(sizes, key=str)
+        if isinstance(size, int) and size > pictures
         if not any(_overlap(wrong, place) for wrong in unknown)
     ]
 
@@ -174,7 +181,7 @@ class _Networks:
         self._students: dict[str, NetworkSummary | None] = {}
         self.teacher: NetworkSummary | None = None
         if config.teacher is not None:
-            reads = ("teacher.model", "student.cuts")
+            reads = ("teacher.model", "teacher.cuts", "student.cuts")
             self.teacher = checks.of(reads, lambda: tasks.describe_teacher(config, self._data))
             self._check_checkpoint(config, is_measured=data is not None)
         kinds = list(_kinds_of_trial(config))
@@ -186,7 +193,7 @@ class _Networks:
 
     def student_of(self, trial: TrialConfig) -> NetworkSummary | None:
         """The student of a trial; None where it cannot be built."""
-        return self._students.get(trial.student.model_dump_json())
+        return self._students.get(_key_of_student(trial))
 
     def blocks_of(self, trial: TrialConfig) -> int | None:
         """Into how many blocks the student of a trial is cut, if that is known."""
@@ -194,20 +201,24 @@ class _Networks:
         return None if student is None else len(student.blocks)
 
     def _describe(self, kind: _Kind) -> NetworkSummary | None:
-        trial, key = kind.trial, kind.trial.student.model_dump_json()
+        trial, key = kind.trial, _key_of_student(kind.trial)
         if key not in self._students:
+            reads = ("student", *(("teacher",) if trial.student.projectors != "none" else ()))
             self._students[key] = self._checks.of(
-                ("student",), lambda: tasks.describe_student(trial, self._data), kind.placed
+                reads, lambda: tasks.describe_student(trial, self._data), kind.placed
             )
         return self._students[key]
 
     def _check_method(self, kind: _Kind) -> None:
         trial, data = kind.trial, self._data
         if self.teacher is not None:
-            reads = ("student", "teacher.model", "distill.method")
+            reads = ("student", "teacher.model", "teacher.cuts", "distill.method")
             self._checks.of(reads, lambda: tasks.check_features(trial, data), kind.placed)
+        traits = METHODS[trial.distill.method]
+        if self.teacher is None and traits.features == "maps":
+            return
         if not rules.problems(trial, unknown=self._checks.unknown):
-            reads = ("student", *(f"distill.{key}" for key in _METHOD_KEYS))
+            reads = ("student", "distill.method", *(f"distill.{key}" for key in traits.reads))
             self._checks.of(reads, lambda: tasks.check_method(trial, data), kind.placed)
 
     def _check_checkpoint(self, config: StudyConfig, *, is_measured: bool) -> None:
@@ -219,6 +230,11 @@ class _Networks:
                 ("teacher.checkpoint",),
                 lambda: tasks.check_checkpoint(config, self._data, weights),
             )
+
+
+def _key_of_student(trial: TrialConfig) -> str:
+    """Equal for trials whose students have the same layers: `deit` adds a token."""
+    return f"{trial.student.model_dump_json()} {trial.distill.method == 'deit'}"
 
 
 def _kinds_of_trial(config: StudyConfig) -> Iterator[_Kind]:
@@ -244,6 +260,7 @@ def _usual_data(config: StudyConfig) -> DataSummary:
     return DataSummary(
         classes=tuple(name for name in classes if name not in hidden),
         train=1,
+        left_out=0,
         val=0,
         test=1,
         unseen_classes=hidden,

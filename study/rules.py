@@ -19,9 +19,21 @@ BlocksOf: TypeAlias = Callable[[TrialConfig], int | None]
 """Into how many blocks the student of a trial is cut; None where that is not known yet."""
 
 _SHARED = ("data.", "teacher.", "resources.", "train.workers", "train.launcher")
-_NOT_SHARED = ("data.batch_size", "data.augment.crop", "data.augment.flip")
-_LISTS = ("student.cuts", "distill.feature_weights")
+_NOT_SHARED = ("data.batch_size", "data.augment.")
+_LISTS = (
+    "data.augment.resized_crop",
+    "student.cuts",
+    "distill.feature_weights",
+    "distill.stage_epochs",
+    "optim.milestones",
+)
 _BASELINE = "study.baseline"
+_TEACHERS_OWN = {
+    "data.batch_size": "teacher.train.batch_size",
+    "train.epochs": "teacher.train.epochs",
+    "optim": "teacher.train.optim",
+}
+"""Keys and sections of a trial that the teacher's training has its own of."""
 
 
 def cross_problems(
@@ -96,7 +108,7 @@ def _path_problem(path: str, prefix: str) -> Problem | None:
     if keys := keys_of(TrialConfig, path):
         remedy = f"name one of its keys: {', '.join(f'{path}.{key}' for key in keys)}"
         return Problem(place, "is a section, not a value", remedy)
-    if path.startswith(_SHARED) and path not in _NOT_SHARED:
+    if path.startswith(_SHARED) and not path.startswith(_NOT_SHARED):
         rule = "belongs to what all trials of a study share, and cannot be set for one"
         return Problem(place, rule, f"set {path} for the whole study")
     if path in _LISTS:
@@ -145,12 +157,21 @@ def _over_search(
 
 def _teacher_training_problems(config: StudyConfig, unknown: Collection[str]) -> list[Problem]:
     """What is wrong with the teacher's own training beyond what is wrong with every trial."""
-    own = {"data.batch_size": "teacher.train.batch_size"}
-    if config.teacher is None or config.teacher.train is None or {*own.values()} & {*unknown}:
+    if config.teacher is None or config.teacher.train is None:
         return []
-    unknown = [path for path in unknown if path not in own]
+    in_trial = {own: path for path, own in _TEACHERS_OWN.items()}
+    unknown = [_moved(p, in_trial) or p for p in unknown if _moved(p, _TEACHERS_OWN) is None]
     found = rules.problems(config.teacher_training(), unknown=unknown)
-    return [replace(problem, path=own[problem.path]) for problem in found if problem.path in own]
+    places = [(problem, _moved(problem.path, _TEACHERS_OWN)) for problem in found]
+    return [replace(problem, path=place) for problem, place in places if place is not None]
+
+
+def _moved(path: str, places: Mapping[str, str]) -> str | None:
+    """A path with the new place of its key or section; None where that has none."""
+    for old, new in places.items():
+        if path == old or path.startswith(f"{old}."):
+            return new + path.removeprefix(old)
+    return None
 
 
 def _baseline_problems(

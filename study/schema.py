@@ -100,11 +100,12 @@ class StudyConfig(TrialConfig):
         return parse_or_refuse(TrialConfig, {**tree, "distill": {"method": "none"}})
 
     def teacher_training(self) -> TrialConfig:
-        """The teacher, trained from the labels alone on the same data; only where `teacher.train` is set."""
+        """The teacher, trained from the labels alone on all of the data; only where `teacher.train` is set."""
         if self.teacher is None or self.teacher.train is None:
             raise ValueError("the config trains no teacher")
         train = self.teacher.train
         # The policies of train.batchnorm are the student's; the teacher is loaded without them.
+        cuts = self.student.cuts if self.teacher.cuts is None else self.teacher.cuts
         watched = self.train.batchnorm.batch_stats_accuracy
         batchnorm = BatchNormConfig(sync=self.train.batchnorm.sync, batch_stats_accuracy=watched)
         changed = {
@@ -114,10 +115,8 @@ class StudyConfig(TrialConfig):
             "gradient_noise": 0.0,
         }
         return TrialConfig(
-            data=self.data.model_copy(update={"batch_size": train.batch_size}),
-            student=StudentConfig(
-                model=self.teacher.model, cuts=self.student.cuts, head=self.teacher.head
-            ),
+            data=self.data.model_copy(update={"batch_size": train.batch_size, "subset": 1.0}),
+            student=StudentConfig(model=self.teacher.model, cuts=cuts, head=self.teacher.head),
             distill=DistillConfig(method="none"),
             optim=train.optim,
             train=self.train.model_copy(update=changed),

@@ -11,7 +11,10 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from trainable.methods import MethodName
+
 Fraction = Annotated[float, Field(ge=0, le=1)]
+PositiveFraction = Annotated[float, Field(gt=0, le=1)]
 PositiveInt = Annotated[int, Field(ge=1, le=1_000_000)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -33,13 +36,53 @@ class ColumnsConfig(Config):
     """Column of the class: an integer from 0, or a string."""
 
 
+class RandAugmentConfig(Config):
+    """RandAugment of a training picture (Cubuk et al. 2020), as torchvision has it."""
+
+    operations: PositiveInt = 2
+    """Operations that are applied one after the other, drawn of 14."""
+    magnitude: Annotated[int, Field(ge=0, le=30)] = 9
+    """Strength of each operation, of 30."""
+
+
 class AugmentConfig(Config):
-    """Random changes of a training picture, drawn from (seed, epoch, sample)."""
+    """Random changes of training pictures, drawn from (seed, epoch, sample).
+
+    `crop`, `flip`, `mixup` and `cutmix` change whole micro-batches on the device. The others change single
+    pictures as they are decoded, so that the set is streamed. The order is `resized_crop`, `rand_augment`,
+    `erase`, `crop`, `flip`, then `mixup` or `cutmix`.
+    """
 
     crop: Annotated[int, Field(ge=0)] = 0
     """Pixels of zero padding on each side before a random crop to the original size; 0 is off."""
     flip: bool = False
     """Mirror left to right with probability 1/2."""
+    resized_crop: tuple[PositiveFraction, PositiveFraction] | None = None
+    """Smallest and largest share of a picture's area that is cut out at random, of an aspect ratio of 3/4 to
+    4/3, and resized (Szegedy et al. 2015: [0.08, 1]); it replaces the training pictures' `data.resize` and
+    centre crop."""
+    rand_augment: RandAugmentConfig | None = None
+    """Geometric and colour operations drawn at random; `{}` takes the usual two of magnitude 9."""
+    erase: Fraction = 0.0
+    """Probability that a rectangle of 2 to 33 % of the area becomes the mean colour (Zhong et al. 2020)."""
+    mixup: PositiveFloat | None = None
+    """α: each picture is λ of itself and 1 − λ of another of its micro-batch, λ ~ Beta(α, α), and so is its
+    label (Zhang et al. 2018)."""
+    cutmix: PositiveFloat | None = None
+    """α: a rectangle of area 1 − λ comes from another picture of the micro-batch, λ ~ Beta(α, α), and that share
+    of the label with it (Yun et al. 2019). With `mixup` as well, each micro-batch gets one of them, either with
+    probability 1/2."""
+
+    @property
+    def changes_single_pictures(self) -> bool:
+        """Whether pictures are changed as they are decoded."""
+        crops, operates = self.resized_crop is not None, self.rand_augment is not None
+        return crops or operates or self.erase > 0
+
+    @property
+    def mixes(self) -> bool:
+        """Whether a picture's label is a distribution over classes."""
+        return self.mixup is not None or self.cutmix is not None
 
 
 class DataConfig(Config):
@@ -59,10 +102,16 @@ class DataConfig(Config):
     """Channels that the networks take; grey pictures are repeated, coloured ones are turned grey."""
     image_size: Annotated[int, Field(ge=1, le=4096)] | None = None
     """Resize the shorter side to this many pixels and crop the centre; None takes pictures as they are."""
+    resize: Annotated[int, Field(ge=1, le=4096)] | None = None
+    """Pixels that the shorter side is resized to before the centre of `image_size` is cropped, where that is
+    not `image_size` itself (ImageNet's usual are 256 and 224)."""
     val_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of each class's training pictures held out for validation; 0 means no validation and no search."""
     split_seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the training/validation split: the same for every trial and replicate of a study."""
+    subset: PositiveFraction = 1.0
+    """Share of each class's training pictures, without those held out, that students are trained on, drawn by
+    `split_seed`; a smaller share is part of every larger one. A teacher trained by `teacher.train` has them all."""
     unseen_classes: tuple[str, ...] | None = None
     """Classes that no network is trained on: pairs of their pictures are verified by their embeddings
     (equal error rate), those of the training split as validation and those of the test split as test."""
@@ -77,7 +126,7 @@ class DataConfig(Config):
     """Per-channel standard deviation of pixels in [0, 1], divided by; None measures the training split."""
     loader: Literal["auto", "resident", "streamed"] = "auto"
     """`resident` decodes once and keeps the pictures on the device, `streamed` decodes as it goes; `auto`
-    is `resident` for sets within `cache_budget_gib`."""
+    is `resident` for sets within `cache_budget_gib` whose pictures are not changed one by one (`augment`)."""
     cache_budget_gib: PositiveFloat = 4.0
     """Largest decoded set, in GiB of uint8 pixels, that is decoded once and kept."""
     decode_workers: Annotated[int, Field(ge=0)] = 2
@@ -95,20 +144,28 @@ class OptimConfig(Config):
     nesterov: bool = True
     """Nesterov's momentum, for SGD."""
     weight_decay: NonNegativeFloat = 5e-4
-    schedule: Literal["auto", "triangle", "onecycle"] = "auto"
-    """`triangle`: one up and down a stage; `onecycle`: Smith and Topin's over all epochs; `auto`:
-    `triangle` for stablekd, `onecycle` for the others."""
-    warmup_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.3
-    """Share of a cycle in which the learning rate rises."""
+    schedule: Literal["auto", "triangle", "onecycle", "cosine", "multistep"] = "auto"
+    """`triangle`: one up and down a stage. The others span all stages: `onecycle`, Smith and Topin's;
+    `cosine`, a linear warm-up and half a cosine down to 0; `multistep`, lower after each of `milestones`.
+    `auto` is `triangle` for stablekd and `onecycle` for the other methods."""
+    warmup_fraction: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Share of a stage's updates (`triangle`), or of all, in which the learning rate rises; None is 0.3 for
+    `triangle` and `onecycle`, which need one above 0, 0.05 for `cosine` and 0 for `multistep`."""
     peak_decay: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """Each stage's peak over the one before (`triangle`); 0.5 is the paper's triangular2."""
+    """Each stage's peak over the one before (`triangle`); 0.5 is the paper's triangular2, 1 keeps it."""
+    milestones: tuple[PositiveInt, ...] | None = None
+    """Epochs after which `multistep` lowers the learning rate, in their order."""
+    milestone_decay: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Learning rate after a milestone over that before it."""
+    reset_at_stages: bool = False
+    """Begin every stage with the optimizer as it was built: no momentum, no moments, no updates counted."""
 
 
 class TeacherTrainConfig(Config):
     """How the teacher is trained, where no checkpoint is given.
 
-    All else is as for the student, but for `train.gradient_noise` and the policies of `train.batchnorm`, which
-    are the student's alone.
+    All else is as for the student, but for `data.subset`, `train.gradient_noise` and the policies of
+    `train.batchnorm`, which are the student's alone.
     """
 
     epochs: PositiveInt
@@ -133,7 +190,9 @@ class TeacherConfig(Config):
     """The network that the student learns from."""
 
     model: str
-    """A name that the zoo knows, e.g. `resnet34`."""
+    """As `student.model`."""
+    cuts: tuple[str, ...] | None = None
+    """As `student.cuts`, where the modules have other names in this network; None takes the student's."""
     head: HeadConfig = HeadConfig()
     checkpoint: str | None = None
     """A `.safetensors` file or a state dict saved by `torch.save`; loaded with weights only."""
@@ -145,27 +204,44 @@ class StudentConfig(Config):
     """The network that is trained."""
 
     model: str
-    """A name that the zoo knows, e.g. `resnet18`."""
+    """A name that the zoo knows, e.g. `resnet18`, or `torchvision:NAME`, `timm:NAME`, or `package.module:factory`,
+    a callable that returns a network and is given those of `num_classes`, `in_channels` and `image_size`
+    (height, width) that it names."""
     cuts: tuple[str, ...] | None = None
-    """Modules after which the networks are cut into blocks, in order; None takes the network's own."""
+    """Submodules (dotted names) after which the networks are cut into blocks, in order; None takes the network's
+    own, which networks from elsewhere have none of."""
+    projectors: Literal["none", "keep", "fold"] = "none"
+    """Where its features are of another width than the teacher's: 1×1 layers to the teacher's width and back, as part
+    of the student. `keep` keeps both for inference, `fold` keeps their product, one layer."""
     head: HeadConfig = HeadConfig()
 
 
 class DistillConfig(Config):
     """What the student learns from the teacher."""
 
-    method: Literal["none", "kd", "mse", "kd_mse", "stablekd"] = "kd"
+    method: MethodName = "kd"
     """What each minimises is in the file of its name in `distill`."""
     alpha: Fraction | None = None
-    """Weight of the distillation term: (1 − α)·CE + α·T²·KL (for `mse`: α·Σ w·MSE)."""
+    """Weight of the distillation term: (1 − α)·CE + α·T²·KL (for `mse`: α·Σ w·MSE; for `deit`: α·the
+    distillation token's loss)."""
     lam: NonNegativeFloat | None = None
-    """StableKD's λ (eq. 8): CE + λ·T²·KL, in place of `alpha`."""
+    """λ, the weight of a term that is added: CE + λ·term for `at`, `nst` and `reviewkd`, the term of the input
+    gradients for `sobolev`, and StableKD's (eq. 8) CE + λ·T²·KL, in place of `alpha`."""
     temperature: PositiveFloat = 1.0
     """Softmax temperature T of both networks in the KL term."""
     decomposition: Annotated[str, Field(pattern=r"^\d+/\d+$")] | None = None
     """StableKD's k/n: k groups at first, n recompositions."""
+    stage_epochs: tuple[PositiveInt, ...] | None = None
+    """Epochs of each of the n + 1 stages, `train.epochs` in all; None is the paper's: the same for each, what
+    is left over to the last."""
     feature_weights: dict[str, NonNegativeFloat] | None = None
     """Weight of the feature MSE at each cut, for `mse` and `kd_mse`; None weighs every cut 1."""
+    target_weight: NonNegativeFloat = 1.0
+    """DKD's α: weight of what the teacher says of the label's class against all others."""
+    nontarget_weight: NonNegativeFloat = 8.0
+    """DKD's β: weight of what the teacher says of the other classes among themselves."""
+    hard: bool = True
+    """For `deit`: the distillation token learns the teacher's first choice; false: its whole answer (T²·KL)."""
 
 
 class BatchNormConfig(Config):
@@ -181,8 +257,11 @@ class BatchNormConfig(Config):
     """Epoch after which training normalises by the running statistics, and no more changes them."""
     recalibrate: Annotated[int, Field(ge=0)] = 0
     """Updates' worth of training pictures, an epoch's at most, on which the composed student's running
-    statistics are measured anew before each validation, every micro-batch weighing the same (Wu and Johnson
+    statistics are measured anew before a validation, every micro-batch weighing the same (Wu and Johnson
     2021, PreciseBN); 0 is off."""
+    recalibrate_at: Literal["epoch", "stage"] = "epoch"
+    """Before which validations: that of each epoch, or those of each stage's last epoch and of `freeze_after`.
+    In between, a group's blocks have the statistics of what they train on, the teacher's features."""
     group_norm: PositiveInt | None = None
     """Replace every BatchNorm by GroupNorm of so many groups (Wu and He 2018: 32), or of the most that divide
     a layer's channels; None keeps BatchNorm."""

@@ -8,11 +8,15 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import Literal
 
 from trainable.config import DistillConfig, OptimConfig, TrialConfig
 
 Group = tuple[int, int]
 """Consecutive blocks that train together: first block, and the block after the last."""
+Schedule = Literal["triangle", "onecycle", "cosine", "multistep"]
+"""The shape of the learning rate over time."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,12 @@ class Stage:
     epochs: int
     groups: tuple[Group, ...]
     peak_lr: float
-    """Highest learning rate of the stage."""
+    """Top of its triangle; under a schedule that spans all stages, the trial's highest learning rate."""
+
+    @property
+    def last_epoch(self) -> int:
+        """Counted from 1."""
+        return self.first_epoch + self.epochs - 1
 
 
 def initial_groups(blocks: int, k: int) -> tuple[Group, ...]:
@@ -76,15 +85,15 @@ def largest_n(k: int) -> int:
     return (k - 1).bit_length()
 
 
-def schedule_of(distill: DistillConfig, optim: OptimConfig) -> str:
-    """`triangle` or `onecycle`, with `auto` resolved."""
+def schedule_of(distill: DistillConfig, optim: OptimConfig) -> Schedule:
+    """The schedule that the config names, with `auto` resolved."""
     if optim.schedule != "auto":
         return optim.schedule
     return "triangle" if distill.method == "stablekd" else "onecycle"
 
 
 def stages(config: TrialConfig, blocks: int) -> tuple[Stage, ...]:
-    """The stages of a trial: ⌊e/(n+1)⌋ epochs each, the rest to the last; peaks decay from stage to stage.
+    """The stages of a trial, recomposed from one to the next; peaks decay under `triangle`.
 
     Only `stablekd` has more than one. ValueError where `rules.problems` would report one.
     """
@@ -93,25 +102,38 @@ def stages(config: TrialConfig, blocks: int) -> tuple[Stage, ...]:
         return (Stage(1, 1, config.train.epochs, ((0, blocks),), optim.lr),)
     decomposition = Decomposition.parse(distill.decomposition)
     groups = initial_groups(blocks, decomposition.k)
-    count = decomposition.n + 1
-    each = config.train.epochs // count
-    if decomposition.n > largest_n(decomposition.k) or not each:
-        raise ValueError(f"{decomposition} cannot run in {config.train.epochs} epoch(s)")
-    decays = schedule_of(distill, optim) == "triangle"
+    if decomposition.n > largest_n(decomposition.k):
+        raise ValueError(f"{decomposition} cannot run: too many recompositions")
+    epochs = _stage_epochs(config, decomposition.n)
+    decay = optim.peak_decay if schedule_of(distill, optim) == "triangle" else 1.0
     result: list[Stage] = []
-    for index in range(count):
-        last = index == count - 1
+    for index, (span, end) in enumerate(zip(epochs, accumulate(epochs), strict=True)):
         result.append(
             Stage(
                 number=index + 1,
-                first_epoch=1 + index * each,
-                epochs=config.train.epochs - index * each if last else each,
+                first_epoch=end - span + 1,
+                epochs=span,
                 groups=groups,
-                peak_lr=optim.lr * (optim.peak_decay**index if decays else 1.0),
+                peak_lr=optim.lr * decay**index,
             )
         )
         groups = recompose(groups)
     return tuple(result)
+
+
+def _stage_epochs(config: TrialConfig, n: int) -> tuple[int, ...]:
+    """Epochs of each of n + 1 stages: `distill.stage_epochs`, or ⌊e/(n+1)⌋ each, the rest to the last.
+
+    ValueError where they do not make up the e epochs of the trial (StableKD, algorithm 1: e₀, …, eₙ).
+    """
+    total, given = config.train.epochs, config.distill.stage_epochs
+    each = total // (n + 1)
+    epochs = (*[each] * n, total - n * each) if given is None else given
+    if len(epochs) != n + 1 or sum(epochs) != total or min(epochs) < 1:
+        raise ValueError(
+            f"{n + 1} stage(s) of {list(epochs)} epochs cannot run in {total} epoch(s)"
+        )
+    return epochs
 
 
 def update_sizes(

@@ -27,18 +27,23 @@ from trainable.data.store import (
     open_test,
     open_unseen_test,
 )
+from trainable.distill.maps import feature_shapes
 from trainable.distill.objective import method_of
 from trainable.engine.checkpoint import best_student
 from trainable.engine.evaluate import Evaluator
 from trainable.engine.loop import TrialTask, run
 from trainable.engine.settings import apply_settings
 from trainable.engine.verify import Verifier
+from trainable.methods import METHODS
 from trainable.networks.blocks import BlockNetwork
 from trainable.networks.build import (
     Pictures,
     build_student,
     build_teacher_network,
+    check_all_is_read,
+    check_embedding,
     check_features_match,
+    flops,
     output_shapes,
 )
 from trainable.networks.weights import load_weights
@@ -72,6 +77,10 @@ class BlockSummary:
     output: tuple[int, ...]
     """Shape for one picture."""
     parameters: int
+    flops: int
+    """Of one picture's forward, a multiply-add counted as two."""
+    projector: tuple[int, int] | None = None
+    """Channels of the student's and the teacher's features, where a projector ends the block."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +94,11 @@ class NetworkSummary:
     def parameters(self) -> int:
         """Of the whole network."""
         return sum(block.parameters for block in self.blocks)
+
+    @property
+    def flops(self) -> int:
+        """Of the whole network."""
+        return sum(block.flops for block in self.blocks)
 
 
 def default_device(config: TrialConfig) -> torch.device:
@@ -101,6 +115,7 @@ def describe_student(config: TrialConfig, data: DataSummary) -> NetworkSummary:
     """The student's blocks; ConfigError if it, or a cut, is not known."""
     with torch.device("meta"):
         network = build_student(config, _pictures(data))
+        check_all_is_read(network)
         return _describe(config.student.model, network, data)
 
 
@@ -113,7 +128,7 @@ def describe_teacher(config: TrialConfig, data: DataSummary) -> NetworkSummary:
 
 def check_features(config: TrialConfig, data: DataSummary) -> None:
     """ConfigError unless the networks agree where the method compares or exchanges their features."""
-    if config.distill.method not in ("mse", "kd_mse", "stablekd"):
+    if METHODS[config.distill.method].features != "equal":
         return
     pictures = _pictures(data)
     with torch.device("meta"):
@@ -122,10 +137,13 @@ def check_features(config: TrialConfig, data: DataSummary) -> None:
 
 
 def check_method(config: TrialConfig, data: DataSummary) -> None:
-    """ConfigError if the method cannot be built on the student's blocks."""
+    """ConfigError if the method cannot be had with the networks' blocks."""
+    pictures, shapes = _pictures(data), None
     with torch.device("meta"):
-        student = build_student(config, _pictures(data))
-        method_of(config.distill, student, [(0, len(student))])
+        student = build_student(config, pictures)
+        if METHODS[config.distill.method].features == "maps":
+            shapes = feature_shapes(student, build_teacher_network(config, pictures), pictures)
+        method_of(config.distill, student, [(0, len(student))], shapes)
 
 
 def check_checkpoint(config: TrialConfig, data: DataSummary, weights: Path) -> None:
@@ -146,6 +164,7 @@ def best_weights(folder: Path) -> Path:
 
 _NOT_IN_WEIGHTS: dict[str, Any] = {
     "resources": True,
+    "student": {"cuts"},
     "data": {"root", "download", "decode_workers"},
     "train": {
         "launcher": True,
@@ -192,9 +211,11 @@ def score_weights(
         part, unseen = data.val, data.unseen
         names = records.VAL_ACCURACY, records.VAL_EER
     pictures = Pictures(len(data.classes), data.channels, data.image_size)
-    build = build_student if network == "student" else build_teacher_network
-    blocks = build(config, pictures)
-    load_weights(blocks.network, weights, config_path=str(weights))
+    if network == "student":
+        blocks = build_student(config, pictures, for_inference=True)
+    else:
+        blocks = build_teacher_network(config, pictures)
+    load_weights(blocks.whole, weights, config_path=str(weights))
     normalize = Normalizer(data.mean, data.std, device)
     model = blocks.to(device)
     metrics: dict[str, float] = {}
@@ -208,10 +229,17 @@ def score_weights(
 
 
 def _describe(model: str, network: BlockNetwork, data: DataSummary) -> NetworkSummary:
-    shapes = output_shapes(network, _pictures(data))
+    pictures = _pictures(data)
+    if data.unseen:
+        check_embedding(network, pictures)
+    costs = zip(output_shapes(network, pictures), flops(network, pictures), strict=True)
     blocks = [
-        BlockSummary(name, shape, sum(p.numel() for p in parameters))
-        for (name, parameters), shape in zip(network.block_parameters(), shapes, strict=True)
+        BlockSummary(
+            name, shape, sum(p.numel() for p in parameters), cost, network.projected(index)
+        )
+        for index, ((name, parameters), (shape, cost)) in enumerate(
+            zip(network.block_parameters(), costs, strict=True)
+        )
     ]
     return NetworkSummary(model, tuple(blocks))
 

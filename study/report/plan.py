@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import zip_longest
+
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -11,7 +14,7 @@ from study.config import StudyConfig
 from study.preflight import StudyPlan, stages_by_decomposition
 from study.space import SearchRange
 from trainable.plan import Stage
-from trainable.tasks import DataSummary, NetworkSummary
+from trainable.tasks import BlockSummary, DataSummary, NetworkSummary
 
 _SHAPING_STAGES = ("train.epochs", "optim.schedule", "optim.peak_decay", "student.model")
 
@@ -22,7 +25,8 @@ def print_plan(plan: StudyPlan, console: Console) -> None:
     place = escape(str(config.folder))
     console.print(f"[bold]{config.study.name}[/bold]  in {place}", soft_wrap=True)
     console.print(_data(config, plan.data), soft_wrap=True)
-    console.print(_networks(plan.student, plan.teacher))
+    for table in _networks(plan.student, plan.teacher):
+        console.print(table)
     for name, stages in stages_by_decomposition(plan).items():
         console.print(_stages(name, stages, plan))
     if config.search:
@@ -33,8 +37,9 @@ def print_plan(plan: StudyPlan, console: Console) -> None:
 def _data(config: StudyConfig, data: DataSummary) -> str:
     height, width = data.image_size
     how = "streamed" if data.streamed else "decoded once"
+    of_all = f" (of {data.train + data.left_out})" if data.left_out else ""
     text = (
-        f"data        {config.data.source}: {data.train} training, {data.val} validation and {data.test} "
+        f"data        {config.data.source}: {data.train}{of_all} training, {data.val} validation and {data.test} "
         f"test pictures of {data.channels}×{height}×{width} in {len(data.classes)} classes, {how} "
         f"({data.decoded_gib:.2f} GiB)"
     )
@@ -48,17 +53,41 @@ def _data(config: StudyConfig, data: DataSummary) -> str:
     return text
 
 
-def _networks(student: NetworkSummary, teacher: NetworkSummary | None) -> Table:
-    table = _table("block", "output", "student", "teacher")
-    others = teacher.blocks if teacher is not None else ()
-    for index, block in enumerate(student.blocks):
-        theirs = f"{others[index].parameters:,}" if others else "—"
-        shape = "×".join(str(size) for size in block.output)
-        table.add_row(block.name, shape, f"{block.parameters:,}", theirs)
-    total = f"{teacher.parameters:,}" if teacher is not None else "—"
-    table.add_row("parameters", "", f"{student.parameters:,}", total, style="bold")
-    model = teacher.model if teacher is not None else "none"
-    table.title = f"{model} → {student.model}"
+def _networks(student: NetworkSummary, teacher: NetworkSummary | None) -> Iterator[Table]:
+    others = () if teacher is None else teacher.blocks
+    table = _table("block", "output", "parameters", "FLOPs", *(("projector",) if others else ()))
+    table.title = f"student {student.model}"
+    for mine, theirs in zip_longest(student.blocks, others[: len(student.blocks)]):
+        table.add_row(*_block(mine, student), *((_projector(mine, theirs),) if others else ()))
+    yield _with_total(table, student)
+    if teacher is not None:
+        table = _table("block", "output", "parameters", "FLOPs")
+        table.title = f"teacher {teacher.model}"
+        for theirs in teacher.blocks:
+            table.add_row(*_block(theirs, teacher))
+        yield _with_total(table, teacher)
+
+
+def _block(block: BlockSummary, network: NetworkSummary) -> tuple[str, str, str, str]:
+    shape = "×".join(str(size) for size in block.output)
+    share = block.flops / max(1, network.flops)
+    return escape(block.name), shape, f"{block.parameters:,}", f"{share:.1%}"
+
+
+def _projector(mine: BlockSummary, theirs: BlockSummary | None) -> str:
+    """Whether a width must change between the student's block and the teacher's, and whether it does."""
+    if mine.projector is not None:
+        return f"{mine.projector[0]} → {mine.projector[1]}"
+    if theirs is None or mine.output == theirs.output:
+        return "—"
+    return "needed"
+
+
+def _with_total(table: Table, network: NetworkSummary) -> Table:
+    cost, unit = network.flops / 1e9, "G"
+    if cost < 1:
+        cost, unit = cost * 1000, "M"
+    table.add_row("all", "", f"{network.parameters:,}", f"{cost:.3g} {unit}", style="bold")
     return table
 
 

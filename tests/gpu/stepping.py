@@ -16,7 +16,7 @@ from trainable.engine.step import Step
 from trainable.networks.blocks import BlockNetwork
 from trainable.networks.norms import with_norms
 from trainable.networks.teacher import FrozenTeacher
-from trainable.networks.zoo import build
+from trainable.networks.zoo import Pictures, build
 from trainable.plan import initial_groups
 
 CUDA = torch.device("cuda")
@@ -28,8 +28,9 @@ TOO_LARGE = 1e6
 
 def network(seed: int, name: str = "mini_resnet_10_8", *, sync: bool = False) -> BlockNetwork:
     torch.manual_seed(seed)
-    layers = build(name, classes=10, channels=3, image_size=16, path="student.model")
-    return BlockNetwork(with_norms(layers, BatchNormConfig(sync=sync), workers=2))
+    built = build(name, Pictures(10, 3, (16, 16)), path="student.model")
+    norms = BatchNormConfig(sync=sync)
+    return BlockNetwork(with_norms(built.network, norms, workers=2), built.cuts)
 
 
 def pictures(device: torch.device = CUDA) -> tuple[Tensor, Tensor]:

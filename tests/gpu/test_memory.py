@@ -15,7 +15,7 @@ from trainable.distill.plain import Plain
 from trainable.engine.optimizers import build_optimizer
 from trainable.engine.step import Step
 from trainable.networks.blocks import BlockNetwork
-from trainable.networks.zoo import build
+from trainable.networks.zoo import Pictures, build
 
 pytestmark = pytest.mark.gpu
 CUDA = torch.device("cuda")
@@ -36,8 +36,8 @@ def measured(precision: str, *, recompute: bool) -> Measured:
     torch.cuda.reset_peak_memory_stats()
     held = torch.cuda.memory_allocated()
     torch.manual_seed(0)
-    layers = build("resnet101", classes=100, channels=3, image_size=32, path="student.model")
-    student = BlockNetwork(layers)
+    built = build("resnet101", Pictures(100, 3, (32, 32)), path="student.model")
+    student = BlockNetwork(built.network, built.cuts)
     student.recompute = recompute
     objective = Objective(student, Plain()).to(CUDA).train()
     objective.to(memory_format=torch.channels_last)

@@ -113,7 +113,7 @@ def test_a_wrong_setting_exits_2_and_names_the_place(setting: str, path: str) ->
     [
         ("student.model=resnet19", "student.model: must be a known network, got 'resnet19'"),
         ("student.model=mini_resnet_10_8", "student.cuts: stablekd compares features"),
-        ("student.cuts=[stem]", "student.cuts: must name layers"),
+        ("student.cuts=[stem]", "student.cuts: must name submodules"),
         ("search.distill.decomposition.choice=[7/1]", "search.distill.decomposition: k <= 5"),
         ("train.workers=1000", "resources: one trial must fit on the cluster"),
         ("train={epochs: 12, precision: fp16, epoch: 3}", "train.precision: fp16 needs a GPU"),

@@ -332,6 +332,8 @@ def test_what_is_missing_hides_nothing_else() -> None:
         ("data.unseen_classes", "{choice: ['9']}", "belongs to what all trials of a study share"),
         ("train.workers", "{choice: [1]}", "belongs to what all trials of a study share"),
         ("student.cuts", "{choice: [layer1]}", "holds no single value"),
+        ("distill.stage_epochs", "{choice: [3]}", "holds no single value"),
+        ("optim.milestones", "{choice: [3]}", "holds no single value"),
         ("distill.lam", "{uniform: [0, 1]}", "got both"),
         ("distill.decomposition", "{choice: [5/2, 0/0]}", "k >= 1 must hold"),
         ("distill.decomposition", "{choice: [5/2, 3/9]}", "n <= 2 must hold for k = 3"),
@@ -358,6 +360,17 @@ def test_searched_values_are_tried_together_where_a_rule_reads_them_together() -
     assert "(where search gives train.accumulate: 8), got 8; " in batch
     assert epochs.startswith("search.train.epochs: must be >= 3")
     assert "distill.method: stablekd, distill.decomposition: 5/2), got 2; " in epochs
+
+
+def test_epochs_given_to_each_stage_bind_the_searched_n_and_epochs() -> None:
+    stages = "distill.stage_epochs=[4, 4, 12]"
+    assert config_with(stages, "search.distill.decomposition={choice: [5/2, 4/2]}")
+    (line,) = wrong(stages, "search.distill.decomposition={choice: [5/2, 5/1]}")
+    assert line.startswith("distill.stage_epochs: must have 2 number(s), one for each stage of 5/1")
+    assert "(where search gives distill.decomposition: 5/1), got [4, 4, 12]; " in line
+    (line,) = wrong(stages, "search.train.epochs={int: [20, 21]}")
+    assert line.startswith("distill.stage_epochs: must add up to 21, which is train.epochs")
+    assert "(where search gives train.epochs: 21), got [4, 4, 12] = 20; " in line
 
 
 def test_a_search_over_everything_at_once_is_checked_in_no_time() -> None:
@@ -419,6 +432,41 @@ def test_the_teachers_own_batch_must_suit_the_workers() -> None:
     assert line.startswith("teacher.train.batch_size: must be >= 8")
 
 
+def test_the_teachers_own_schedule_must_suit_its_own_epochs() -> None:
+    multistep = "{schedule: multistep, milestones: [2, 4]}"
+    (line,) = wrong(f"teacher.train.optim={multistep}")
+    assert line.startswith("teacher.train.optim.milestones: must be < 2, the epochs of training")
+    assert config_with("teacher.train.epochs=5", f"teacher.train.optim={multistep}")
+    assert paths(wrong("teacher.train.optim.warmup_fraction=0")) == [
+        "teacher.train.optim.warmup_fraction"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("setting", "path"),
+    [
+        (
+            "teacher.train.optim={schedule: multistp, milestones: [1]}",
+            "teacher.train.optim.schedule",
+        ),
+        ("teacher.train.epochs=many", "teacher.train.epochs"),
+        ("teacher.train.optim=3", "teacher.train.optim"),
+    ],
+)
+def test_nothing_is_said_of_what_depends_on_a_wrong_value_of_the_teachers(
+    setting: str, path: str
+) -> None:
+    milestones = (
+        [] if "optim" in path else ["teacher.train.optim={schedule: multistep, milestones: [9]}"]
+    )
+    assert paths(wrong(*milestones, setting)) == [path]
+
+
+def test_a_wrong_schedule_of_the_trials_leaves_the_teachers_own_checked() -> None:
+    lines = wrong("optim.schedule=sometimes", "teacher.train.optim.milestones=[1]")
+    assert sorted(paths(lines)) == ["optim.schedule", "teacher.train.optim.milestones"]
+
+
 def test_the_teacher_trains_with_its_own_epochs_batch_and_optimizer() -> None:
     config = config_with("teacher.train={epochs: 3, batch_size: 32, optim: {lr: 0.7}, seed: 9}")
     training = config.teacher_training()
@@ -426,6 +474,32 @@ def test_the_teacher_trains_with_its_own_epochs_batch_and_optimizer() -> None:
     assert (training.train.epochs, training.train.seed) == (3, 9)
     assert (training.data.batch_size, training.optim.lr) == (32, 0.7)
     assert training.distill.method == "none"
+
+
+def test_the_teacher_trains_on_all_that_a_subset_leaves_out() -> None:
+    teacher = "teacher.train={epochs: 3}"
+    whole, part = (config_with(teacher, f"data.subset={share}") for share in (1, 0.2))
+    assert part.trial(part.usual_sample).data.subset == 0.2
+    assert part.teacher_training() == whole.teacher_training()
+
+
+def test_what_changes_single_pictures_can_be_searched() -> None:
+    search = "search.data.augment.rand_augment.magnitude={choice: [5, 9]}"
+    config = config_with(search, "search.data.augment.mixup={uniform: [0.1, 1]}")
+    sample = {"data.augment.rand_augment.magnitude": 5, "data.augment.mixup": 0.3}
+    augment = config.trial({**config.usual_sample, **sample}).data.augment
+    assert augment.rand_augment is not None
+    assert (augment.rand_augment.magnitude, augment.mixup) == (5, 0.3)
+
+
+def test_a_range_of_areas_is_no_single_value_to_search() -> None:
+    (line,) = wrong("search.data.augment.resized_crop={choice: [0.1, 0.5]}")
+    assert line.startswith("search.data.augment.resized_crop: holds no single value")
+
+
+def test_all_trials_of_a_study_have_the_same_subset() -> None:
+    (line,) = wrong("search.data.subset={choice: [0.2, 0.4]}")
+    assert line.startswith("search.data.subset: belongs to what all trials of a study share")
 
 
 def test_a_study_without_a_teacher_to_train_has_no_teacher_training() -> None:

@@ -113,6 +113,22 @@ def test_stages_are_shown_for_every_method_and_decomposition_of_the_search() -> 
     assert "integers 4 … 8 epochs" in text
 
 
+@pytest.mark.parametrize(
+    "distill",
+    [
+        "{method: at, lam: 1000}",
+        "{method: nst, lam: 50}",
+        "{method: reviewkd, lam: 1}",
+        "{method: sobolev, alpha: 0.5, lam: 1}",
+        "{method: dkd}",
+    ],
+)
+def test_methods_that_take_any_widths_have_a_plan(distill: str) -> None:
+    plan = plan_of("student.model=mini_resnet_10_8", f"distill={distill}")
+    assert plan.teacher is not None
+    assert plan.teacher.parameters < plan.student.parameters
+
+
 def test_names_that_look_like_markup_are_printed_as_they_are() -> None:
     text = printed(plan_of("storage.path=/tmp/[/bold]", "search.optim.lr={choice: [0.1]}"))
     assert "/tmp/[/bold]/small" in text
@@ -126,6 +142,16 @@ def test_names_that_look_like_markup_are_printed_as_they_are() -> None:
         (["teacher.model=nonet"], "teacher.model", "must be a known network"),
         (["student.cuts=[layerX]"], "student.cuts", "choose from conv1, "),
         (["student.cuts=[layer2, layer1]"], "student.cuts", "must be in the network's order"),
+        (
+            ["distill={method: deit, alpha: 0.5}"],
+            "student.model",
+            "must be a vision transformer to have the distillation token",
+        ),
+        (
+            ["distill={method: at, lam: 1}", "student.cuts=[]"],
+            "student.cuts",
+            "at compares features at the cuts, and there are none",
+        ),
         (
             ["distill={method: stablekd, lam: 1, decomposition: 6/1}"],
             "distill.decomposition",
@@ -307,6 +333,20 @@ def test_with_drop_last_an_epoch_needs_a_whole_update(
     assert [line.split(": ")[0] for line in lines] == expected
     rule = "must be <= 1295, the training pictures, with data.drop_last, got "
     assert all(rule in line for line in lines)
+
+
+def test_the_plan_tells_how_many_of_the_pictures_are_trained_on() -> None:
+    plan = plan_of("data.subset=0.2")
+    assert (plan.data.train, plan.data.left_out) == (259, 1036)
+    assert "digits: 259 (of 1295) training," in printed(plan)
+    assert "digits: 1295 training," in printed(plan_of())
+
+
+def test_with_drop_last_a_subset_leaves_the_teacher_all_pictures() -> None:
+    settings = ("teacher.train.batch_size=1295", "data.subset=0.2", "data.batch_size=1295")
+    lines = wrong("data.drop_last=true", *settings)
+    assert {line.split(": ")[0] for line in lines} == {"data.batch_size"}
+    assert "must be <= 259, the training pictures" in lines[0]
 
 
 def test_drop_last_asks_nothing_more_of_a_set_that_is_large_enough() -> None:

@@ -99,7 +99,7 @@ def test_a_wrong_value_is_named_with_rule_value_and_remedy(
             "study.pruner.grace",
             "choose from study.pruner.grace_epochs, study.pruner.name, study.pruner",
         ),
-        ("optim.learning_rate", "choose from optim.lr, optim.momentum, "),
+        ("optim.learning_rate", "choose from optim.lr, optim.milestone_decay, "),
         ("zzz", "choose from data, distill, optim, "),
         ("resources.zzz", "choose from resources.cpus_per_worker, resources.gpus_per_worker"),
     ],

@@ -15,7 +15,7 @@ from trainable.distill.terms import LOSS, Terms
 from trainable.engine.optimizers import build_optimizer
 from trainable.engine.parallel import wrap_for_ranks
 from trainable.engine.step import Step
-from trainable.networks.blocks import BlockNetwork, Layers
+from trainable.networks.blocks import BlockNetwork
 from trainable.networks.teacher import FrozenTeacher
 from trainable.plan import initial_groups
 
@@ -35,7 +35,7 @@ def plain_network(seed: int) -> BlockNetwork:
         ("fc", torch.nn.Linear(4 * 6 * 6, 10)),
     ):
         network.add_module(name, layer)
-    return BlockNetwork(Layers(network, tuple(network.named_children()), ("act",)))
+    return BlockNetwork(network, ("act",))
 
 
 def step_of(

@@ -22,8 +22,9 @@ PICTURES = Pictures(10, 3, (16, 16))
 
 def network_of(name: str = "mini_resnet_18_6", workers: int = 1, **config: Any) -> BlockNetwork:
     torch.manual_seed(0)
-    layers = build(name, classes=10, channels=3, image_size=16, path="student.model")
-    return BlockNetwork(with_norms(layers, BatchNormConfig.model_validate(config), workers=workers))
+    built = build(name, PICTURES, path="student.model")
+    norms = BatchNormConfig.model_validate(config)
+    return BlockNetwork(with_norms(built.network, norms, workers=workers), built.cuts)
 
 
 def in_blocks(network: BlockNetwork, kind: type[nn.Module]) -> list[nn.Module]:
@@ -102,9 +103,9 @@ def test_group_norm_draws_no_random_number_and_keeps_all_weights() -> None:
 
 def test_group_norm_starts_from_the_networks_own_affine_weights() -> None:
     """A network may start with γ = 0 at the end of its residual branches (Goyal et al. 2017, §5.1)."""
-    layers = build("mini_resnet_10_4", classes=10, channels=3, image_size=16, path="student.model")
-    nn.init.zeros_(layers.network.layer1[0].bn2.weight)
-    network = with_norms(layers, BatchNormConfig(group_norm=2), workers=1).network
+    network = build("mini_resnet_10_4", PICTURES, path="student.model").network
+    nn.init.zeros_(network.layer1[0].bn2.weight)
+    network = with_norms(network, BatchNormConfig(group_norm=2), workers=1)
     assert isinstance(network.layer1[0].bn2, nn.GroupNorm)
     assert network.layer1[0].bn2.weight.abs().sum() == 0
 
@@ -119,11 +120,11 @@ def test_momentum_and_eps_reach_every_batchnorm(sync: bool) -> None:
 
 
 def test_what_is_not_set_stays_the_layers_own() -> None:
-    layers = build("mini_resnet_10_4", classes=10, channels=3, image_size=16, path="student.model")
-    layers.network.bn1.momentum, layers.network.bn1.eps = 0.01, 1e-3
-    network = with_norms(layers, BatchNormConfig(eps=0.5), workers=1).network
+    network = build("mini_resnet_10_4", PICTURES, path="student.model").network
+    network.bn1.momentum, network.bn1.eps = 0.01, 1e-3
+    network = with_norms(network, BatchNormConfig(eps=0.5), workers=1)
     assert (network.bn1.momentum, network.bn1.eps) == (0.01, 0.5)
-    network = with_norms(layers, BatchNormConfig(momentum=0.5), workers=1).network
+    network = with_norms(network, BatchNormConfig(momentum=0.5), workers=1)
     assert (network.bn1.momentum, network.layer1[0].bn1.momentum) == (0.5, 0.5)
     assert network.layer1[0].bn1.eps == 0.5
 

@@ -22,11 +22,15 @@ from trainable.plan import (
 )
 
 
-def stablekd(decomposition: str, epochs: int, **optim: object) -> TrialConfig:
+def stablekd(
+    decomposition: str, epochs: int, stage_epochs: tuple[int, ...] | None = None, **optim: object
+) -> TrialConfig:
     return TrialConfig(
         data=DataConfig(source="digits"),
         student=StudentConfig(model="resnet18"),
-        distill=DistillConfig(method="stablekd", alpha=0.5, decomposition=decomposition),
+        distill=DistillConfig(
+            method="stablekd", alpha=0.5, decomposition=decomposition, stage_epochs=stage_epochs
+        ),
         optim=OptimConfig.model_validate(optim),
         train=Train(epochs=epochs),
     )
@@ -57,7 +61,7 @@ def test_the_head_is_alone_and_earlier_groups_are_larger(
     assert grouped(blocks, k) == expected.split()
 
 
-ALL_BLOCKS_AND_K = [(blocks, k) for blocks in range(2, 10) for k in range(1, blocks + 1)]
+ALL_BLOCKS_AND_K = [(blocks, k) for blocks in range(1, 13) for k in range(1, min(9, blocks) + 1)]
 
 
 @pytest.mark.parametrize(("blocks", "k"), ALL_BLOCKS_AND_K)
@@ -76,6 +80,31 @@ def test_groups_partition_the_blocks_at_every_stage(blocks: int, k: int) -> None
         assert len(merged) == -(-len(groups) // 2)
         groups = merged
     assert groups == ((0, blocks),)
+
+
+@pytest.mark.parametrize(("blocks", "k"), ALL_BLOCKS_AND_K)
+def test_every_n_that_k_allows_is_a_plan_of_whole_groups(blocks: int, k: int) -> None:
+    """Blocks from 0; stage i is the first one with 2^i groups at a time made one."""
+    first = initial_groups(blocks, k)
+    for n in range(largest_n(k) + 1):
+        plan = stages(stablekd(f"{k}/{n}", epochs=7), blocks)
+        assert [stage.number for stage in plan] == list(range(1, n + 2))
+        for index, stage in enumerate(plan):
+            size = 2**index
+            together = [first[i : i + size] for i in range(0, k, size)]
+            assert stage.groups == tuple((merged[0][0], merged[-1][1]) for merged in together)
+            assert [block for group in stage.groups for block in range(*group)] == [*range(blocks)]
+    assert len(plan[-1].groups) == 1
+    with pytest.raises(ValueError, match="cannot run"):
+        stages(stablekd(f"{k}/{largest_n(k) + 1}", epochs=7), blocks)
+
+
+def test_the_head_stays_alone_while_merged_counts_are_odd() -> None:
+    def alone(decomposition: str) -> bool:
+        return stages(stablekd(decomposition, epochs=7), 9)[-1].groups[-1] == (8, 9)
+
+    assert all(map(alone, ["3/1", "5/1", "5/2", "7/1", "9/3"]))
+    assert not any(map(alone, ["2/1", "3/2", "4/1", "5/3", "7/2", "9/4"]))
 
 
 @given(st.integers(1, 2**60))
@@ -121,6 +150,27 @@ def test_stages_cover_every_epoch_once(k: int, n: int, epochs: int) -> None:
     assert {stage.epochs for stage in plan[:-1]} <= {epochs // (n + 1)}
 
 
+def test_stages_take_the_epochs_that_they_are_given() -> None:
+    plan = stages(stablekd("5/2", 20, (3, 7, 10)), 5)
+    spans = [(stage.first_epoch, stage.last_epoch, stage.epochs) for stage in plan]
+    assert spans == [(1, 3, 3), (4, 10, 7), (11, 20, 10)]
+    even = stages(stablekd("5/2", 20), 5)
+    assert [stage.groups for stage in plan] == [stage.groups for stage in even]
+    assert stages(stablekd("5/2", 20, (6, 6, 8)), 5) == even
+
+
+@pytest.mark.parametrize("given_epochs", [(10, 10), (6, 6, 7), (6, 6, 9), (5, 5, 5, 5), ()])
+def test_epochs_that_do_not_make_up_the_trial_are_refused(given_epochs: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"3 stage\(s\) of .* cannot run in 20 epoch\(s\)"):
+        stages(stablekd("5/2", 20, given_epochs), 5)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "multistep"])
+def test_a_schedule_that_spans_all_stages_has_one_peak(schedule: str) -> None:
+    plan = stages(stablekd("5/2", 6, lr=0.2, schedule=schedule), 5)
+    assert [stage.peak_lr for stage in plan] == [0.2, 0.2, 0.2]
+
+
 def test_the_peak_stays_under_onecycle_and_decays_as_asked_under_triangle() -> None:
     onecycle = stages(stablekd("3/1", 4, lr=0.2, schedule="onecycle"), 5)
     assert [stage.peak_lr for stage in onecycle] == [0.2, 0.2]
@@ -144,6 +194,8 @@ def test_other_methods_have_one_stage_of_one_group(method: str) -> None:
         ("kd", "auto", "onecycle"),
         ("kd", "triangle", "triangle"),
         ("stablekd", "onecycle", "onecycle"),
+        ("stablekd", "cosine", "cosine"),
+        ("kd", "multistep", "multistep"),
     ],
 )
 def test_auto_is_the_schedule_of_the_method(method: str, schedule: str, expected: str) -> None:

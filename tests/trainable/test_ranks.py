@@ -21,7 +21,7 @@ from trainable.distill.terms import LOSS, Terms
 from trainable.engine.noise import GradientNoise
 from trainable.engine.optimizers import build_optimizer
 from trainable.engine.parallel import wrap_for_ranks
-from trainable.engine.step import SAMPLES, Step
+from trainable.engine.step import NORM, SAMPLES, Step
 from trainable.networks.teacher import FrozenTeacher
 
 SAMPLES_IN_ALL, BATCH = 43, 16
@@ -73,7 +73,7 @@ def train_epoch(workers: int, accumulate: int, method: str, **train: Any) -> dic
         "gradients": gradients,
         "weights": [p.detach().clone() for p in student.parameters()],
         "losses": step.losses.flush(over_ranks=True),
-        "norm": step.gradients.flush()["norm"],
+        "norm": step.gradients.flush()[NORM],
         "sizes": sizes,
         "rounds": rounds,
     }

@@ -91,6 +91,14 @@ CASES = {
         optim={"name": "adamw", "lr": 0.01},
         train={**TRAIN, "batchnorm": {"freeze_after": 2, "recalibrate": 2}},
     ),
+    "reviewkd": config(
+        distill={"method": "reviewkd", "alpha": None, "lam": 1.0, "decomposition": None},
+        train={**TRAIN, **ALL, "clip_by": "layer"},
+    ),
+    "sobolev": config(
+        data={"val_fraction": 0.75, "batch_size": 72},
+        distill={"method": "sobolev", "lam": 1.0, "decomposition": None},
+    ),
 }
 STOPS = {
     "before the first checkpoint": (1,),
@@ -216,6 +224,20 @@ def test_a_stopped_trial_ends_in_the_same_bits_in_mixed_precision(
     if case == "fp16":  # the scale moved in mid-epoch: it was part of what had to be restored
         scales = {record[records.AMP_SCALE] for record in cut.records}
         assert len(scales) == EPOCHS
+
+
+@pytest.mark.parametrize("case", ["reviewkd", "sobolev"])
+def test_a_method_goes_on_with_its_own_parameters_and_directions(
+    case: str, whole: Callable[[str], Ended], teacher_file: Path, tmp_path: Path
+) -> None:
+    """Those of the fusions, with their BatchNorm; those along which slopes are compared."""
+    cut = interrupted(CASES[case], tmp_path, teacher_file, (3, 5, 13))
+    assert_equal(cut.records, whole(case).records)
+    assert_equal(cut.state, whole(case).state)
+    assert cut.best == whole(case).best
+    own = cut.state["shared"]["method"]
+    assert bool(own) == (case == "reviewkd")
+    assert len({record[records.TRAIN_FEATURE] for record in cut.records}) == EPOCHS
 
 
 def test_dropout_and_stages_are_in_what_was_compared(whole: Callable[[str], Ended]) -> None:

@@ -70,10 +70,25 @@ def the_only_problem(config: TrialConfig, blocks: int | None = None) -> Problem:
         {"data.mean": [0.5], "data.std": [0.5], "data.channels": 1},
         {"data.source": "parquet", "data.root": "folder"},
         {"distill.method": "mse", "distill.feature_weights": {"layer4": 0.5}},
+        *(
+            {"distill.method": name, "distill.alpha": None, "distill.lam": 1000.0}
+            for name in ("at", "nst", "reviewkd")
+        ),
+        {"distill.method": "sobolev", "distill.lam": 1.0},
+        {"distill.method": "dkd", "distill.alpha": None, "distill.nontarget_weight": 2.0},
+        {"distill.method": "deit", "distill.hard": False},
         {"student.head": {"name": "am_softmax", "margin": 0.0, "scale": 16.0}},
+        {"teacher.head": {"name": "am_softmax"}, "data.augment": {"mixup": 0.8, "cutmix": 1.0}},
+        {"data.augment": {"resized_crop": [0.08, 1.0], "erase": 0.25}, "data.loader": "streamed"},
+        {"data.resize": 256, "data.image_size": 224},
         {"train.clip": 1.0, "train.clip_by": "layer", "train.gradient_noise": 1e-3},
         {"train.batchnorm": {"group_norm": 8}},
         {"train.batchnorm": {"momentum": 0.01, "freeze_after": 1, "recalibrate": 10}},
+        {"train.batchnorm": {"recalibrate": 10, "recalibrate_at": "stage"}},
+        {**STABLEKD, "distill.stage_epochs": [1, 1, 18]},
+        {"distill.stage_epochs": [1, 1]},  # of no method with stages, as a decomposition is
+        {"optim.schedule": "cosine", "optim.warmup_fraction": 0.0},
+        {"optim.schedule": "multistep", "optim.milestones": [1, 19]},
     ],
 )
 def test_a_sound_trial_has_no_problems(changes: dict[str, Any]) -> None:
@@ -91,7 +106,38 @@ def test_a_trial_without_a_method_needs_no_teacher() -> None:
         ({"teacher.checkpoint": None}, "teacher", "exactly one of checkpoint and train"),
         ({"distill.alpha": None}, "distill.alpha", "kd needs it"),
         ({"distill.method": "kd_mse", "distill.alpha": None}, "distill.alpha", "kd_mse needs it"),
-        ({"distill.lam": 1.0}, "distill.lam", "belongs to stablekd, not to kd"),
+        (
+            {"distill.lam": 1.0},
+            "distill.lam",
+            "belongs to at, sobolev, nst, reviewkd and stablekd, not to kd",
+        ),
+        (
+            {"distill.method": "at", "distill.alpha": None},
+            "distill.lam",
+            "at needs it: CE + λ·AT, got nothing",
+        ),
+        ({"distill.method": "sobolev"}, "distill.lam", "sobolev needs it: (1 − α)·CE + α·T²·KL"),
+        (
+            {"distill.method": "sobolev", "distill.alpha": None, "distill.lam": 1.0},
+            "distill.alpha",
+            "sobolev needs it: (1 − α)·CE + α·T²·KL + λ·",
+        ),
+        (
+            {"distill.method": "nst", "distill.lam": 1.0},
+            "distill.alpha",
+            "belongs to kd, mse, kd_mse, sobolev, deit and stablekd, not to nst",
+        ),
+        ({"distill.method": "dkd"}, "distill.alpha", "stablekd, not to dkd"),
+        ({"distill.method": "deit", "distill.alpha": None}, "distill.alpha", "deit needs it"),
+        (
+            {
+                "distill.method": "sobolev",
+                "distill.lam": 1.0,
+                "train.batchnorm": {"sync": True},
+            },
+            "train.batchnorm.sync",
+            "sobolev differentiates twice, which SyncBatchNorm cannot",
+        ),
         ({"distill.feature_weights": {"a": 1.0}}, "distill.feature_weights", "belongs to mse"),
         ({"distill.method": "mse", "distill.alpha": None}, "distill.alpha", "α·Σ w·MSE"),
         ({"distill.method": "mse", "distill.lam": 1.0}, "distill.lam", "not to mse"),
@@ -108,6 +154,59 @@ def test_a_trial_without_a_method_needs_no_teacher() -> None:
         ({**STABLEKD, "distill.decomposition": "5/4"}, "distill.decomposition", "n <= 3"),
         ({**STABLEKD, "distill.decomposition": "1/1"}, "distill.decomposition", "n <= 0"),
         ({**STABLEKD, "train.epochs": 2}, "train.epochs", "must be >= 3"),
+        (
+            {**STABLEKD, "distill.stage_epochs": [10, 10]},
+            "distill.stage_epochs",
+            "must have 3 number(s), one for each stage of 5/2, got [10, 10]",
+        ),
+        (
+            {**STABLEKD, "distill.stage_epochs": [6, 6, 9]},
+            "distill.stage_epochs",
+            "must add up to 20, which is train.epochs, got [6, 6, 9] = 21",
+        ),
+        (
+            {**STABLEKD, "distill.stage_epochs": [1, 1], "train.epochs": 2},
+            "distill.stage_epochs",
+            "must have 3 number(s)",
+        ),
+        (
+            {**STABLEKD, "distill.decomposition": "5/4", "distill.stage_epochs": [4, 4, 4, 4, 4]},
+            "distill.decomposition",
+            "n <= 3",
+        ),
+        ({"optim.warmup_fraction": 0}, "optim.warmup_fraction", "must be > 0 for onecycle, which"),
+        (
+            {**STABLEKD, "optim.warmup_fraction": 0},
+            "optim.warmup_fraction",
+            "must be > 0 for triangle, which",
+        ),
+        ({"optim.milestones": [5]}, "optim.milestones", "to multistep, not to onecycle, got [5]"),
+        (
+            {"optim.milestones": [5], "optim.schedule": "cosine"},
+            "optim.milestones",
+            "belongs to multistep, not to cosine",
+        ),
+        ({"optim.schedule": "multistep"}, "optim.milestones", "multistep needs it, got nothing"),
+        (
+            {"optim.schedule": "multistep", "optim.milestones": []},
+            "optim.milestones",
+            "multistep needs it",
+        ),
+        (
+            {"optim.schedule": "multistep", "optim.milestones": [3, 9, 9]},
+            "optim.milestones",
+            "must rise from each to the next, got [3, 9, 9]",
+        ),
+        (
+            {"optim.schedule": "multistep", "optim.milestones": [3, 20]},
+            "optim.milestones",
+            "must be < 20, the epochs of training, got [3, 20]",
+        ),
+        (
+            {"train.batchnorm": {"recalibrate_at": "stage"}},
+            "train.batchnorm.recalibrate_at",
+            "needs train.batchnorm.recalibrate, got 'stage'",
+        ),
         ({"data.batch_size": 1}, "data.batch_size", "must be >= 2"),
         (
             {"data.batch_size": 15, "train.workers": 2, "train.accumulate": 4},
@@ -153,6 +252,38 @@ def test_a_trial_without_a_method_needs_no_teacher() -> None:
             "belongs to am_softmax, not to linear",
         ),
         ({"teacher.head": {"scale": 30.0}}, "teacher.head.scale", "belongs to am_softmax"),
+        ({"data.resize": 256}, "data.resize", "needs data.image_size, got 256"),
+        ({"data.resize": 200, "data.image_size": 224}, "data.resize", "must be >= data.image_size"),
+        (
+            {"data.augment": {"resized_crop": [0.8, 0.2]}},
+            "data.augment.resized_crop",
+            "must be the smallest and the largest share, got [0.8, 0.2]",
+        ),
+        (
+            {"data.augment": {"erase": 0.1}, "data.loader": "resident"},
+            "data.loader",
+            "data.augment.erase changes pictures one by one",
+        ),
+        (
+            {"distill.method": "dkd", "distill.alpha": None, "data.augment": {"mixup": 0.2}},
+            "data.augment.mixup",
+            "gives a picture the labels of two, and dkd needs one, got 0.2",
+        ),
+        (
+            {"student.head": {"name": "am_softmax"}, "data.augment": {"cutmix": 1.0}},
+            "data.augment.cutmix",
+            "and the margin of student.head needs one",
+        ),
+        (
+            {
+                "teacher.head": {"name": "am_softmax"},
+                "teacher.checkpoint": None,
+                "teacher.train": {"epochs": 1},
+                "data.augment": {"mixup": 1.0},
+            },
+            "data.augment.mixup",
+            "and the margin of teacher.head needs one",
+        ),
         ({"data.root": "folder"}, "data.root", "digits needs no folder"),
         ({"data.source": "cifar10"}, "data.root", "cifar10 needs a folder"),
         ({"data.mean": [0.5]}, "data.mean", "must have 3 value(s)"),
@@ -225,10 +356,14 @@ def test_a_rule_declares_every_key_that_it_reads(rule: rules.Rule) -> None:
             {"distill.alpha": None, "distill.lam": 1.0},
             STABLEKD,
             {**STABLEKD, "distill.decomposition": "9/1", "train.epochs": 1},
+            {**STABLEKD, "distill.stage_epochs": [1, 2]},
+            {"optim.schedule": "multistep", "optim.milestones": [1, 99]},
             {"distill.method": "kd_mse"},
             {"resources.gpus_per_worker": 0.5, "train.workers": 2, "train.launcher": "inline"},
             {"resources.gpus_per_worker": 0, "data.batch_size": 1, "data.root": "x"},
             {"data.mean": [1], "data.std": [1], "data.source": "cifar10"},
+            {"data.resize": 4, "data.image_size": 8, "data.augment": {"mixup": 1, "cutmix": 1}},
+            {"data.loader": "resident", "data.augment": {"resized_crop": [0.9, 0.1], "erase": 1}},
             {"train.clip_by": "layer", "train.batchnorm": {"group_norm": 8}},
         )
     ]
@@ -237,7 +372,9 @@ def test_a_rule_declares_every_key_that_it_reads(rule: rules.Rule) -> None:
         list(rule.check(Recorder(config, "", seen), 5))  # type: ignore[arg-type]
         sections = {
             "data",
+            "data.augment",
             "distill",
+            "optim",
             "train",
             "resources",
             "student",

@@ -22,7 +22,7 @@ from tests.trainable.trials import MakeConfig
 from trainable.distill.kd import KD
 from trainable.distill.objective import method_of
 from trainable.distill.terms import LOSS
-from trainable.engine.step import SAMPLES
+from trainable.engine.step import RATIO, SAMPLES
 from trainable.networks.blocks import BlockNetwork
 from trainable.networks.teacher import FrozenTeacher, TeacherOutputs
 
@@ -89,7 +89,7 @@ def test_travelled_distance_is_what_the_parameters_moved(
         assert sums[block] == pytest.approx(torch.stack(moved).sum().sqrt().item(), rel=1e-4)
     size = torch.stack([p.square().sum() for p in before.values()]).sum().sqrt()
     total = sum(sums[block] ** 2 for block, _ in student.block_parameters()) ** 0.5
-    assert sums["ratio"] == pytest.approx(total / size.item(), rel=1e-4)
+    assert sums[RATIO] == pytest.approx(total / size.item(), rel=1e-4)
 
 
 def test_loss_terms_are_summed_over_samples(batch: Batch, make_config: MakeConfig) -> None:

@@ -46,6 +46,8 @@ def test_what_leaves_the_weights_as_they_are_needs_no_new_teacher(
         {"data": {"augment": {"crop": 1}}},
         {"data": {"drop_last": True}},
         {"data": {"val_fraction": 0.5}},
+        {"data": {"subset": 0.5}},
+        {"data": {"augment": {"mixup": 0.2}}},
         {"data": {"unseen_classes": ["8", "9"]}},
     ],
 )

@@ -36,6 +36,12 @@ def test_cross_entropy_is_a_sum_over_samples() -> None:
     assert cross_entropy(logits(0), labels).item() == pytest.approx(expected.item(), rel=1e-6)
 
 
+def test_cross_entropy_of_distributions_is_the_plain_formula() -> None:
+    labels = logits(2).softmax(1)
+    expected = -(labels.double() * logits(0).double().softmax(1).log()).sum()
+    assert cross_entropy(logits(0), labels).item() == pytest.approx(expected.item(), rel=1e-6)
+
+
 @pytest.mark.parametrize("temperature", [1.0, 4.0, 0.5])
 def test_kd_divergence_is_the_plain_formula(temperature: float) -> None:
     mine = kd_divergence(logits(0), logits(1), temperature)

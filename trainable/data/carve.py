@@ -1,4 +1,4 @@
-"""Holding out a share of each class."""
+"""Holding out a share of each class, or taking one."""
 
 from __future__ import annotations
 
@@ -26,3 +26,19 @@ def carve(labels: npt.NDArray[np.int64], fraction: float, seed: int) -> tuple[Ro
         order = permutation(stream_key("split", seed, int(label)), len(rows))
         held_out[rows[order[:count]]] = True
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+
+
+def subset(labels: npt.NDArray[np.int64], rows: Rows, share: float, seed: int) -> Rows:
+    """`share` of the given rows of each class, drawn by `seed`; ascending.
+
+    A class keeps round(share·n) of its n rows, and at least one. A smaller share is part of every
+    larger one. Which rows are drawn depends on the class's number and its rows' order alone.
+    """
+    if share == 1:
+        return rows
+    own, taken = labels[rows], np.zeros(len(rows), dtype=np.bool_)
+    for label in np.unique(own):
+        places = np.flatnonzero(own == label)
+        order = permutation(stream_key("subset", seed, int(label)), len(places))
+        taken[places[order[: max(1, round(share * len(places)))]]] = True
+    return rows[taken]

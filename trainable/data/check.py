@@ -24,12 +24,14 @@ class DataSummary:
     classes: tuple[str, ...]
     """Names in the order of their labels, without the unseen ones."""
     train: int
-    """Training pictures, without those held out."""
+    """Pictures that students are trained on."""
+    left_out: int
+    """Training pictures that `data.subset` leaves out: a teacher is trained on them as well."""
     val: int
     """Pictures held out of the training split for validation."""
     test: int
     unseen_classes: tuple[str, ...]
-    """Classes that no network is trained on, whose pictures are in none of the three counts."""
+    """Classes that no network is trained on, whose pictures are in none of these counts."""
     unseen: int
     """Their pictures, of both splits."""
     channels: int
@@ -111,11 +113,13 @@ def _all_rows(opened: Opened) -> Rows:
 
 def _summary(config: DataConfig, train: Opened, test: Opened, overlap: int) -> DataSummary:
     kept, held_out = train.carved(config)
+    used = train.subset(kept, config)
     unseen = [len(split.rows_of(unseen=True)) for split in (train, test)]
     channels, height, width = train.shape
     return DataSummary(
         classes=train.classes.seen,
-        train=len(kept),
+        train=len(used),
+        left_out=len(kept) - len(used),
         val=len(held_out),
         test=len(test.labels) - unseen[1],
         unseen_classes=train.classes.unseen,

@@ -35,6 +35,8 @@ class Batch:
     """int64 (B,)."""
     indices: Tensor
     """int64 (B,): which samples of the split they are."""
+    first: int
+    """The first of the indices, known without waiting for the device; −1 in an empty batch."""
 
 
 class Loader(Protocol):
@@ -65,7 +67,7 @@ class MappedLoader:
         for indices in index_batches:
             images = torch.from_numpy(self._split.images(indices))
             labels = torch.from_numpy(self._split.labels[indices])
-            yield Batch(images, labels, torch.from_numpy(np.array(indices)))
+            yield Batch(images, labels, torch.from_numpy(np.array(indices)), _first(indices))
 
 
 class ResidentLoader:
@@ -85,8 +87,9 @@ class ResidentLoader:
             return
         sizes = [len(indices) for indices in index_batches]
         together = torch.from_numpy(np.concatenate(index_batches))
-        for indices in _to_device(together, self._device).split(sizes):
-            yield Batch(self._images[indices], self._labels[indices], indices)
+        parts = _to_device(together, self._device).split(sizes)
+        for indices, own in zip(parts, index_batches, strict=True):
+            yield Batch(self._images[indices], self._labels[indices], indices, _first(own))
 
 
 class StreamedLoader:
@@ -115,11 +118,12 @@ class StreamedLoader:
             # The loader draws a seed for its processes: not from the trial's own generator.
             generator=torch.Generator(),
         )
-        for piece in cast("Iterator[Piece | DataError]", loader):
+        pieces = cast("Iterator[Piece | DataError]", loader)
+        for piece, own in zip(pieces, index_batches, strict=True):
             if isinstance(piece, DataError):
                 raise piece
             images, indices = (_to_device(tensor, self._device) for tensor in piece)
-            yield Batch(images, self._labels[indices], indices)
+            yield Batch(images, self._labels[indices], indices, _first(own))
 
 
 class _Pieces(Dataset[Piece | DataError]):
@@ -138,8 +142,12 @@ class _Pieces(Dataset[Piece | DataError]):
 
 def _fork_server() -> BaseContext:
     """A fork server that has imported what its processes need, so that they start in ms."""
-    mp.set_forkserver_preload(["__main__", __name__])
+    mp.set_forkserver_preload(["__main__", __name__, "trainable.data.singly"])
     return mp.get_context("forkserver")
+
+
+def _first(indices: Indices) -> int:
+    return int(indices[0]) if len(indices) else -1
 
 
 def _to_device(tensor: Tensor, device: torch.device) -> Tensor:

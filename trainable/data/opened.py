@@ -12,7 +12,7 @@ import numpy.typing as npt
 from trainable.config import DataConfig
 from trainable.data import cache as node_cache
 from trainable.data.cache import Decoded
-from trainable.data.carve import carve
+from trainable.data.carve import carve, subset
 from trainable.data.classes import Classes, Rows
 from trainable.data.content import combine
 from trainable.data.decode import decode_rows
@@ -61,6 +61,10 @@ class Opened:
         hidden = self.classes.is_unseen(self.labels)
         return kept[~hidden[kept]], held_out[~hidden[held_out]]
 
+    def subset(self, rows: Rows, config: DataConfig) -> Rows:
+        """`data.subset` of the rows to train on."""
+        return subset(self.labels, rows, config.subset, config.split_seed)
+
     def measured(self, rows: Rows, cache: Path) -> Decoded:
         """The sums and hashes of some rows' pictures, without their pixels.
 
@@ -87,14 +91,16 @@ def open_split(source: Source, name: SplitName, config: DataConfig, cache: Path)
             `data.loader` is `resident`; or `data.unseen_classes` cannot be what it is.
     """
     classes = Classes.of(source.classes, config.unseen_classes)
-    key = combine(FORMAT, source.fingerprint(name), str(config.channels), str(config.image_size))
+    shaping = (config.channels, config.image_size, config.resize)
+    key = combine(FORMAT, source.fingerprint(name), *(str(setting) for setting in shaping))
     path = node_cache.decoded_path(cache, key)
-    decoded = None if config.loader == "streamed" else node_cache.load(path)
+    streams = config.loader == "streamed" or config.augment.changes_single_pictures
+    decoded = None if streams else node_cache.load(path)
     if decoded is not None and not _over_budget(config, len(decoded), decoded.shape):
         return Opened(key, decoded.labels, classes, decoded.shape, decoded, None)
     raw = source.split(name)
-    pictures = Pictures.of(raw, config.channels, config.image_size)
-    if config.loader == "streamed" or _over_budget(config, len(raw), pictures.shape):
+    pictures = Pictures.of(raw, config.channels, config.image_size, config.resize)
+    if streams or _over_budget(config, len(raw), pictures.shape):
         return Opened(key, raw.labels, classes, pictures.shape, None, pictures)
     rows = np.arange(len(raw), dtype=np.int64)
     decoded = node_cache.build(path, lambda: decode_rows(pictures, rows, keep=True))
@@ -121,7 +127,10 @@ def _over_budget(config: DataConfig, count: int, shape: tuple[int, int, int]) ->
 
 
 def train_fingerprint(opened: Opened, config: DataConfig) -> str:
-    """Hex key of what a network trained on this set depends on, but for its own settings."""
+    """Hex key of what a network trained on this set depends on, but for its own settings.
+
+    The settings of a trial also have its `data.subset`, which does not change the normalization.
+    """
     unseen = sorted(config.unseen_classes or ())
     settings = (config.val_fraction, config.split_seed, config.mean, config.std, unseen)
     return combine(opened.key, *(repr(setting) for setting in settings))

@@ -18,26 +18,33 @@ _GREY_WEIGHTS = np.asarray((19595, 38470, 7471), dtype=np.uint32)
 """ITU-R 601 luma, 0.299 R + 0.587 G + 0.114 B, in 2⁻¹⁶: as Pillow has it."""
 
 
-def fit(picture: Picture, channels: int, image_size: int | None) -> Picture:
+def fit(
+    picture: Picture, channels: int, image_size: int | None, resize: int | None = None
+) -> Picture:
     """A picture (H, W, 1 or 3) as (channels, H', W'), contiguous.
 
-    Colour is turned grey by ITU-R 601 and grey repeated; with an `image_size` the shorter side is
-    resized to it (bilinear, antialiased) and the centre cropped, as torchvision's Resize and
-    CenterCrop do it.
+    With an `image_size` the shorter side is resized to `resize` pixels (None: to `image_size`;
+    bilinear, antialiased) and the centre cropped, as torchvision's Resize and CenterCrop do it.
     """
-    if channels == 1 and picture.shape[2] == 3:
-        picture = ((picture @ _GREY_WEIGHTS + 0x8000) >> 16).astype(np.uint8)[:, :, None]
-    if image_size is not None and picture.shape[:2] != (image_size, image_size):
-        picture = _resize(picture, image_size)
-    if channels == 3 and picture.shape[2] == 1:
-        picture = np.repeat(picture, 3, axis=2)
+    picture = in_channels(picture, channels)
+    if image_size is not None:
+        picture = _centre(picture, resize or image_size, image_size)
     return np.ascontiguousarray(picture.transpose(2, 0, 1))
 
 
-def _resize(picture: Picture, size: int) -> Picture:
+def in_channels(picture: Picture, channels: int) -> Picture:
+    """(H, W, 1 or 3) → (H, W, channels): colour is turned grey by ITU-R 601, and grey repeated."""
+    if channels == 1 and picture.shape[2] == 3:
+        return ((picture @ _GREY_WEIGHTS + 0x8000) >> 16).astype(np.uint8)[:, :, None]
+    if channels == 3 and picture.shape[2] == 1:
+        return np.repeat(picture, 3, axis=2)
+    return picture
+
+
+def _centre(picture: Picture, short_side: int, size: int) -> Picture:
     height, width, channels = picture.shape
     short = min(height, width)
-    high, wide = size * height // short, size * width // short
+    high, wide = short_side * height // short, short_side * width // short
     image = Image.fromarray(picture[:, :, 0] if channels == 1 else picture)
     top, left = round((high - size) / 2), round((wide - size) / 2)
     resized = image.resize((wide, high), Image.Resampling.BILINEAR)
@@ -51,20 +58,23 @@ class Pictures:
 
     raw: RawSplit
     image_size: int | None
+    resize: int | None
     shape: tuple[int, int, int]
     """C, H, W."""
 
     @classmethod
-    def of(cls, raw: RawSplit, channels: int, image_size: int | None) -> Pictures:
+    def of(
+        cls, raw: RawSplit, channels: int, image_size: int | None, resize: int | None = None
+    ) -> Pictures:
         """Without an `image_size` the first readable picture gives the size of all."""
         if image_size is not None:
-            return cls(raw, image_size, (channels, image_size, image_size))
+            return cls(raw, image_size, resize, (channels, image_size, image_size))
         for index in range(len(raw)):
             try:
                 height, width, _ = raw.image(index).shape
             except DataError:
                 continue
-            return cls(raw, None, (channels, height, width))
+            return cls(raw, None, None, (channels, height, width))
         raise data_error(
             raw.name(0) if len(raw) else "data.root",
             "must have at least one readable picture in each split",
@@ -82,7 +92,11 @@ class Pictures:
 
     def fitted(self, row: int) -> Picture:
         """One picture, uint8 (C, H', W'): of another size than `shape` where the raw one was."""
-        return fit(self.raw.image(row), self.shape[0], self.image_size)
+        return fit(self.raw.image(row), self.shape[0], self.image_size, self.resize)
+
+    def whole(self, row: int) -> Picture:
+        """One picture of its own size, before it is resized or cropped: uint8 (H', W', C)."""
+        return in_channels(self.raw.image(row), self.shape[0])
 
     def read(self, row: int) -> Picture:
         """One picture, uint8 (C, H, W); DataError if it is corrupt or has another size."""

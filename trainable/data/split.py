@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from trainable.data.pictures import Pictures
+from trainable.data.pictures import Picture, Pictures
 
 Indices = npt.NDArray[np.int64]
 Pixels = npt.NDArray[np.uint8]
+
+
+class Reader(Protocol):
+    """From a streamed picture to what the networks are given. It can be pickled."""
+
+    def __call__(self, pictures: Pictures, row: int, /) -> Picture:
+        """uint8, of the shape of `pictures`; DataError if the picture is corrupt."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +39,8 @@ class Split:
     """(N, C, H, W), N ≥ n: the memory-mapped, read-only file, shared with other splits of it."""
     pictures: Pictures | None
     """The encoded pictures of a split that is streamed."""
+    reader: Reader = Pictures.read
+    """How those are read."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -58,5 +69,5 @@ class Split:
         assert self.pictures is not None
         images = np.empty((len(rows), *self.shape), dtype=np.uint8)
         for place, row in enumerate(rows):
-            images[place] = self.pictures.read(int(row))
+            images[place] = self.reader(self.pictures, int(row))
         return images

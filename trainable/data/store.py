@@ -50,21 +50,24 @@ class Dataset:
     std: tuple[float, ...]
     """Of pixels in [0, 1], one a channel."""
     train: Split
+    """What is trained on: `data.subset` of what is not held out."""
     val: Split | None
     """None where `data.val_fraction` is 0."""
     unseen: Split | None
     """The training split's pictures of `data.unseen_classes`, labels counted among those; None
     where there are none."""
     fingerprint: str
-    """Hex key of the training split's content and of every setting that changes its pixels, its
-    division or its normalization: what a cached teacher may be named by."""
+    """Hex key of the training split's content and of every setting that changes its pixels, what
+    is held out of it or its normalization: what a cached teacher may be named by."""
 
 
 def open_dataset(config: DataConfig, cache: Path | None = None) -> Dataset:
     """Open the training split, and hold out `val_fraction` of each class of it for validation.
 
     The test split is not read. Which pictures are held out depends on their labels' order,
-    `val_fraction` and `split_seed` alone: not on which other classes are unseen.
+    `val_fraction` and `split_seed` alone: not on which other classes are unseen. Mean and deviation
+    are those of all pictures that are not held out, whatever `data.subset` leaves of them: students
+    and their teacher see the same numbers.
 
     Args:
         config: Which data set, and how it is split.
@@ -90,7 +93,7 @@ def open_dataset(config: DataConfig, cache: Path | None = None) -> Dataset:
         image_size=(height, width),
         mean=mean,
         std=std,
-        train=opened.part(kept),
+        train=opened.part(opened.subset(kept, config)),
         val=opened.part(held_out) if len(held_out) else None,
         unseen=opened.part(unseen) if len(unseen) else None,
         fingerprint=train_fingerprint(opened, config),

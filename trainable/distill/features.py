@@ -15,6 +15,9 @@ class FeatureErrors:
     """w_l·MSE(student_l, teacher_l) at each cut l whose weight is not 0."""
 
     def __init__(self, config: DistillConfig, cuts: tuple[str, ...]) -> None:
+        if not cuts:
+            rule = f"{config.method} compares features at the cuts, and there are none"
+            raise input_error(ConfigError, "student.cuts", rule, "name one, or remove it")
         weights = config.feature_weights
         if weights is None:
             weights = dict.fromkeys(cuts, 1.0)

@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from trainable.config import DistillConfig
+from trainable.distill.at import AttentionTransfer
+from trainable.distill.deit import DeiT
+from trainable.distill.dkd import DKD
 from trainable.distill.kd import KD
 from trainable.distill.kd_mse import KDWithFeatures
+from trainable.distill.maps import FeatureShapes
 from trainable.distill.mse import MSE
+from trainable.distill.nst import NeuronSelectivity
 from trainable.distill.plain import Plain
+from trainable.distill.reviewkd import ReviewKD
+from trainable.distill.sobolev import Sobolev
 from trainable.distill.stablekd import StableKD
 from trainable.distill.terms import Terms
 from trainable.networks.blocks import BlockNetwork
 from trainable.plan import Group
 
+METHOD = "method"
+"""Name of the block of a method's own parameters, beside the student's blocks."""
+
 
 class Method(Protocol):
     """One student forward → its loss terms, each a sum over samples.
 
-    `teacher` is a TeacherOutputs, or None for a method that needs no teacher.
+    `teacher` is a TeacherOutputs, or None for a method that needs no teacher. A method that trains parameters
+    of its own is an nn.Module.
     """
 
     def __call__(
@@ -29,8 +40,19 @@ class Method(Protocol):
     ) -> Terms: ...
 
 
-def method_of(config: DistillConfig, student: BlockNetwork, groups: Sequence[Group]) -> Method:
-    """The method that the config names; `groups` are those of the first stage."""
+def method_of(
+    config: DistillConfig,
+    student: BlockNetwork,
+    groups: Sequence[Group],
+    shapes: FeatureShapes | None = None,
+) -> Method:
+    """The method that the config names, with fresh weights from torch's global generator if it has any.
+
+    `groups` are those of the first stage; `shapes` are needed where `METHODS` says that maps are compared.
+
+    Raises:
+        ConfigError: The method cannot be had with these networks.
+    """
     match config.method:
         case "none":
             return Plain()
@@ -40,6 +62,18 @@ def method_of(config: DistillConfig, student: BlockNetwork, groups: Sequence[Gro
             return MSE(config, student.names[:-1])
         case "kd_mse":
             return KDWithFeatures(config, student.names[:-1])
+        case "at":
+            return AttentionTransfer(config, shapes)
+        case "sobolev":
+            return Sobolev(config)
+        case "nst":
+            return NeuronSelectivity(config, shapes)
+        case "reviewkd":
+            return ReviewKD(config, shapes)
+        case "dkd":
+            return DKD(config)
+        case "deit":
+            return DeiT(config, student)
         case "stablekd":
             return StableKD(config, groups)
 
@@ -60,3 +94,18 @@ class Objective(nn.Module):
         """Enter a stage: train these groups from now on."""
         if isinstance(self.method, StableKD):
             self.method.groups = tuple(groups)
+
+    def block_parameters(self) -> Iterator[tuple[str, list[nn.Parameter]]]:
+        """Name and parameters of each of the student's blocks, then of the method, if it has any."""
+        yield from self.student.block_parameters()
+        if isinstance(self.method, nn.Module):
+            yield METHOD, list(self.method.parameters())
+
+    def method_state(self) -> dict[str, Any]:
+        """The method's own parameters and buffers."""
+        return self.method.state_dict() if isinstance(self.method, nn.Module) else {}
+
+    def load_method_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `method_state` gave."""
+        if isinstance(self.method, nn.Module):
+            self.method.load_state_dict(state)

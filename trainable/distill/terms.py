@@ -24,7 +24,10 @@ Terms = dict[str, Tensor]
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Σ over samples of −log softmax(logits)[label], in nats; (batch, classes), (batch,) → ()."""
+    """Σ over samples of −log softmax(logits)[label], in nats; (batch, classes), (batch,) → ().
+
+    Labels that are distributions over classes, (batch, classes), give −Σ_c label_c·log softmax(logits)_c.
+    """
     return F.cross_entropy(logits.float(), labels, reduction="sum")
 
 

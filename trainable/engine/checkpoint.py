@@ -30,7 +30,8 @@ import torch
 from trainable import ranks
 from trainable.errors import CheckpointError, input_error
 from trainable.networks.blocks import BlockNetwork
-from trainable.networks.weights import save_weights
+from trainable.networks.projectors import fold
+from trainable.networks.weights import save_tensors, save_weights
 
 BEST, CHECKPOINTS, MANIFEST = "best.safetensors", "checkpoints", "manifest.json"
 _STUDENT, _STATE = "student.safetensors", "state.pt"
@@ -51,7 +52,7 @@ class Snapshot:
 
     def load_student(self, student: BlockNetwork) -> None:
         """Give the student its weights, and rank 0's running statistics."""
-        student.network.load_state_dict(safetensors.torch.load_file(self.path / _STUDENT))
+        student.whole.load_state_dict(safetensors.torch.load_file(self.path / _STUDENT))
 
 
 class CheckpointFolder:
@@ -85,9 +86,11 @@ class CheckpointFolder:
         torch.save(dict(own), temporary / _rank_file(ranks.rank()))
         ranks.barrier(self._device)
         if ranks.rank() == 0:
-            save_weights(student.network, temporary / _STUDENT)
+            save_weights(student.whole, temporary / _STUDENT)
             torch.save(dict(shared), temporary / _STATE)
-            if is_best:
+            if is_best and student.is_to_be_folded:
+                save_tensors(fold(student.whole.state_dict()), temporary / BEST)
+            elif is_best:
                 _link(temporary / _STUDENT, temporary / BEST)
             else:
                 self._copy_best(temporary / BEST)

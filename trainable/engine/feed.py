@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -10,8 +11,10 @@ from torch import Tensor
 from trainable import ranks
 from trainable.config import TrialConfig
 from trainable.data.augment import Normalizer, augment
-from trainable.data.loaders import Batch, open_loader
+from trainable.data.loaders import Batch, Loader, open_loader
+from trainable.data.mix import Mixer
 from trainable.data.sampling import Update, updates
+from trainable.data.singly import RandomReader
 from trainable.data.store import Dataset
 from trainable.engine.inputs import Place
 from trainable.plan import update_sizes
@@ -22,6 +25,7 @@ class Feed:
 
     def __init__(self, data: Dataset, config: TrialConfig, device: torch.device) -> None:
         self._config, self._device, self._split = config, device, data.train
+        self._mean = data.mean
         sizes = update_sizes(
             len(data.train), config.data.batch_size, config.train.workers, config.data.drop_last
         )
@@ -30,6 +34,9 @@ class Feed:
         """On all ranks."""
         self._loader = open_loader(data.train, device, config.data.decode_workers)
         self._normalize = Normalizer(data.mean, data.std, device)
+        self._mixer = None
+        if config.data.augment.mixes:
+            self._mixer = Mixer(config.data.augment, len(data.classes), config.train.seed)
 
     def plan(self, epoch: int) -> list[Update]:
         """The updates of an epoch, counted from 1, with this rank's share of each."""
@@ -45,32 +52,49 @@ class Feed:
             data.drop_last,
         )
 
-    def batches(self, plan: Sequence[Update]) -> Iterator[Batch]:
-        """The micro-batches of some updates, one after the other, as they are stored."""
-        return self._loader.batches([m for update in plan for m in update.micro_batches])
+    def batches(self, plan: Sequence[Update], epoch: int) -> Iterator[Batch]:
+        """The micro-batches of some updates of an epoch, one after the other, before `augmented`."""
+        return self._loader_of(epoch).batches([m for update in plan for m in update.micro_batches])
 
-    def augmented(self, batch: Batch, epoch: int) -> Tensor:
-        """A micro-batch as the networks take it in training, float32 (B, C, H, W)."""
-        augmentation = self._config.data.augment
+    def augmented(self, batch: Batch, epoch: int) -> tuple[Tensor, Tensor]:
+        """A micro-batch as the networks take it in training: float32 (B, C, H, W), and its labels.
+
+        Those are int64 (B,), or float32 (B, classes) distributions where pictures are mixed.
+        """
+        augmentation, seed = self._config.data.augment, self._config.train.seed
         images = augment(
             batch.images,
             batch.indices,
-            seed=self._config.train.seed,
+            seed=seed,
             epoch=epoch,
             crop=augmentation.crop,
             flip=augmentation.flip,
         )
-        return self.prepare(images)
+        images, labels = self._normalize(images), batch.labels
+        if self._mixer is not None:
+            images, labels = self._mixer(images, labels, epoch=epoch, first=batch.first)
+        return self._laid_out(images), labels
 
     def prepare(self, images: Tensor) -> Tensor:
         """uint8 (B, C, H, W) → as the networks take it in evaluation."""
-        images = self._normalize(images)
-        if self._device.type == "cuda":
-            return images.contiguous(memory_format=torch.channels_last)
-        return images
+        return self._laid_out(self._normalize(images))
 
     def row_of(self, place: Place) -> int:
         """Row of a sample in the training split as it lies on disk."""
         epoch, number = divmod(place.update, self.updates_per_epoch)
         update = self.plan(epoch + 1)[number]
         return int(self._split.rows[update.micro_batches[place.micro_batch][place.position]])
+
+    def _loader_of(self, epoch: int) -> Loader:
+        """The loader; where single pictures are changed, one that reads them as this epoch has them."""
+        data = self._config.data
+        if not data.augment.changes_single_pictures:
+            return self._loader
+        size, seed = self._split.shape[1:], self._config.train.seed
+        reader = RandomReader(data.augment, size, self._mean, seed=seed, epoch=epoch)
+        return open_loader(replace(self._split, reader=reader), self._device, data.decode_workers)
+
+    def _laid_out(self, images: Tensor) -> Tensor:
+        if self._device.type == "cuda":
+            return images.contiguous(memory_format=torch.channels_last)
+        return images

@@ -10,6 +10,8 @@ from torch import Tensor
 INPUT, LABEL = "input", "label"
 
 _POSITION_BITS, _NUMBER_BITS = 24, 16
+_ROUNDING = 1e-5
+"""How far from 1 the sum of a distribution's two parts may be."""
 
 
 class Place(NamedTuple):
@@ -39,16 +41,21 @@ class Inputs:
     def look(self, images: Tensor, labels: Tensor, update: int, number: int) -> Tensor:
         """Look at micro-batch `number` of an update; the labels, brought into range.
 
-        A label out of range would stop a CUDA device for good, in an assertion of the cross-entropy.
+        (B, C, H, W) and int64 (B,), or float (B, classes): distributions, of which a label that no class
+        has lacks a part, here and in the picture that it was mixed with. A label out of range would stop
+        a CUDA device for good, in an assertion of the cross-entropy.
         """
         broken = ~images.isfinite().flatten(1).all(1)
-        outside = (labels < 0) | (labels >= self._classes)
+        if labels.is_floating_point():
+            outside = (labels.sum(1) - 1).abs() > _ROUNDING
+        else:
+            outside = (labels < 0) | (labels >= self._classes)
         found = torch.stack([broken.any(), outside.any()])
         first = (broken | outside).to(torch.float32).argmax()
         place = first + (((update << _NUMBER_BITS) + number) << _POSITION_BITS)
         self._place = torch.where((self._place < 0) & found.any(), place, self._place)
         self.found = torch.maximum(self.found, found.to(torch.float32))
-        return labels.clamp(0, self._classes - 1)
+        return labels if labels.is_floating_point() else labels.clamp(0, self._classes - 1)
 
     def place(self) -> Place | None:
         """Where the first bad sample of this rank was. Waits for the device."""

@@ -14,17 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from trainable import ranks, records
 from trainable.config import TrialConfig
 from trainable.data.loaders import Batch, open_loader
 from trainable.data.store import Dataset, open_dataset
+from trainable.distill.maps import feature_shapes
 from trainable.distill.objective import Objective, method_of
 from trainable.engine.checkpoint import CheckpointFolder
 from trainable.engine.evaluate import Evaluator
 from trainable.engine.failures import TRAINING, Progress, explained
 from trainable.engine.feed import Feed
-from trainable.engine.optimizers import build_optimizer
+from trainable.engine.optimizers import build_optimizer, reset_state
 from trainable.engine.parallel import wrap_for_ranks
 from trainable.engine.randomness import generator_states, restore_generators, seed_everything
 from trainable.engine.schedule import learning_rates
@@ -33,12 +35,13 @@ from trainable.engine.step import Step
 from trainable.engine.summary import batchnorm_metrics, training_metrics, validation_metrics
 from trainable.engine.verify import Verifier
 from trainable.errors import DataError, Problem
+from trainable.methods import METHODS
 from trainable.networks.build import Pictures, build_student, load_teacher
 from trainable.networks.norms import freeze_batchnorm
 from trainable.networks.teacher import FrozenTeacher
 from trainable.plan import Stage, stages
 from trainable.records import EpochRecord
-from trainable.statistics.batchnorm import Recalibration
+from trainable.statistics.batchnorm import Recalibration, batchnorm_layers
 
 Report = Callable[[EpochRecord], None]
 
@@ -90,11 +93,12 @@ class _Trial:
         pictures = Pictures(len(data.classes), data.channels, data.image_size)
         self._student = build_student(config, pictures)
         self._stages = stages(config, len(self._student))
-        method = method_of(config.distill, self._student, self._stages[0].groups)
-        self._objective = Objective(self._student, method).to(device)
-        self._teacher = _teacher(task, pictures, device)
-        if device.type == "cuda":
-            self._objective.to(memory_format=torch.channels_last)
+        self._traits = METHODS[config.distill.method]
+        self._teacher = _teacher(task, pictures)
+        self._objective = self._build_objective(pictures)
+        for module in (self._objective, self._teacher):
+            if module is not None:
+                _place(module, device)
         optimizer = build_optimizer(config.optim, self._objective.parameters(), device)
         wrapped = wrap_for_ranks(self._objective)
         self._step = Step(wrapped, optimizer, config.train, device, classes=pictures.classes)
@@ -103,6 +107,14 @@ class _Trial:
         self._best = -1.0
         self._generators: dict[str, Any] | None = None
         self.records: tuple[EpochRecord, ...] = ()
+
+    def _build_objective(self, pictures: Pictures) -> Objective:
+        shapes = None
+        if self._teacher is not None and self._traits.features == "maps":
+            shapes = feature_shapes(self._student, self._teacher.blocks, pictures)
+        groups = self._stages[0].groups
+        method = method_of(self._config.distill, self._student, groups, shapes)
+        return Objective(self._student, method)
 
     def _open_data(self, data: Dataset) -> None:
         config, device, workers = self._config, self._device, self._config.data.decode_workers
@@ -123,7 +135,8 @@ class _Trial:
             return
         shared, own = snapshot.shared, snapshot.own
         snapshot.load_student(self._student)
-        for name, buffer in self._student.named_buffers():
+        self._objective.load_method_state(shared["method"])
+        for name, buffer in self._objective.named_buffers():
             buffer.copy_(own["buffers"][name])
         self._step.load(shared["step"], own["step"])
         self._best = shared["best"]
@@ -154,6 +167,9 @@ class _Trial:
 
     def _enter_stage(self, epoch: int) -> Stage:
         stage = next(s for s in reversed(self._stages) if s.first_epoch <= epoch)
+        is_new = epoch == stage.first_epoch and not self._progress.done
+        if is_new and self._config.optim.reset_at_stages:
+            reset_state(self._step.optimizer)
         self._objective.regroup(stage.groups)
         self._objective.train()
         if self._is_frozen(epoch):
@@ -173,7 +189,7 @@ class _Trial:
         progress, every = self._progress, self._config.train.checkpoint.every
         plan = self._feed.plan(epoch)
         rest = plan[progress.done :]
-        batches = self._feed.batches(rest)
+        batches = self._feed.batches(rest, epoch)
         first = (epoch - 1) * len(plan)
         before, started = progress.seconds, time.perf_counter()
         for update in rest:
@@ -196,12 +212,13 @@ class _Trial:
     def _micro_batch(self, batch: Batch, epoch: int, update_size: int, *, last: bool) -> None:
         precision = self._config.train.precision
         self._progress.doing = f"{TRAINING} of {len(batch.labels)} pictures in {precision}"
-        images = self._feed.augmented(batch, epoch)
+        images, labels = self._feed.augmented(batch, epoch)
         outputs = None
         if self._teacher is not None:
             with self._step.precision.forward():
-                outputs = self._teacher(images)
-        self._step.accumulate(images, batch.labels, outputs, update_size=update_size, last=last)
+                ask = self._teacher.with_slope if self._traits.slope else self._teacher
+                outputs = ask(images)
+        self._step.accumulate(images, labels, outputs, update_size=update_size, last=last)
 
     def _check_health(self, *, wait: bool = False) -> None:
         where = f"epoch {self._progress.epoch}, update {self._progress.done}"
@@ -231,17 +248,22 @@ class _Trial:
         """Bring the running statistics to what is evaluated and kept."""
         if self._is_frozen(epoch):
             return  # all ranks have had the same since the last epoch that changed them
-        count = self._config.train.batchnorm.recalibrate
-        if count:
+        norm = self._config.train.batchnorm
+        last_epochs = {stage.last_epoch for stage in self._stages}
+        is_due = norm.recalibrate_at == "epoch" or epoch in {*last_epochs, norm.freeze_after}
+        if norm.recalibrate and is_due:
             self._progress.doing = "recalibrating BatchNorm"
             recalibration = Recalibration(self._student)
-            batches = self._feed.batches(self._feed.plan(epoch)[:count])
+            batches = self._feed.batches(self._feed.plan(epoch)[: norm.recalibrate], epoch)
             with recalibration.measure():
                 for number, batch in enumerate(batches, start=1):
                     recalibration.next_batch(number)
-                    self._student(self._feed.augmented(batch, epoch))
+                    images, _ = self._feed.augmented(batch, epoch)
+                    self._student(images)
         # Without SyncBatchNorm each rank has seen other pictures: what is evaluated and kept is their mean.
-        ranks.average_over_ranks(self._student.buffers())
+        ranks.average_over_ranks(
+            buffer for layer in batchnorm_layers(self._student) for buffer in layer.buffers()
+        )
 
     def _validate(self) -> dict[str, float]:
         self._progress.doing = "validating"
@@ -269,10 +291,11 @@ class _Trial:
             "best": self._best,
             "done": progress.done,
             "seconds": progress.seconds,
+            "method": self._objective.method_state(),
             "step": self._step.shared_state(),
         }
         own = {
-            "buffers": dict(self._student.named_buffers()),
+            "buffers": dict(self._objective.named_buffers()),
             "step": self._step.own_state(),
             "generators": generator_states(self._device),
         }
@@ -284,10 +307,15 @@ class _Trial:
         )
 
 
-def _teacher(task: TrialTask, pictures: Pictures, device: torch.device) -> FrozenTeacher | None:
-    if task.config.distill.method == "none":
+def _place(module: nn.Module, device: torch.device) -> None:
+    module.to(device)
+    if device.type == "cuda":
+        module.to(memory_format=torch.channels_last)
+
+
+def _teacher(task: TrialTask, pictures: Pictures) -> FrozenTeacher | None:
+    if not METHODS[task.config.distill.method].teacher:
         return None
     if task.teacher_weights is None:
         raise ValueError(f"method {task.config.distill.method} needs the teacher's weights")
-    teacher = load_teacher(task.config, pictures, task.teacher_weights).to(device)
-    return teacher.to(memory_format=torch.channels_last) if device.type == "cuda" else teacher
+    return load_teacher(task.config, pictures, task.teacher_weights)

@@ -37,6 +37,13 @@ def build_optimizer(
     return optimizer
 
 
+def reset_state(optimizer: Optimizer) -> None:
+    """Make the next update the first one: momentum, moments and count of updates 0, where they lie in memory."""
+    for state in optimizer.state.values():
+        for tensor in state.values():
+            tensor.zero_()
+
+
 def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
     """Write the learning rate of the next update into the optimizer's tensor."""
     for group in optimizer.param_groups:

@@ -8,10 +8,11 @@ import torch
 
 from trainable.config import TrialConfig
 from trainable.engine.randomness import seed_everything
+from trainable.methods import METHODS
 
 
 def apply_settings(config: TrialConfig) -> None:
-    """Threads, determinism, TF32 and the global seeds, as the config says."""
+    """Threads, determinism, TF32, fused attention and the global seeds, as the config says."""
     torch.set_num_threads(config.resources.cpus_per_worker)
     if config.train.deterministic:
         # cuBLAS reads this when its handle is made; Hopper and later need it for repeatable matrix products.
@@ -23,4 +24,9 @@ def apply_settings(config: TrialConfig) -> None:
     torch.backends.cudnn.benchmark = not config.train.deterministic
     torch.backends.cuda.matmul.allow_tf32 = config.train.precision == "tf32"
     torch.backends.cudnn.allow_tf32 = config.train.precision == "tf32"
+    # Fused attention has no second derivative, nor would recomputed blocks remember to leave it out.
+    fused = not METHODS[config.distill.method].slope
+    torch.backends.cuda.enable_flash_sdp(fused)
+    torch.backends.cuda.enable_mem_efficient_sdp(fused)
+    torch.backends.cuda.enable_cudnn_sdp(fused)
     seed_everything(config.train.seed)

@@ -33,8 +33,9 @@ from trainable.statistics.totals import Totals
 from trainable.statistics.updates import UpdateDistance
 
 SAMPLES = "samples"
-NORM, CLIPPED, UPDATES = "norm", "clipped", "updates"
-RATIO, OBSERVED = "ratio", "observed"
+# Beside the names of blocks, which begin with no slash.
+NORM, CLIPPED, UPDATES = "/norm", "/clipped", "/updates"
+RATIO, OBSERVED = "/ratio", "/observed"
 RUNNING_STATISTICS = "batchnorm"
 
 
@@ -55,10 +56,10 @@ class Step:
         self.optimizer = optimizer
         self.precision = Precision(config, device)
         self.inputs = Inputs(classes, device)
-        self.membership = BlockMembership(plain.student.block_parameters())
+        self.membership = BlockMembership(plain.block_parameters())
         self.health = Health(config, self.precision, device)
-        self._guard = Guard(plain.student)
-        self._clip = clip_of(config, plain.student, self.membership.parameters)
+        self._guard = Guard(plain)
+        self._clip = clip_of(config, plain, self.membership.parameters)
         self._noise = None
         if config.gradient_noise:
             self._noise = GradientNoise(config.gradient_noise, config.seed, device)

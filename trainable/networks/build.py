@@ -2,55 +2,74 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from trainable.config import StudentConfig, TeacherConfig, TrialConfig
+from trainable.config import TrialConfig
 from trainable.errors import ConfigError, Problem
-from trainable.networks.blocks import BlockNetwork, Layers
+from trainable.networks.blocks import BlockNetwork
 from trainable.networks.norms import with_norms
+from trainable.networks.projectors import Shape, differing_widths, projectors
 from trainable.networks.teacher import FrozenTeacher
 from trainable.networks.weights import load_weights
-from trainable.networks.zoo import build
+from trainable.networks.zoo import Pictures, build
+
+__all__ = [
+    "Pictures",
+    "build_student",
+    "build_teacher_network",
+    "check_all_is_read",
+    "check_embedding",
+    "check_features_match",
+    "flops",
+    "load_teacher",
+    "output_shapes",
+    "shapes_at_cuts",
+]
 
 
-@dataclass(frozen=True)
-class Pictures:
-    """What a network must know of its pictures."""
+def build_student(
+    config: TrialConfig, pictures: Pictures, *, for_inference: bool = False
+) -> BlockNetwork:
+    """The student with fresh weights from torch's global generator.
 
-    classes: int
-    channels: int
-    image_size: tuple[int, int]
-    """Height and width in pixels."""
-
-
-def build_student(config: TrialConfig, pictures: Pictures) -> BlockNetwork:
-    """The student with fresh weights from torch's global generator."""
-    layers = _layers("student", config.student, pictures)
-    layers = with_norms(layers, config.train.batchnorm, workers=config.train.workers)
-    student = BlockNetwork(layers, config.student.cuts)
+    `for_inference` gives it the layers of the weights that a trial keeps: projectors may be folded there.
+    """
+    student = _plain_student(config, pictures)
+    if config.student.projectors != "none" and config.teacher is not None:
+        with torch.device("meta"):
+            mine, theirs = shapes_at_cuts(
+                _plain_student(config, pictures), build_teacher_network(config, pictures), pictures
+            )
+        cuts = student.names[:-1]
+        widths = differing_widths(cuts, mine, theirs, pictures.image_size)
+        folds = config.student.projectors == "fold"
+        student.project(projectors(widths, folded=folds and for_inference))
+        student.is_to_be_folded = folds and not for_inference and bool(widths)
     student.recompute = config.train.activation_checkpointing
     return student
 
 
+def _plain_student(config: TrialConfig, pictures: Pictures) -> BlockNetwork:
+    own, distilled = config.student, config.distill.method == "deit"
+    built = build(own.model, pictures, path="student.model", head=own.head, distilled=distilled)
+    network = with_norms(built.network, config.train.batchnorm, workers=config.train.workers)
+    return BlockNetwork(network, built.cuts if own.cuts is None else own.cuts)
+
+
 def build_teacher_network(config: TrialConfig, pictures: Pictures) -> BlockNetwork:
-    """The teacher's network, cut where the student is, with fresh weights."""
-    if config.teacher is None:
+    """The teacher's network with fresh weights, cut at its own cuts or else at the student's."""
+    own = config.teacher
+    if own is None:
         raise ValueError("the config names no teacher")
-    return BlockNetwork(_layers("teacher", config.teacher, pictures), config.student.cuts)
-
-
-def _layers(section: str, network: StudentConfig | TeacherConfig, pictures: Pictures) -> Layers:
-    return build(
-        network.model,
-        classes=pictures.classes,
-        channels=pictures.channels,
-        image_size=min(pictures.image_size),
-        path=f"{section}.model",
-        head=network.head,
-    )
+    built = build(own.model, pictures, path="teacher.model", head=own.head)
+    path, cuts = "student.cuts", config.student.cuts
+    if own.cuts is not None:
+        path, cuts = "teacher.cuts", own.cuts
+    cuts = built.cuts if cuts is None else cuts
+    return BlockNetwork(built.network, cuts, path, model_path="teacher.model")
 
 
 def load_teacher(config: TrialConfig, pictures: Pictures, weights: Path) -> FrozenTeacher:
@@ -61,33 +80,113 @@ def load_teacher(config: TrialConfig, pictures: Pictures, weights: Path) -> Froz
 
 
 @torch.no_grad()
-def output_shapes(network: BlockNetwork, pictures: Pictures) -> tuple[tuple[int, ...], ...]:
-    """Shape of every block's output for one picture, without the batch; the network keeps its state."""
+def output_shapes(network: BlockNetwork, pictures: Pictures) -> tuple[Shape, ...]:
+    """Shape of every block's output for one picture, without the batch; the network keeps its state.
+
+    Raises:
+        ConfigError: It cannot take such pictures, or a block overwrites what the one before has handed out.
+    """
     training = network.training
+    x = torch.zeros(1, pictures.channels, *pictures.image_size, device=_device(network))
+    shapes: list[Shape] = []
     network.eval()
-    shapes = network.features(torch.zeros(1, pictures.channels, *pictures.image_size))
+    try:
+        for index, name in enumerate(network.names):
+            before, version = x, x._version
+            x = network.run(x, index, index + 1)
+            if before._version != version:
+                rule = "must be cut where no later layer works in place"
+                remedy = "make it return a new tensor, or cut elsewhere"
+                got = f"block {name}, which overwrites its input"
+                raise ConfigError([Problem(network.path, rule, remedy, got)])
+            shapes.append(tuple(x.shape[1:]))
+    except ConfigError:
+        raise
+    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+        size = "×".join(str(side) for side in (pictures.channels, *pictures.image_size))
+        rule = f"must take pictures of {size} ({str(error).splitlines()[0]})"
+        remedy = "choose another network, or set data.image_size and data.channels"
+        raise ConfigError([Problem(network.model_path, rule, remedy)]) from error
+    finally:
+        network.train(training)
+    if shapes[-1] != (pictures.classes,):
+        rule = f"must give {pictures.classes} logits, one a class"
+        remedy = "make it do so, from num_classes"
+        raise ConfigError([Problem(network.model_path, rule, remedy, str(shapes[-1]))])
+    return tuple(shapes)
+
+
+def check_all_is_read(network: BlockNetwork) -> None:
+    """Raise ConfigError for parameters that no forward uses: they would have no gradient."""
+    if unread := network.unread_parameters():
+        rule = "must use all its parameters in its forward"
+        remedy = "remove the others, or freeze them (requires_grad_(False))"
+        got = f"{len(unread)} unused, the first {unread[0]}"
+        raise ConfigError([Problem(network.model_path, rule, remedy, got)])
+
+
+@torch.no_grad()
+def check_embedding(network: BlockNetwork, pictures: Pictures) -> None:
+    """Raise ConfigError unless a picture's embedding is a vector, which unseen classes are verified by."""
+    images = torch.zeros(2, pictures.channels, *pictures.image_size, device=_device(network))
+    shape = None if network.head is None else tuple(network.eval().embed(images).shape[1:])
+    if shape is None or len(shape) != 1:
+        rule = "data.unseen_classes needs a network whose last layer takes a vector"
+        got = "no last layer" if shape is None else f"{shape} of a picture"
+        raise ConfigError(
+            [Problem(network.model_path, rule, "choose another, or remove them", got)]
+        )
+
+
+@torch.no_grad()
+def flops(network: BlockNetwork, pictures: Pictures) -> tuple[int, ...]:
+    """Floating-point operations of every block's forward for one picture, a multiply-add counted as two."""
+    training = network.training
+    x = torch.zeros(1, pictures.channels, *pictures.image_size, device=_device(network))
+    counts: list[int] = []
+    network.eval()
+    for index in range(len(network)):
+        with FlopCounterMode(display=False) as counter:
+            x = network.run(x, index, index + 1)
+        counts.append(counter.get_total_flops())
     network.train(training)
-    return tuple(tuple(shape.shape[1:]) for shape in shapes)
+    return tuple(counts)
+
+
+def shapes_at_cuts(
+    student: BlockNetwork, teacher: BlockNetwork, pictures: Pictures
+) -> tuple[tuple[Shape, ...], tuple[Shape, ...]]:
+    """Shapes of the student's and the teacher's features at their cuts, for one picture.
+
+    Raises:
+        ConfigError: They are cut into different numbers of blocks.
+    """
+    if len(student) != len(teacher):
+        rule = f"must cut both networks into as many blocks, not the teacher into {len(teacher)}"
+        remedy = "name the cuts of both, in student.cuts and teacher.cuts"
+        names = ", ".join(student.names[:-1])
+        raise ConfigError([Problem("student.cuts", rule, remedy, f"{len(student)} ({names})")])
+    return output_shapes(student, pictures)[:-1], output_shapes(teacher, pictures)[:-1]
 
 
 def check_features_match(
     student: BlockNetwork, teacher: BlockNetwork, pictures: Pictures, method: str
 ) -> None:
     """Raise ConfigError naming every cut where the networks' features differ in shape."""
-    pairs = zip(
-        student.names,
-        output_shapes(student, pictures),
-        output_shapes(teacher, pictures),
-        strict=True,
-    )
+    mine_and_theirs = shapes_at_cuts(student, teacher, pictures)
+    pairs = zip(student.names[:-1], *mine_and_theirs, strict=True)
     found = [
         Problem(
             "student.cuts",
             f"{method} compares features, and at {name} the student has {mine} and the teacher {theirs}",
-            "choose networks of equal widths, or cuts where they agree",
+            "set student.projectors: fold, or choose cuts where they agree",
         )
-        for name, mine, theirs in list(pairs)[:-1]
+        for name, mine, theirs in pairs
         if mine != theirs
     ]
     if found:
         raise ConfigError(found)
+
+
+def _device(network: BlockNetwork) -> torch.device:
+    return next(network.parameters()).device

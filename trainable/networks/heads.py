@@ -51,6 +51,30 @@ class AMSoftmax(nn.Module):
         return f"{width}, {classes}, margin={self.margin:g}, scale={self.scale:g}"
 
 
+class DistilledHead(nn.Module):
+    """DeiT's two linear layers, for the class token and for the distillation token (Touvron et al. 2021, §4).
+
+    The mean of their logits is the network's: the authors' code takes it so, the paper adds softmaxes.
+    """
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.classifier = nn.Linear(width, classes)
+        self.distillation = nn.Linear(width, classes)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Mean of the two tokens' logits; (batch, tokens, width) → (batch, classes)."""
+        class_logits, distillation_logits = self.both(tokens)
+        return (class_logits + distillation_logits) / 2
+
+    def both(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of the class token, which is the first, and of the distillation token, the second.
+
+        (batch, tokens, width) → twice (batch, classes): one learns from labels, the other from the teacher.
+        """
+        return self.classifier(tokens[:, 0]), self.distillation(tokens[:, 1])
+
+
 def _no_autocast(device_type: str) -> AbstractContextManager[object]:
     """Autocast off, on devices that have it; meta tensors, which have only shapes, have not."""
     if torch.amp.is_autocast_available(device_type):

@@ -6,16 +6,18 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
 from trainable.config import BatchNormConfig
-from trainable.networks.blocks import Layers
+from trainable.errors import ConfigError, input_error
 from trainable.statistics.batchnorm import batchnorm_layers
 
 
-def with_norms(layers: Layers, config: BatchNormConfig, *, workers: int) -> Layers:
+def with_norms(network: nn.Module, config: BatchNormConfig, *, workers: int) -> nn.Module:
     """A freshly built network with its BatchNorm as the config has it; no random number is drawn.
 
     SyncBatchNorm is for several workers; one has nothing to exchange.
     """
-    network = layers.network
+    if config.group_norm is not None or (config.sync and workers > 1):
+        key = "sync" if config.group_norm is None else "group_norm"
+        _check_are_plain(network, f"train.batchnorm.{key}")
     if config.group_norm is not None:
         _replace_by_group_norm(network, config.group_norm)
     elif config.sync and workers > 1:
@@ -23,9 +25,16 @@ def with_norms(layers: Layers, config: BatchNormConfig, *, workers: int) -> Laye
     for layer in batchnorm_layers(network):
         layer.momentum = layer.momentum if config.momentum is None else config.momentum
         layer.eps = layer.eps if config.eps is None else config.eps
-    inside = dict(network.named_modules())
-    chain = tuple((name, inside.get(name, module)) for name, module in layers.chain)
-    return Layers(network, chain, layers.cuts)
+    return network
+
+
+def _check_are_plain(network: nn.Module, path: str) -> None:
+    """A layer that does more than BatchNorm, an activation say, would lose the rest."""
+    plain = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+    for name, module in network.named_modules():
+        if isinstance(module, _BatchNorm) and type(module) not in plain:
+            rule = f"replaces BatchNorm layers, and {name} is a {type(module).__name__}, which does more"
+            raise input_error(ConfigError, path, rule, "remove it, or choose another student.model")
 
 
 def freeze_batchnorm(network: nn.Module) -> None:

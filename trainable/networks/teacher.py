@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from trainable.networks.blocks import BlockNetwork
+from trainable.networks.slope import Slope, random_directions, slope
 
 
 class TeacherOutputs(NamedTuple):
@@ -17,6 +18,8 @@ class TeacherOutputs(NamedTuple):
     """Output at each cut, in order."""
     logits: Tensor
     """(batch, classes)."""
+    slope: Slope | None = None
+    """Where it was asked for."""
 
 
 class FrozenTeacher(nn.Module):
@@ -43,3 +46,14 @@ class FrozenTeacher(nn.Module):
         with torch.no_grad():
             *features, logits = self.blocks.features(images)
         return TeacherOutputs(tuple(features), logits)
+
+    def with_slope(self, images: Tensor) -> TeacherOutputs:
+        """As calling it, with the slope of its answer along a direction drawn for each sample; in fp32."""
+        self.eval()
+        with torch.enable_grad(), torch.autocast(images.device.type, enabled=False):
+            images = images.detach().requires_grad_()
+            *features, logits = self.blocks.features(images)
+            directions = random_directions(logits.detach())
+            gradient = slope(images, logits, directions, differentiable=False)
+        detached = tuple(feature.detach() for feature in features)
+        return TeacherOutputs(detached, logits.detach(), Slope(directions, gradient))

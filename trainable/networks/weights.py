@@ -21,10 +21,12 @@ _COUNT = "num_batches_tracked"
 
 def save_weights(network: nn.Module, path: Path) -> None:
     """Write the state dict as safetensors: to a temporary file first, so that a reader never sees half."""
-    tensors = {
-        name: tensor.detach().cpu().contiguous().clone()
-        for name, tensor in network.state_dict().items()
-    }
+    save_tensors(network.state_dict(), path)
+
+
+def save_tensors(weights: Mapping[str, Tensor], path: Path) -> None:
+    """As `save_weights`, of tensors by name."""
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     safetensors.torch.save_file(tensors, temporary)

@@ -1,151 +1,240 @@
-"""A name → a network that can be cut into the paper's blocks (StableKD, appendix D)."""
+"""A name → a network, and where it is cut into the paper's blocks (StableKD, appendix D)."""
 
 from __future__ import annotations
 
 import difflib
+import functools
+import importlib
+import inspect
 import re
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
+import torch
 import torchvision.models
-from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock
+from torch import nn
 
 from trainable.config import HeadConfig
 from trainable.errors import ConfigError, input_error
-from trainable.networks.blocks import Layers
+from trainable.networks import resnet, resnext, swin, vit, wrn
 from trainable.networks.heads import MARGIN, SCALE, AMSoftmax
+from trainable.networks.tracing import last_layer
 
-SMALL_IMAGE = 64
-"""Pictures under this many pixels get the CIFAR stem: a 3×3 convolution and no pooling."""
 
-_TORCHVISION = ("resnet18", "resnet34", "resnet50", "resnet101")
-_MINI = re.compile(r"mini_resnet_(\d+)_(\d+)")
-_LINEAR = HeadConfig()
-_RESNET_CUTS = ("layer1", "layer2", "layer3", "layer4")
+@dataclass(frozen=True)
+class Pictures:
+    """What a network must know of its pictures."""
+
+    classes: int
+    channels: int
+    image_size: tuple[int, int]
+    """Height and width in pixels."""
+
+
+@dataclass(frozen=True)
+class ZooNetwork:
+    """A freshly built network."""
+
+    network: nn.Module
+    cuts: tuple[str, ...]
+    """Where it is cut unless the config says otherwise."""
 
 
 def build(
     name: str,
+    pictures: Pictures,
     *,
-    classes: int,
-    channels: int,
-    image_size: int,
     path: str,
-    head: HeadConfig = _LINEAR,
-) -> Layers:
+    head: HeadConfig | None = None,
+    distilled: bool = False,
+) -> ZooNetwork:
     """Build the network `name` with fresh weights from torch's global generator.
 
-    `image_size` is the shorter side in pixels; `path` is the config path that gave the name, for the
-    message of the ConfigError that an unknown one raises.
+    `distilled` gives a vision transformer DeiT's distillation token. `path` is the config path that gave the name,
+    for the message of the ConfigError that one which cannot be built raises.
     """
-    layers = _build_with_linear_head(name, classes, channels, image_size, path)
-    return layers if head.name == "linear" else _with_am_softmax(layers, head)
+    built = _build(name, pictures, path, distilled)
+    if head is not None and head.name == "am_softmax":
+        _put_am_softmax(built.network, head, path)
+    return built
 
 
-def _build_with_linear_head(
-    name: str, classes: int, channels: int, image_size: int, path: str
-) -> Layers:
-    if name in _TORCHVISION:
-        return _torchvision_resnet(name, classes, channels, image_size)
-    match = _MINI.fullmatch(name)
+_Builder = Callable[[re.Match[str], Pictures, str], ZooNetwork]
+
+
+def _build(name: str, pictures: Pictures, path: str, distilled: bool) -> ZooNetwork:
+    match = re.fullmatch(r"vit_([ts])(\d+)", name)
     if match is not None:
-        return _mini_resnet(int(match[1]), int(match[2]), classes, channels, path)
-    known = (*_TORCHVISION, "mini_resnet_10_16")
-    near = difflib.get_close_matches(name, known, n=1)
+        network = vit.build_vit(
+            match[1],
+            int(match[2]),
+            image_size=pictures.image_size,
+            classes=pictures.classes,
+            channels=pictures.channels,
+            distilled=distilled,
+            path=path,
+        )
+        return ZooNetwork(network, vit.CUTS)
+    if distilled:
+        rule = "must be a vision transformer to have the distillation token of distill.method deit"
+        raise input_error(ConfigError, path, rule, "use vit_t8, vit_s8, …", name)
+    for pattern, builder in _NETWORKS.items():
+        match = re.fullmatch(pattern, name)
+        if match is not None:
+            return builder(match, pictures, path)
+    near = difflib.get_close_matches(name, _EXAMPLES, n=1)
     raise input_error(
         ConfigError,
         path,
         "must be a known network",
         (f"did you mean {near[0]}? " if near else "")
-        + f"known are {', '.join(_TORCHVISION)} and mini_resnet_DEPTH_WIDTH",
+        + f"known are {', '.join(_KNOWN)}, torchvision:NAME, timm:NAME and package.module:factory",
         name,
     )
 
 
-def _with_am_softmax(layers: Layers, config: HeadConfig) -> Layers:
-    name, linear = layers.chain[-1]
-    assert isinstance(linear, nn.Linear)
+def _resnet(match: re.Match[str], pictures: Pictures, _: str) -> ZooNetwork:
+    side = min(pictures.image_size)
+    return ZooNetwork(
+        resnet.build_resnet(match[0], pictures.classes, pictures.channels, side), resnet.CUTS
+    )
+
+
+def _mini_resnet(match: re.Match[str], pictures: Pictures, path: str) -> ZooNetwork:
+    depth, width = int(match[1]), int(match[2])
+    classes, channels = pictures.classes, pictures.channels
+    return ZooNetwork(resnet.build_mini_resnet(depth, width, classes, channels, path), resnet.CUTS)
+
+
+def _wrn(match: re.Match[str], pictures: Pictures, path: str) -> ZooNetwork:
+    sizes = {"classes": pictures.classes, "channels": pictures.channels}
+    return ZooNetwork(wrn.build_wrn(int(match[1]), int(match[2]), **sizes, path=path), wrn.CUTS)
+
+
+def _resnext(match: re.Match[str], pictures: Pictures, path: str) -> ZooNetwork:
+    depth, cardinality, width = (int(number) for number in match.groups())
+    sizes = {"classes": pictures.classes, "channels": pictures.channels}
+    network = resnext.build_resnext(depth, cardinality, width, **sizes, path=path)
+    return ZooNetwork(network, resnext.CUTS)
+
+
+def _swin(match: re.Match[str], pictures: Pictures, path: str) -> ZooNetwork:
+    network = swin.build_swin(
+        match[1],
+        image_size=pictures.image_size,
+        classes=pictures.classes,
+        channels=pictures.channels,
+        path=path,
+    )
+    return ZooNetwork(network, swin.CUTS)
+
+
+def _from_torchvision(match: re.Match[str], pictures: Pictures, path: str) -> ZooNetwork:
+    name, known = match[1], torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        remedy = (
+            f"did you mean torchvision:{near[0]}?" if near else "see torchvision's documentation"
+        )
+        raise input_error(
+            ConfigError, path, "must be a classifier of torchvision", remedy, match[0]
+        )
+    if pictures.channels != 3:
+        rule = "torchvision's networks take three channels"
+        raise input_error(ConfigError, path, rule, "set data.channels: 3", match[0])
+    classes = pictures.classes
+    make = functools.partial(torchvision.models.get_model, name, weights=None, num_classes=classes)
+    return ZooNetwork(_made(make), ())
+
+
+def _from_timm(match: re.Match[str], pictures: Pictures, path: str) -> ZooNetwork:
+    try:
+        import timm
+    except ImportError as error:
+        remedy = 'install it: pip install "kd-study[timm]"'
+        raise input_error(ConfigError, path, "needs timm", remedy, match[0]) from error
+    name = match[1]
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=1)
+        remedy = f"did you mean timm:{near[0]}?" if near else "see timm.list_models()"
+        raise input_error(ConfigError, path, "must be a model of timm", remedy, match[0])
+    sizes: dict[str, Any] = {"num_classes": pictures.classes, "in_chans": pictures.channels}
+    known = timm.get_pretrained_cfg(name)
+    if known is not None and known.fixed_input_size:
+        sizes["img_size"] = pictures.image_size
+    return ZooNetwork(_made(lambda: timm.create_model(name, pretrained=False, **sizes)), ())
+
+
+def _from_factory(match: re.Match[str], pictures: Pictures, path: str) -> ZooNetwork:
+    """`package.module:factory`: called with those of the pictures' facts that its signature names."""
+    try:
+        factory = getattr(importlib.import_module(match[1]), match[2])
+    except Exception as error:  # whatever a person's own code raises
+        rule = f"must be package.module:factory ({_reason(error)})"
+        remedy = "check the path, and that its folder is on PYTHONPATH or the current one"
+        raise input_error(ConfigError, path, rule, remedy, match[0]) from error
+    try:
+        facts = {
+            "num_classes": pictures.classes,
+            "in_channels": pictures.channels,
+            "image_size": pictures.image_size,
+        }
+        takes = inspect.signature(factory).parameters
+        known = {name: fact for name, fact in facts.items() if name in takes}
+        network = _made(lambda: factory(**known))
+    except Exception as error:
+        rule = f"must name a callable that gives a network ({_reason(error)})"
+        remedy = "correct it; it is given those of num_classes, in_channels and image_size it names"
+        raise input_error(ConfigError, path, rule, remedy, match[0]) from error
+    if not isinstance(network, nn.Module):
+        rule = f"must give a torch.nn.Module, and gave {type(network).__name__}"
+        raise input_error(ConfigError, path, rule, "return the network", match[0])
+    return ZooNetwork(network, ())
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def _made(make: Callable[[], Any]) -> Any:
+    """What somebody else's code makes; where it reads values of tensors, it cannot do so of shapes alone."""
+    try:
+        return make()
+    except RuntimeError:
+        if torch.get_default_device().type != "meta":
+            raise
+    with torch.random.fork_rng(), torch.device("cpu"):
+        return make().to("meta")
+
+
+_NETWORKS: Mapping[str, _Builder] = {
+    r"resnet(?:18|34|50|101)": _resnet,
+    r"mini_resnet_(\d+)_(\d+)": _mini_resnet,
+    r"wrn_(\d+)_(\d+)": _wrn,
+    r"resnext(\d+)_(\d+)x(\d+)d": _resnext,
+    r"swin_([ts])": _swin,
+    r"torchvision:(\w+)": _from_torchvision,
+    r"timm:([\w.]+)": _from_timm,
+    r"(\w+(?:\.\w+)*):(\w+)": _from_factory,
+}
+_RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")
+_FAMILIES = ("mini_resnet_DEPTH_WIDTH", "wrn_DEPTH_WIDTH", "resnextDEPTH_CARDINALITYxWIDTHd")
+_KNOWN = (*_RESNETS, *_FAMILIES, "vit_tDEPTH", "vit_sDEPTH", "swin_t", "swin_s")
+_TRANSFORMERS = ("vit_t8", "vit_t16", "vit_s8", "vit_s16", "swin_t", "swin_s")
+_EXAMPLES = (*_RESNETS, "mini_resnet_10_16", "wrn_40_2", "resnext20_32x4d", *_TRANSFORMERS)
+
+
+def _put_am_softmax(network: nn.Module, config: HeadConfig, path: str) -> None:
+    name = last_layer(network, path)
+    linear = None if name is None else network.get_submodule(name)
+    if name is None or not isinstance(linear, nn.Linear):
+        rule = "must end in a linear layer, which the head am_softmax replaces"
+        raise input_error(ConfigError, path, rule, "use another network, or the linear head")
     head = AMSoftmax(
         linear.in_features,
         linear.out_features,
         MARGIN if config.margin is None else config.margin,
         SCALE if config.scale is None else config.scale,
     )
-    layers.network.set_submodule(name, head)
-    return replace(layers, chain=(*layers.chain[:-1], (name, head)))
-
-
-def _torchvision_resnet(name: str, classes: int, channels: int, image_size: int) -> Layers:
-    network = torchvision.models.get_model(name, weights=None, num_classes=classes)
-    network.relu = nn.ReLU()  # one in place would overwrite what a cut at bn1 has handed out
-    if image_size < SMALL_IMAGE:
-        network.conv1 = _conv(nn.Conv2d(channels, 64, 3, stride=1, padding=1, bias=False))
-        network.maxpool = nn.Identity()
-    elif channels != 3:
-        network.conv1 = _conv(nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False))
-    return _resnet_layers(network, ("conv1", "bn1", "relu", "maxpool"))
-
-
-class MiniResNet(nn.Module):
-    """A small ResNet of basic blocks for small pictures: four groups of widths W, 2W, 4W, 8W.
-
-    Depth D = 8n + 2 has n basic blocks a group; the layout and names are those of torchvision's ResNets
-    with the CIFAR stem, so that it is cut into the same five blocks.
-    """
-
-    def __init__(self, depth: int, width: int, classes: int, channels: int) -> None:
-        super().__init__()
-        count = (depth - 2) // 8
-        self.conv1 = nn.Conv2d(channels, width, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.relu = nn.ReLU()
-        self.layer1 = _group(width, width, count, stride=1)
-        self.layer2 = _group(width, 2 * width, count, stride=2)
-        self.layer3 = _group(2 * width, 4 * width, count, stride=2)
-        self.layer4 = _group(4 * width, 8 * width, count, stride=2)
-        self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(8 * width, classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                _conv(module)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits of pictures: (batch, channels, height, width) → (batch, classes)."""
-        x = self.relu(self.bn1(self.conv1(x)))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return self.fc(self.avgpool(x).flatten(1))
-
-
-def _mini_resnet(depth: int, width: int, classes: int, channels: int, path: str) -> Layers:
-    if depth < 10 or (depth - 2) % 8 or not width:
-        raise input_error(
-            ConfigError,
-            path,
-            "mini_resnet_DEPTH_WIDTH needs a depth of 8n + 2 and a width >= 1",
-            "use mini_resnet_10_16, mini_resnet_18_16, …",
-            f"mini_resnet_{depth}_{width}",
-        )
-    return _resnet_layers(MiniResNet(depth, width, classes, channels), ("conv1", "bn1", "relu"))
-
-
-def _resnet_layers(network: nn.Module, stem: tuple[str, ...]) -> Layers:
-    names = (*stem, *_RESNET_CUTS, "avgpool")
-    chain = [(name, network.get_submodule(name)) for name in names]
-    chain += [("flatten", nn.Flatten(1)), ("fc", network.get_submodule("fc"))]
-    return Layers(network, tuple(chain), _RESNET_CUTS)
-
-
-def _group(inputs: int, outputs: int, count: int, stride: int) -> nn.Sequential:
-    shortcut = None
-    if stride != 1 or inputs != outputs:
-        shortcut = nn.Sequential(
-            nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs)
-        )
-    first = BasicBlock(inputs, outputs, stride, shortcut)
-    return nn.Sequential(first, *(BasicBlock(outputs, outputs) for _ in range(count - 1)))
-
-
-def _conv(conv: nn.Conv2d) -> nn.Conv2d:
-    """He initialisation by fan-out, as torchvision's ResNets have it."""
-    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-    return conv
+    network.set_submodule(name, head)

@@ -50,6 +50,7 @@ def assert_right(loader: Loader, split: Split, device: torch.device = CPU) -> No
         assert np.array_equal(batch.images.cpu().numpy(), split.images(indices))
         assert batch.labels.tolist() == split.labels[indices].tolist()
         assert batch.indices.tolist() == indices.tolist()
+        assert batch.first == (indices[0] if len(indices) else -1)
 
 
 def test_the_loader_follows_from_split_and_device(splits: tuple[Split, Split]) -> None:

@@ -21,6 +21,14 @@ def test_resizes_and_crops_as_torchvision_does(make_pictures, size, channels: in
     assert np.array_equal(fit(picture, channels, 16), expected)
 
 
+@pytest.mark.parametrize("size", [(40, 30), (20, 20), (16, 16), (9, 21)])
+def test_resizes_to_more_than_it_crops_as_torchvision_does(make_pictures, size) -> None:
+    picture = make_pictures(1, size)[0]
+    resize = transforms.Compose([transforms.Resize(20), transforms.CenterCrop(16)])
+    expected = np.asarray(resize(Image.fromarray(picture))).transpose(2, 0, 1)
+    assert np.array_equal(fit(picture, 3, 16, 20), expected)
+
+
 def test_turns_colour_grey_as_pillow_does(make_pictures) -> None:
     picture = make_pictures(1, (64, 64))[0]
     expected = np.asarray(Image.fromarray(picture).convert("L"))

@@ -103,6 +103,7 @@ def test_the_fingerprint_follows_what_a_teacher_sees(parquet_set: Make, cache: P
         {"split_seed": 1},
         {"channels": 1},
         {"image_size": 4},
+        {"image_size": 4, "resize": 6},
         {"mean": (0.5, 0.5, 0.5)},
     ]
     variants = [config.model_copy(update=change) for change in changes]
@@ -132,6 +133,17 @@ def test_streamed_moments_come_from_an_evenly_spaced_sample(
     data = open_dataset(parquet_set(val_fraction=0.0, loader="streamed"), cache)
     sample = data.train.images(np.asarray([0, 4, 7, 11])) / 255
     assert data.mean == pytest.approx(sample.mean((0, 2, 3)), rel=1e-9)
+
+
+@pytest.mark.parametrize("loader", ["auto", "streamed"])
+def test_the_centre_of_resized_pictures_is_seen(
+    image_folder: Make, cache: Path, loader: str
+) -> None:
+    config = image_folder(size=(10, 14), image_size=6, resize=8, loader=loader)
+    part = open_dataset(config, cache).train
+    raw = open_source(config, cache).split("train")
+    expected = np.stack([fit(raw.image(int(row)), 3, 6, 8) for row in part.rows])
+    assert np.array_equal(part.images(np.arange(len(part))), expected)
 
 
 def test_different_sizes_need_an_image_size(image_folder: Make, cache: Path) -> None:

@@ -1,0 +1,184 @@
+"""The tables of the StableKD paper, cell by cell, each trained by `kd-study train`.
+
+    python benchmarks/stablekd_tables.py --list
+    python benchmarks/stablekd_tables.py --table 5 --epochs 20 --data /path/to/cifar100 --parallel 4
+    python benchmarks/stablekd_tables.py --table 5 --epochs 20 --data … --teacher r34.safetensors
+    python benchmarks/stablekd_tables.py --table 1 --student swin_t --data /path/to/imagenet --teacher swin_s.pth
+
+Every cell of `stablekd_cells` is trained once for each seed on the whole training split (`data.val_fraction: 0`); its
+student after the last epoch is scored on the test split, once. A call trains one student on one data set. `--data` is
+its folder: of CIFAR-100 in Hugging Face's Parquet layout, of the others as their configs say. Without `--teacher` the
+config's own is taken: trained first, or the file that it names.
+
+Written after every run to benchmarks/results/stablekd-tables-<device>.json, and for others than ResNet34 → ResNet18
+on CIFAR-100 to stablekd-tables-<data set>-<student>-<device>.json. Stopped half-way, the same command goes on, with the
+runs that are missing and within the run that was cut off.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from queue import Queue
+from typing import Any
+
+from environment import environment
+from stablekd_cells import CELLS, Cell
+
+from study.results import StudyResults, find_results
+
+RESULTS = Path(__file__).parent / "results"
+CONFIGS = Path(__file__).parent.parent / "configs"
+SEEDS = (0, 1, 2)
+USUAL_PAIR = ("cifar100", "resnet18")
+
+
+def missing(cell: Cell, known: Mapping[str, Any]) -> list[int]:
+    """Seeds of a cell that no run has."""
+    runs = known.get(cell.name, {}).get("runs", {})
+    return [seed for seed in SEEDS if str(seed) not in runs]
+
+
+def arguments(cell: Cell, seed: int, options: argparse.Namespace) -> list[str]:
+    """`--set path=value` for everything that differs from the cell's config."""
+    name = f"{cell.name}-{seed}"
+    settings: dict[str, Any] = {
+        "study.name": name,
+        "storage.path": options.storage / name,
+        "data.root": options.data,
+        "data.val_fraction": 0,
+        "train.epochs": cell.epochs,
+        "train.seed": seed,
+        **cell.settings,
+    }
+    if cell.pair[0] == "cifar100":
+        settings["data.source"] = "parquet"
+    if options.teacher is not None:
+        settings |= {"teacher.checkpoint": options.teacher.resolve(), "teacher.train": None}
+    return [
+        word
+        for path, value in settings.items()
+        for word in ("--set", f"{path}={'null' if value is None else value}")
+    ]
+
+
+def train(cell: Cell, seed: int, options: argparse.Namespace) -> StudyResults:
+    """One student, or the rest of one that was cut off."""
+    name = f"{cell.name}-{seed}"
+    command = [sys.executable, "-m", "study", "train", str(CONFIGS / cell.config)]
+    command += arguments(cell, seed, options)
+    options.storage.mkdir(parents=True, exist_ok=True)
+    gpu = options.gpus.get()
+    # A Ray of its own for each, in a folder whose path is short enough for a socket's.
+    with tempfile.TemporaryDirectory() as ray, (options.storage / f"{name}.log").open("a") as log:
+        own = {"RAY_TMPDIR": ray} | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": str(gpu)})
+        subprocess.run(command, check=True, stdout=log, stderr=log, env={**os.environ, **own})
+    options.gpus.put(gpu)
+    return find_results(options.storage / name, f"{name}-train")
+
+
+def run_of(results: StudyResults) -> dict[str, Any]:
+    """The figures of one training."""
+    (row,) = results.of("trial")
+    teachers = [teacher.test_accuracy for teacher in results.of("teacher")]
+    return {
+        "test_accuracy": row.test_accuracy,
+        "seconds": row.seconds,
+        "teacher_test_accuracy": teachers[0] if teachers else None,
+    }
+
+
+def summary(runs: Mapping[str, Any]) -> dict[str, float]:
+    """Mean and sample standard deviation over seeds, in per cent."""
+    values = [100 * run["test_accuracy"] for run in runs.values()]
+    found = {"mean": statistics.mean(values)}
+    return found | ({"sd": statistics.stdev(values)} if len(values) > 1 else {})
+
+
+def chosen(options: argparse.Namespace) -> list[Cell]:
+    """The cells that were asked for."""
+    return [
+        cell
+        for cell in CELLS
+        if options.table in (None, cell.table)
+        and options.student in (None, cell.pair[1])
+        and options.epochs in (None, cell.epochs)
+        and (not options.schemes or cell.scheme in options.schemes)
+    ]
+
+
+def main() -> None:
+    """Train what is missing."""
+    layout = argparse.RawTextHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
+    parser.add_argument("--list", action="store_true", help="print the cells and end")
+    parser.add_argument("--table", choices=sorted({cell.table for cell in CELLS}))
+    parser.add_argument("--student", choices=sorted({cell.pair[1] for cell in CELLS}))
+    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--schemes", nargs="*", help="e.g. KD StableKD-5/2")
+    parser.add_argument("--seeds", type=int, nargs="*", default=SEEDS, choices=SEEDS)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--teacher", type=Path)
+    parser.add_argument("--parallel", type=int, default=1, help="students trained at once")
+    parser.add_argument("--storage", type=Path, default=Path("runs/stablekd-tables"))
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    options.storage = options.storage.resolve()
+    cells = chosen(options)
+    if options.list:
+        for cell in cells:
+            print(f"{cell.name:<36} {cell.pair[0]:<9} {cell.scheme:<12} paper {cell.paper or '—'}")
+        return
+    pairs = sorted({cell.pair for cell in cells})
+    if len(pairs) != 1:
+        found = "; ".join(" ".join(pair) for pair in pairs) or "no cell at all"
+        parser.error(
+            f"--table, --student and --schemes must leave one data set and student, got {found}"
+        )
+    if options.data is None:
+        parser.error(f"--data must name the folder of {pairs[0][0]}")
+    options.data = options.data.resolve()
+    where = environment()
+    options.gpus = Queue()
+    for number in range(options.parallel):
+        options.gpus.put(number % len(where["gpus"]) if where["gpus"] else None)
+    date = where.pop("date")
+    setting: dict[str, Any] = {"environment": where}
+    if options.teacher is not None:
+        setting["teacher"] = hashlib.sha256(options.teacher.read_bytes()).hexdigest()
+    device = (where["gpus"] or ["cpu"])[0].replace(" ", "-").lower()
+    own = () if pairs[0] == USUAL_PAIR else pairs[0]
+    path = options.output / f"{'-'.join(('stablekd-tables', *own, device))}.json"
+    record = json.loads(path.read_text()) if path.exists() else {**setting, "cells": {}}
+    if differ := [key for key, value in setting.items() if record.get(key) != value]:
+        parser.error(f"{path} has runs of another {' and '.join(differ)}: choose another --output")
+    record = {"date": date, **setting, "parallel": options.parallel, "cells": record["cells"]}
+    with ThreadPoolExecutor(options.parallel) as pool:
+        futures = {
+            pool.submit(train, cell, seed, options): (cell, seed)
+            for seed in options.seeds
+            for cell in cells
+            if seed in missing(cell, record["cells"])
+        }
+        for future in as_completed(futures):
+            cell, seed = futures[future]
+            facts = {"scheme": cell.scheme, "epochs": cell.epochs, "paper": cell.paper}
+            known = record["cells"].setdefault(cell.name, {**facts, "runs": {}})
+            known["runs"][str(seed)] = run_of(future.result())
+            known |= summary(known["runs"])
+            path.write_text(json.dumps(record, indent=1) + "\n")
+            print(json.dumps({"cell": cell.name, "seed": seed, **known["runs"][str(seed)]}))
+    print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    main()
