@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import safetensors.torch
 
 NETWORK = '''
@@ -67,6 +68,7 @@ def kd_study(folder: Path, cluster: str, *arguments: str) -> subprocess.Complete
     )
 
 
+@pytest.mark.timeout(300)
 def test_a_network_of_the_current_folder_distils_through_two_other_widths(
     tmp_path: Path, ray_cluster: str
 ) -> None:

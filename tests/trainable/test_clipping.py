@@ -25,6 +25,7 @@ from tests.trainable.trials import CPU, MakeConfig
 from trainable.config import TrainConfig
 from trainable.engine.clipping import clip_of
 from trainable.engine.noise import GradientNoise
+from trainable.engine.step import CLIPPED, NORM, UPDATES
 from trainable.networks.blocks import BlockNetwork
 from trainable.networks.teacher import FrozenTeacher
 from trainable.statistics.gradients import BlockMembership, norms_of
@@ -117,12 +118,12 @@ def test_an_update_clips_the_unscaled_sum_once(
     whole = gradients_at_step(free)
     update(free, teacher, batch, parts, 1.0)
     full = free.gradients.flush()
-    assert full["clipped"] == 0
+    assert full[CLIPPED] == 0
 
     reference = plain_network(0)
     for parameter, gradient in zip(reference.parameters(), whole[0], strict=True):
         parameter.grad = gradient.clone()
-    bound = {"norm": full["norm"] / 3, "layer": full["norm"] / 5, "value": 0.01}[kind]
+    bound = {"norm": full[NORM] / 3, "layer": full[NORM] / 5, "value": 0.01}[kind]
     REFERENCES[kind](reference, bound)
 
     student = plain_network(0)
@@ -135,8 +136,8 @@ def test_an_update_clips_the_unscaled_sum_once(
     for (name, now), gradient in zip(weights(student).items(), used[0], strict=True):
         torch.testing.assert_close(now, before[name] - 0.5 * gradient)
     sums = step.gradients.flush()
-    assert sums["clipped"] == 1
-    assert sums["norm"] == pytest.approx(full["norm"], rel=1e-6)  # from before
+    assert sums[CLIPPED] == 1
+    assert sums[NORM] == pytest.approx(full[NORM], rel=1e-6)  # from before
     assert sums["act"] == pytest.approx(full["act"], rel=1e-6)
 
 
@@ -146,7 +147,7 @@ def test_the_clip_rate_counts_good_updates_that_were_bounded(make_config: MakeCo
     norms = []
     for number in range(6):
         update(free, teacher, noise(number), [16], 0.0)
-        norms.append(free.gradients.flush()["norm"])
+        norms.append(free.gradients.flush()[NORM])
     bound = sorted(norms)[3] * 0.9999  # three of six are above
     config = make_config(train={"clip": bound, "max_skipped": 9})
     step = step_of(plain_network(0), config, PLAIN_SGD)
@@ -155,8 +156,8 @@ def test_the_clip_rate_counts_good_updates_that_were_bounded(make_config: MakeCo
         images, labels = noise(number)
         update(step, teacher, (images * float("nan"), labels), [16], 0.0)
     sums = step.gradients.flush()
-    assert (sums["clipped"], sums["updates"]) == (3, 6)
-    assert sums["norm"] == pytest.approx(sum(norms))
+    assert (sums[CLIPPED], sums[UPDATES]) == (3, 6)
+    assert sums[NORM] == pytest.approx(sum(norms))
 
 
 # Gradient noise.
@@ -242,5 +243,5 @@ def test_noise_comes_before_clipping_and_after_the_observation(
     for mine, theirs in zip(used[0], reference.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs.grad, rtol=1e-5, atol=0.0)
     sums = step.gradients.flush()
-    assert sums["clipped"] == 1
-    assert sums["norm"] == pytest.approx(bound / 2, rel=1e-5)
+    assert sums[CLIPPED] == 1
+    assert sums[NORM] == pytest.approx(bound / 2, rel=1e-5)

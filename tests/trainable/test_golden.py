@@ -80,7 +80,7 @@ class WatchedStep(Step):
         samples = now.pop(SAMPLES)
         assert now.pop(UPDATES) == 1
         norm = now.pop(NORM)
-        terms = {name: value / samples for name, value in now.items() if "/" in name}
+        terms = {name: value / samples for name, value in now.items() if name.startswith("train/")}
         self.seen[0].append({**terms, "grad/norm": norm, "lr": lr})
 
     def _sums(self) -> dict[str, float]:
