@@ -22,7 +22,7 @@ study: $(VENV)/.run ## Run the quickstart study (or CONFIG=path/to/study.yaml)
 	$(BIN)/kd-study run $(CONFIG)
 
 test: check ## Check, then run the fast tests
-	$(BIN)/pytest -m '$(FAST)' --numprocesses 2 --dist loadfile
+	$(BIN)/pytest -m '$(FAST)' --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-all: check ## Check, then run every test (those for a GPU skip without one)
 	$(BIN)/pytest
