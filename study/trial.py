@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ray import tune
-from ray.train import RunConfig, ScalingConfig
+from ray.train import RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
@@ -59,7 +59,14 @@ def _run_workers(task: tasks.TrialTask, study: StudyConfig) -> None:
             callbacks=[TuneReportCallback()],
         ),
     )
-    trainer.fit()
+    try:
+        trainer.fit()
+    except WorkerGroupError as error:
+        failures = sorted(error.worker_failures.items(), reverse=True)  # rank 0 has the last word
+        told = [note for _, failure in failures for note in getattr(failure, "__notes__", ())]
+        if not told:
+            raise
+        raise WorkerGroupError("\n".join(told), error.worker_failures) from None
 
 
 def _backend(config: TrialConfig) -> str:

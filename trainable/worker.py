@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from typing import Any
 
 import ray.train
@@ -18,4 +19,8 @@ def train_worker(settings: dict[str, Any]) -> None:
     def report(record: EpochRecord) -> None:
         ray.train.report(record.to_result(task.config.train.epochs))
 
-    run(task, report, ray.train.torch.get_device())
+    try:
+        run(task, report, ray.train.torch.get_device())
+    except Exception as error:
+        error.add_note(traceback.format_exc())  # Ray passes a thousand characters of it on
+        raise
