@@ -78,11 +78,16 @@ def train(cell: Cell, seed: int, options: argparse.Namespace) -> StudyResults:
     command += arguments(cell, seed, options)
     options.storage.mkdir(parents=True, exist_ok=True)
     gpu = options.gpus.get()
-    # A Ray of its own for each, in a folder whose path is short enough for a socket's.
-    with tempfile.TemporaryDirectory() as ray, (options.storage / f"{name}.log").open("a") as log:
-        own = {"RAY_TMPDIR": ray} | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": str(gpu)})
-        subprocess.run(command, check=True, stdout=log, stderr=log, env={**os.environ, **own})
-    options.gpus.put(gpu)
+    try:
+        # A Ray of its own for each, in a folder whose path is short enough for a socket's.
+        with (
+            tempfile.TemporaryDirectory() as ray,
+            (options.storage / f"{name}.log").open("a") as log,
+        ):
+            own = {"RAY_TMPDIR": ray} | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": str(gpu)})
+            subprocess.run(command, check=True, stdout=log, stderr=log, env={**os.environ, **own})
+    finally:
+        options.gpus.put(gpu)
     return find_results(options.storage / name, f"{name}-train")
 
 
@@ -116,23 +121,40 @@ def chosen(options: argparse.Namespace) -> list[Cell]:
     ]
 
 
+def parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    layout = argparse.RawTextHelpFormatter
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
+    made.add_argument("--list", action="store_true", help="print the cells and end")
+    made.add_argument("--table", choices=sorted({cell.table for cell in CELLS}))
+    made.add_argument("--student", choices=sorted({cell.pair[1] for cell in CELLS}))
+    made.add_argument("--epochs", type=int)
+    made.add_argument("--schemes", nargs="*", help="e.g. KD StableKD-5/2")
+    made.add_argument("--seeds", type=int, nargs="*", default=SEEDS, choices=SEEDS)
+    made.add_argument("--data", type=Path)
+    made.add_argument("--teacher", type=Path)
+    made.add_argument("--parallel", type=int, default=1, help="students trained at once")
+    made.add_argument("--storage", type=Path, default=Path("runs/stablekd-tables"))
+    made.add_argument("--output", type=Path, default=RESULTS)
+    return made
+
+
+def opened(path: Path, setting: Mapping[str, Any]) -> dict[str, Any]:
+    """The record at `path`, or a new one; ValueError if its runs are of another environment or teacher."""
+    if not path.exists():
+        return {"cells": {}}
+    record = json.loads(path.read_text())
+    if differ := [key for key, value in setting.items() if record.get(key) != value]:
+        raise ValueError(
+            f"{path} has runs of another {' and '.join(differ)}: choose another --output"
+        )
+    return record
+
+
 def main() -> None:
     """Train what is missing."""
-    layout = argparse.RawTextHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
-    parser.add_argument("--list", action="store_true", help="print the cells and end")
-    parser.add_argument("--table", choices=sorted({cell.table for cell in CELLS}))
-    parser.add_argument("--student", choices=sorted({cell.pair[1] for cell in CELLS}))
-    parser.add_argument("--epochs", type=int)
-    parser.add_argument("--schemes", nargs="*", help="e.g. KD StableKD-5/2")
-    parser.add_argument("--seeds", type=int, nargs="*", default=SEEDS, choices=SEEDS)
-    parser.add_argument("--data", type=Path)
-    parser.add_argument("--teacher", type=Path)
-    parser.add_argument("--parallel", type=int, default=1, help="students trained at once")
-    parser.add_argument("--storage", type=Path, default=Path("runs/stablekd-tables"))
-    parser.add_argument("--output", type=Path, default=RESULTS)
-    options = parser.parse_args()
-    options.storage = options.storage.resolve()
+    command = parser()
+    options = command.parse_args()
     cells = chosen(options)
     if options.list:
         for cell in cells:
@@ -141,27 +163,35 @@ def main() -> None:
     pairs = sorted({cell.pair for cell in cells})
     if len(pairs) != 1:
         found = "; ".join(" ".join(pair) for pair in pairs) or "no cell at all"
-        parser.error(
+        command.error(
             f"--table, --student and --schemes must leave one data set and student, got {found}"
         )
     if options.data is None:
-        parser.error(f"--data must name the folder of {pairs[0][0]}")
-    options.data = options.data.resolve()
+        command.error(f"--data must name the folder of {pairs[0][0]}")
+    options.storage, options.data = options.storage.resolve(), options.data.resolve()
     where = environment()
-    options.gpus = Queue()
+    date, gpus, options.gpus = where.pop("date"), where["gpus"], Queue()
     for number in range(options.parallel):
-        options.gpus.put(number % len(where["gpus"]) if where["gpus"] else None)
-    date = where.pop("date")
+        options.gpus.put(number % len(gpus) if gpus else None)
     setting: dict[str, Any] = {"environment": where}
     if options.teacher is not None:
         setting["teacher"] = hashlib.sha256(options.teacher.read_bytes()).hexdigest()
-    device = (where["gpus"] or ["cpu"])[0].replace(" ", "-").lower()
+    device = (gpus or ["cpu"])[0].replace(" ", "-").lower()
     own = () if pairs[0] == USUAL_PAIR else pairs[0]
     path = options.output / f"{'-'.join(('stablekd-tables', *own, device))}.json"
-    record = json.loads(path.read_text()) if path.exists() else {**setting, "cells": {}}
-    if differ := [key for key, value in setting.items() if record.get(key) != value]:
-        parser.error(f"{path} has runs of another {' and '.join(differ)}: choose another --output")
-    record = {"date": date, **setting, "parallel": options.parallel, "cells": record["cells"]}
+    try:
+        cells_known = opened(path, setting)["cells"]
+    except ValueError as error:
+        command.error(str(error))
+    record = {"date": date, **setting, "parallel": options.parallel, "cells": cells_known}
+    train_missing(cells, options, record, path)
+    print(f"wrote {path}")
+
+
+def train_missing(
+    cells: list[Cell], options: argparse.Namespace, record: dict[str, Any], path: Path
+) -> None:
+    """Every run that the record lacks; it is written after each."""
     with ThreadPoolExecutor(options.parallel) as pool:
         futures = {
             pool.submit(train, cell, seed, options): (cell, seed)
@@ -177,7 +207,6 @@ def main() -> None:
             known |= summary(known["runs"])
             path.write_text(json.dumps(record, indent=1) + "\n")
             print(json.dumps({"cell": cell.name, "seed": seed, **known["runs"][str(seed)]}))
-    print(f"wrote {path}")
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ def report(name: _Name, storage: _Storage = Path("runs")) -> None:
 def main() -> None:
     """Entry point of `kd-study`."""
     # A config may name a network of the current folder, which Ray's workers look into, too.
-    sys.path.insert(0, os.getcwd())
+    sys.path.append(os.getcwd())
     _app()
 
 

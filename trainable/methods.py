@@ -42,6 +42,8 @@ class Traits:
     features: Literal["none", "equal", "maps"] = "none"
     """What it wants of the networks' features at the cuts: nothing, equal shapes, or maps (channels, height,
     width) of any widths."""
+    one_class: bool = False
+    """Whether its formula needs the one class of each picture, which mixed pictures have not."""
     slope: bool = False
     """Whether it needs the gradient of the teacher's answer with respect to the pictures."""
 
@@ -86,6 +88,7 @@ METHODS: Mapping[MethodName, Traits] = MappingProxyType(
         "dkd": Traits(
             "CE + T²·(α·TCKD + β·NCKD)",
             takes=("temperature", "target_weight", "nontarget_weight"),
+            one_class=True,
         ),
         "deit": Traits(
             "(1 − α)·CE(class token) + α·distillation token",

@@ -64,6 +64,89 @@ def test_a_sound_study_has_a_plan() -> None:
     assert len(plan.data.classes) == 10
 
 
+NARROW = [
+    "student.model=mini_resnet_10_2",
+    "distill={method: stablekd, lam: 1, decomposition: 5/2}",
+]
+NETWORKS = """
+from torch import nn
+
+class Net(nn.Sequential):
+    def __init__(self, classes, *more):
+        super().__init__(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, classes), *more)
+
+def seven():
+    return Net(7)
+
+class Spare(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.net, self.spare = Net(classes), nn.Linear(2, 2)
+
+    def forward(self, x):
+        return self.net(x)
+
+def spare(num_classes):
+    return Spare(num_classes)
+
+
+"""
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (
+            [*NARROW, "search.student.projectors={choice: [fold, none]}"],
+            ["at layer1 the student has (2, 8, 8)", "where search gives student.projectors: none"],
+        ),
+        (
+            [
+                "student.model=torchvision:squeezenet1_1",
+                "student.cuts=[features.2]",
+                "data.image_size=32",
+                "teacher.cuts=[layer1]",
+                "search.student.head.name={choice: [linear, am_softmax]}",
+            ],
+            ["must end in a linear layer", "where search gives student.head.name: am_softmax"],
+        ),
+        (
+            ["distill={method: at, lam: 1000}", "teacher.cuts=[layer1]"],
+            ["student.cuts: must cut both networks into as many blocks, not the teacher into 2"],
+        ),
+        (
+            ["distill={method: mse, alpha: 0.5}", "student.cuts=[]"],
+            ["student.cuts: mse compares features at the cuts, and there are none"],
+        ),
+        (
+            ["teacher=null", "distill={method: none}", "student.projectors=fold"],
+            ["student.projectors: needs a teacher"],
+        ),
+        (
+            ["student.model=our_nets:seven", "student.cuts=[]"],
+            ["must give 10 logits, one a class, got (7,)"],
+        ),
+        (["student.model=our_nets:spare", "student.cuts=[]"], ["2 unused, the first spare.weight"]),
+        (
+            [
+                "data.unseen_classes=['3', '7']",
+                "student.model=torchvision:squeezenet1_1",
+                "student.cuts=[]",
+                "data.image_size=32",
+            ],
+            ["student.model: data.unseen_classes needs a network whose last layer takes a vector"],
+        ),
+    ],
+)
+def test_what_would_fail_in_a_trial_is_refused_before(
+    settings: list[str], words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "our_nets.py").write_text(NETWORKS)
+    monkeypatch.syspath_prepend(tmp_path)
+    text = "\n".join(wrong(*settings))
+    assert all(word in text for word in words), text
+
+
 def test_gpus_are_used_where_there_are_any() -> None:
     plan = plan_of("resources.gpus_per_worker=0.5", capacity=Capacity(cpus=8, gpus=2))
     assert plan.concurrency == 4

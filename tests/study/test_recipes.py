@@ -100,6 +100,7 @@ def test_what_a_recipe_says_can_be_set_makes_a_valid_trial(
     path: Path, settings: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     single, _ = load_single(path, settings)
+    assert single != load_single(path, ())[0]  # it changes something
     if any(setting.startswith(("student.", "teacher.model", "distill.")) for setting in settings):
         plan_of(single, monkeypatch)
 

@@ -67,17 +67,21 @@ def test_the_loss_of_mixed_labels_is_the_mean_of_the_losses(
 
 
 @pytest.mark.parametrize("label", [10, -1])
-def test_a_label_without_a_class_is_found_in_what_it_was_mixed_into(label: int) -> None:
+@pytest.mark.parametrize("position", [0, 5, 7])
+@pytest.mark.parametrize("share", [0.6, 0.001, 1.0])
+def test_a_label_without_a_class_is_found_where_it_is_and_not_where_it_was_mixed_into(
+    label: int, position: int, share: float
+) -> None:
     labels = torch.arange(8)
-    labels[5] = label
+    labels[position] = label
     distributions = (labels[:, None] == torch.arange(10)).float()
-    mixed = distributions * 0.6 + distributions.roll(1, 0) * 0.4
+    mixed = distributions * share + distributions.roll(1, 0) * (1 - share)
     inputs = Inputs(10, CPU)
     inputs.start()
     seen = inputs.look(torch.zeros(8, 3, 4, 4), mixed, 4, 1)
     assert torch.equal(seen, mixed)
     assert inputs.found.tolist() == [0, 1]
-    assert inputs.place() == Place(4, 1, 5)
+    assert inputs.place() == Place(4, 1, position)
 
 
 def test_mixed_labels_that_are_whole_are_let_by() -> None:

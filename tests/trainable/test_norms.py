@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from trainable.config import BatchNormConfig, TrialConfig
+from trainable.errors import ConfigError
 from trainable.networks.blocks import BlockNetwork
 from trainable.networks.build import Pictures, build_student, build_teacher_network
 from trainable.networks.norms import freeze_batchnorm, group_count, with_norms
@@ -127,6 +128,22 @@ def test_what_is_not_set_stays_the_layers_own() -> None:
     network = with_norms(network, BatchNormConfig(momentum=0.5), workers=1)
     assert (network.bn1.momentum, network.layer1[0].bn1.momentum) == (0.5, 0.5)
     assert network.layer1[0].bn1.eps == 0.5
+
+
+@pytest.mark.parametrize(
+    ("norms", "workers", "path"),
+    [({"group_norm": 8}, 1, "group_norm"), ({"sync": True}, 2, "sync")],
+)
+def test_a_layer_that_does_more_than_batchnorm_is_not_replaced(
+    norms: dict[str, Any], workers: int, path: str
+) -> None:
+    """timm's BatchNormAct2d holds the activation, which a replacement would drop without a word."""
+    with torch.device("meta"):
+        network = build("timm:efficientnet_lite0", PICTURES, path="student.model").network
+    config = BatchNormConfig.model_validate(norms)
+    with pytest.raises(ConfigError, match=rf"train\.batchnorm\.{path}: .*bn1 is a BatchNormAct2d"):
+        with_norms(network, config, workers=workers)
+    with_norms(network, BatchNormConfig(momentum=0.5, sync=True), workers=1)
 
 
 def test_one_worker_has_nothing_to_synchronise() -> None:

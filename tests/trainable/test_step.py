@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from tests.trainable.conftest import PICTURES
 from tests.trainable.stepping import (
     Batch,
     Breakable,
+    gradients_at_step,
     owned,
     plain_network,
     step_of,
@@ -23,7 +25,9 @@ from trainable.distill.kd import KD
 from trainable.distill.objective import method_of
 from trainable.distill.terms import LOSS
 from trainable.engine.step import RATIO, SAMPLES
+from trainable.engine.summary import training_metrics
 from trainable.networks.blocks import BlockNetwork
+from trainable.networks.build import build_student
 from trainable.networks.teacher import FrozenTeacher, TeacherOutputs
 
 SGD = {"lr": 1.0, "momentum": 0.9, "nesterov": True, "weight_decay": 1e-3}
@@ -74,6 +78,23 @@ def test_gradient_norms_are_those_of_torch(
     for index, (_, parameters) in enumerate(student.block_parameters()):
         block = torch.nn.utils.get_total_norm([p.grad for p in parameters])
         torch.testing.assert_close(norms.blocks[index], block)
+
+
+def test_a_block_called_as_a_total_is_not_taken_for_it(make_config: MakeConfig) -> None:
+    """The fourth cut of a vision transformer is its `norm`."""
+    config = make_config(student={"model": "vit_t4"})
+    student, teacher = (build_student(config, PICTURES) for _ in range(2))
+    step = step_of(student, config)
+    found = gradients_at_step(step)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(4, 3, 8, 8, generator=generator)
+    update(step, FrozenTeacher(teacher), (images, torch.arange(4)), [4], 0.1)
+    metrics = training_metrics(step)
+    total = torch.stack([gradient.norm() for gradient in found[0]]).norm().item()
+    assert metrics["grad/norm"] == pytest.approx(total, rel=1e-4)
+    assert 0 < metrics["grad/norm.norm"] < total
+    blocks = [metrics[f"grad/norm.{name}"] ** 2 for name in student.names]
+    assert sum(blocks) ** 0.5 == pytest.approx(total, rel=1e-4)
 
 
 def test_travelled_distance_is_what_the_parameters_moved(

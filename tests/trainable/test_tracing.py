@@ -215,6 +215,12 @@ class Hooked(Twice):
         return self.fc(self.conv(x).mean((2, 3)))
 
 
+class Patched(Twice):
+    def __init__(self) -> None:
+        super().__init__()
+        self.forward = lambda x: self.fc(self.conv(x).mean((2, 3)))  # type: ignore[assignment]
+
+
 class Foreign(Twice):
     def blocks_in_order(self) -> Iterator[tuple[str, nn.Module]]:
         yield "conv", nn.Conv2d(3, 3, 1)
@@ -229,6 +235,7 @@ class Foreign(Twice):
         (Constant, "register it as a buffer"),
         (Pair, "logits alone"),
         (Hooked, "hooks"),
+        (Patched, "forward of its instance"),
         (Foreign, "conv with weight, bias"),
     ],
 )

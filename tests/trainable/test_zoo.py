@@ -73,6 +73,7 @@ def state_of(name: str) -> dict[str, torch.Tensor]:
 
 
 OWN = """
+import torch
 from torch import nn
 
 def small(num_classes, image_size):
@@ -87,6 +88,9 @@ def broken(in_channels):
 
 def number():
     return 7
+
+def depths():
+    return nn.Sequential(nn.Flatten(), nn.Linear(192, [int(x.item()) for x in torch.linspace(10, 20, 3)][0]))
 
 constant = 3
 """
@@ -103,6 +107,14 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_a_factory_gets_the_facts_that_it_names(own: str) -> None:
     network = build(f"{own}:small", Pictures(4, 3, (8, 6)), path="student.model").network
     assert network(torch.zeros(2, 3, 8, 6)).shape == (2, 4)
+
+
+def test_a_factory_that_reads_values_can_be_looked_at_without_weights(own: str) -> None:
+    state = torch.get_rng_state()
+    with torch.device("meta"):
+        built = build(f"{own}:depths", Pictures(10, 3, (8, 8)), path="student.model")
+    assert {p.device.type for p in built.network.parameters()} == {"meta"}
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.parametrize(

@@ -5,15 +5,11 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainable.config import DistillConfig
-from trainable.distill.added import AddedTerm
-from trainable.distill.maps import FeatureShapes, map_pairs
-from trainable.distill.terms import Terms, feature_error
-from trainable.networks.blocks import BlockNetwork
-from trainable.networks.teacher import TeacherOutputs
+from trainable.distill.compared import ComparedMaps
+from trainable.distill.terms import feature_error
 
 
-class AttentionTransfer:
+class AttentionTransfer(ComparedMaps):
     """L = CE + λ·Σ_l mean_j (Q_S^l/‖Q_S^l‖₂ − Q_T^l/‖Q_T^l‖₂)_j² over the cuts l and the positions j.
 
     Q = vec(Σ_c A_c²) is the attention map of activations A, one value a position, so channels may differ.
@@ -21,19 +17,8 @@ class AttentionTransfer:
     norm and takes the mean over positions, as here: λ = 1000 is its weight.
     """
 
-    def __init__(self, config: DistillConfig, shapes: FeatureShapes | None) -> None:
-        map_pairs("at", shapes, equal_sizes=True)
-        self._added = AddedTerm(config)
-
-    def __call__(
-        self, student: BlockNetwork, images: Tensor, labels: Tensor, teacher: TeacherOutputs
-    ) -> Terms:
-        *features, logits = student.features(images)
-        errors = [
-            feature_error(attention(mine), attention(theirs))
-            for mine, theirs in zip(features, teacher.features, strict=True)
-        ]
-        return self._added(student, logits, labels, errors)
+    def error(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return feature_error(attention(student), attention(teacher))
 
 
 def attention(feature: Tensor) -> Tensor:

@@ -6,15 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainable.config import DistillConfig
-from trainable.distill.added import AddedTerm
-from trainable.distill.maps import FeatureShapes, map_pairs
-from trainable.distill.terms import Terms
-from trainable.networks.blocks import BlockNetwork
-from trainable.networks.teacher import TeacherOutputs
+from trainable.distill.compared import ComparedMaps
 
 
-class NeuronSelectivity:
+class NeuronSelectivity(ComparedMaps):
     """L = CE + λ·Σ_l MMD²(F_T^l, F_S^l) over the cuts l, between the channels of the two networks.
 
     A channel's map, vectorised and of length 1, is one sample of a distribution over positions:
@@ -23,19 +18,8 @@ class NeuronSelectivity:
     λ/2; λ = 50 is usual here (Tian et al. 2020, RepDistiller).
     """
 
-    def __init__(self, config: DistillConfig, shapes: FeatureShapes | None) -> None:
-        map_pairs("nst", shapes, equal_sizes=True)
-        self._added = AddedTerm(config)
-
-    def __call__(
-        self, student: BlockNetwork, images: Tensor, labels: Tensor, teacher: TeacherOutputs
-    ) -> Terms:
-        *features, logits = student.features(images)
-        errors = [
-            squared_mmd(mine, theirs)
-            for mine, theirs in zip(features, teacher.features, strict=True)
-        ]
-        return self._added(student, logits, labels, errors)
+    def error(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return squared_mmd(student, teacher)
 
 
 def squared_mmd(student: Tensor, teacher: Tensor) -> Tensor:

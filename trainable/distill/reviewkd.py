@@ -26,7 +26,7 @@ class ReviewKD(nn.Module):
     (`Fusion`, the source's ABF) and compared with the teacher's (`hierarchical_error`, HCL). The fusions'
     own convolutions bring it to the teacher's channels, nearest interpolation to its height and width. They are
     trained with the student and are no part of it: none is evaluated or kept. The source tunes λ for each pair
-    of networks.
+    of networks, lets it rise over the first epochs and also compares the pooled embedding; neither is done here.
     """
 
     def __init__(self, config: DistillConfig, shapes: FeatureShapes | None) -> None:

@@ -2,7 +2,7 @@
 
     best.safetensors            the best student so far
     checkpoints/000000240/      after 240 updates
-        student.safetensors     the undivided student's weights
+        student.safetensors     the undivided student's weights, and its projectors'
         state.pt                what is equal on all ranks: optimizer, scaler, records, position
         rank-0.pt               what each rank has for itself: buffers, random generators, sums
         best.safetensors        the best student at that time
@@ -186,7 +186,7 @@ class CheckpointFolder:
 
 
 def best_student(folder: Path) -> Path:
-    """Where a trial keeps its best student, as the undivided network's state dict."""
+    """Where a trial keeps its best student: the undivided network's state dict, or with projectors that of both."""
     return folder / BEST
 
 

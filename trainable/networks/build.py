@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from trainable.config import TrialConfig
@@ -79,27 +82,24 @@ def load_teacher(config: TrialConfig, pictures: Pictures, weights: Path) -> Froz
     return FrozenTeacher(network)
 
 
-@torch.no_grad()
 def output_shapes(network: BlockNetwork, pictures: Pictures) -> tuple[Shape, ...]:
     """Shape of every block's output for one picture, without the batch; the network keeps its state.
 
     Raises:
         ConfigError: It cannot take such pictures, or a block overwrites what the one before has handed out.
     """
-    training = network.training
-    x = torch.zeros(1, pictures.channels, *pictures.image_size, device=_device(network))
     shapes: list[Shape] = []
-    network.eval()
     try:
-        for index, name in enumerate(network.names):
-            before, version = x, x._version
-            x = network.run(x, index, index + 1)
-            if before._version != version:
-                rule = "must be cut where no later layer works in place"
-                remedy = "make it return a new tensor, or cut elsewhere"
-                got = f"block {name}, which overwrites its input"
-                raise ConfigError([Problem(network.path, rule, remedy, got)])
-            shapes.append(tuple(x.shape[1:]))
+        with _looking_at(network, pictures) as x:
+            for index, name in enumerate(network.names):
+                before, version = x, x._version
+                x = network.run(x, index, index + 1)
+                if before._version != version:
+                    rule = "must be cut where no later layer works in place"
+                    remedy = "make it return a new tensor, or cut elsewhere"
+                    got = f"block {name}, which overwrites its input"
+                    raise ConfigError([Problem(network.path, rule, remedy, got)])
+                shapes.append(tuple(x.shape[1:]))
     except ConfigError:
         raise
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
@@ -107,8 +107,6 @@ def output_shapes(network: BlockNetwork, pictures: Pictures) -> tuple[Shape, ...
         rule = f"must take pictures of {size} ({str(error).splitlines()[0]})"
         remedy = "choose another network, or set data.image_size and data.channels"
         raise ConfigError([Problem(network.model_path, rule, remedy)]) from error
-    finally:
-        network.train(training)
     if shapes[-1] != (pictures.classes,):
         rule = f"must give {pictures.classes} logits, one a class"
         remedy = "make it do so, from num_classes"
@@ -125,11 +123,10 @@ def check_all_is_read(network: BlockNetwork) -> None:
         raise ConfigError([Problem(network.model_path, rule, remedy, got)])
 
 
-@torch.no_grad()
 def check_embedding(network: BlockNetwork, pictures: Pictures) -> None:
     """Raise ConfigError unless a picture's embedding is a vector, which unseen classes are verified by."""
-    images = torch.zeros(2, pictures.channels, *pictures.image_size, device=_device(network))
-    shape = None if network.head is None else tuple(network.eval().embed(images).shape[1:])
+    with _looking_at(network, pictures) as x:
+        shape = None if network.head is None else tuple(network.embed(x).shape[1:])
     if shape is None or len(shape) != 1:
         rule = "data.unseen_classes needs a network whose last layer takes a vector"
         got = "no last layer" if shape is None else f"{shape} of a picture"
@@ -138,18 +135,14 @@ def check_embedding(network: BlockNetwork, pictures: Pictures) -> None:
         )
 
 
-@torch.no_grad()
 def flops(network: BlockNetwork, pictures: Pictures) -> tuple[int, ...]:
     """Floating-point operations of every block's forward for one picture, a multiply-add counted as two."""
-    training = network.training
-    x = torch.zeros(1, pictures.channels, *pictures.image_size, device=_device(network))
     counts: list[int] = []
-    network.eval()
-    for index in range(len(network)):
-        with FlopCounterMode(display=False) as counter:
-            x = network.run(x, index, index + 1)
-        counts.append(counter.get_total_flops())
-    network.train(training)
+    with _looking_at(network, pictures) as x:
+        for index in range(len(network)):
+            with FlopCounterMode(display=False) as counter:
+                x = network.run(x, index, index + 1)
+            counts.append(counter.get_total_flops())
     return tuple(counts)
 
 
@@ -188,5 +181,13 @@ def check_features_match(
         raise ConfigError(found)
 
 
-def _device(network: BlockNetwork) -> torch.device:
-    return next(network.parameters()).device
+@contextmanager
+def _looking_at(network: BlockNetwork, pictures: Pictures) -> Generator[Tensor]:
+    """A dark picture, (1, channels, height, width), while the network evaluates; then it is as it was."""
+    training, device = network.training, next(network.parameters()).device
+    network.eval()
+    try:
+        with torch.no_grad():
+            yield torch.zeros(1, pictures.channels, *pictures.image_size, device=device)
+    finally:
+        network.train(training)

@@ -18,9 +18,11 @@ from trainable.errors import ConfigError, InputError, input_error
 HAND_MADE = "blocks_in_order"
 """A method of a network: () → [(name, module), …], which applied one after the other are its forward."""
 
-
 RESERVED = ("head", "method")
 """The last block, and a method's own parameters."""
+
+_FEW, _SHOWN = 4, 16
+"""Of the names of submodules in an error: fewer are shown with what they hold, more are not shown."""
 
 
 class Piece(nn.Module):
@@ -34,9 +36,8 @@ class Piece(nn.Module):
         self._network = (network,)  # in a tuple, which nn.Module does not look into
         code = graph.python_code("self")
         names: dict[str, Any] = dict(code.globals)
-        exec(
-            code.src, names
-        )  # the way of fx.GraphModule, whose copies of buffers would not move along
+        # As fx.GraphModule does it, whose copies of buffers would not move along with the network.
+        exec(code.src, names)
         self._forward: Callable[[nn.Module, Tensor], Tensor] = names["forward"]
         called = [str(node.target) for node in graph.nodes if node.op == "call_module"]
         self.called = nn.ModuleList(network.get_submodule(name) for name in dict.fromkeys(called))
@@ -143,6 +144,9 @@ class _Tracer(fx.Tracer):
 
 def _trace(root: nn.Module, inside: Sequence[str | None], path: str) -> fx.Graph:
     """The forward of `root` down to the modules `inside`; ConfigError if it has none that can be traced."""
+    if "forward" in vars(root) or vars(root)["_forward_hooks"] or vars(root)["_forward_pre_hooks"]:
+        rule = f"{_kind(root)} has hooks or a forward of its instance, which tracing does not see"
+        raise _refusal(path, rule, None)
     parts = [name.split(".") for name in inside if name is not None]
     opened = {".".join(part[:length]) for part in parts for length in range(1, len(part))}
     mode, options = root.training, _options(root)
@@ -162,8 +166,6 @@ def _trace(root: nn.Module, inside: Sequence[str | None], path: str) -> fx.Graph
             delattr(root, name)
         rule = f"{_kind(root)}'s forward makes a tensor of its own"
         raise _refusal(path, rule, None, "register it as a buffer")
-    if vars(root)["_forward_hooks"] or vars(root)["_forward_pre_hooks"]:
-        raise _refusal(path, f"{_kind(root)} has hooks, which its blocks would not call", None)
     if str(training) != str(evaluating):
         rule = f"{_kind(root)}'s own forward is another one in training than in evaluation"
         raise _refusal(path, rule, None)
@@ -325,9 +327,6 @@ def _places(root: nn.Module) -> str:
     if len(names) < _FEW:
         names = [name for name, _ in root.named_modules() if name.count(".") == 1] or names
     return ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
-
-
-_FEW, _SHOWN = 4, 16
 
 
 def _refusal(path: str, rule: str, got: str | None, remedy: str | None = None) -> InputError:
