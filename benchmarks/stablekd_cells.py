@@ -36,6 +36,12 @@ class Cell:
         return "".join(letter if letter.isalnum() else "-" for letter in text.lower())
 
     @property
+    def has_teacher(self) -> bool:
+        """Whether the student learns from one, or has projectors of its width."""
+        alone = self.settings.get("distill.method") == "none"
+        return not alone or self.settings.get("student.projectors") == "keep"
+
+    @property
     def pair(self) -> tuple[str, str]:
         """Data set and student, which has the same teacher in all cells of that data set."""
         return self.config.split("_")[0], str(self.settings.get("student.model", "resnet18"))

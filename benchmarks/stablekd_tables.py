@@ -62,7 +62,9 @@ def arguments(cell: Cell, seed: int, options: argparse.Namespace) -> list[str]:
     }
     if cell.pair[0] == "cifar100":
         settings["data.source"] = "parquet"
-    if options.teacher is not None:
+    if not cell.has_teacher:
+        settings["teacher"] = None
+    elif options.teacher is not None:
         settings |= {"teacher.checkpoint": options.teacher.resolve(), "teacher.train": None}
     return [
         word
@@ -109,6 +111,13 @@ def summary(runs: Mapping[str, Any]) -> dict[str, float]:
     return found | ({"sd": statistics.stdev(values)} if len(values) > 1 else {})
 
 
+def teacher_of(options: argparse.Namespace) -> str:
+    """What tells one teacher from another."""
+    if options.teacher is None:
+        return "trained by each run, as its config says"
+    return hashlib.sha256(options.teacher.read_bytes()).hexdigest()
+
+
 def chosen(options: argparse.Namespace) -> list[Cell]:
     """The cells that were asked for."""
     return [
@@ -140,11 +149,14 @@ def parser() -> argparse.ArgumentParser:
 
 
 def opened(path: Path, setting: Mapping[str, Any]) -> dict[str, Any]:
-    """The record at `path`, or a new one; ValueError if its runs are of another environment or teacher."""
+    """The record at `path`, or a new one; ValueError if its runs are of another environment or teacher.
+
+    Students without a teacher may come first, and a record of them alone names none.
+    """
     if not path.exists():
         return {"cells": {}}
     record = json.loads(path.read_text())
-    if differ := [key for key, value in setting.items() if record.get(key) != value]:
+    if differ := [key for key, value in setting.items() if record.get(key, value) != value]:
         raise ValueError(
             f"{path} has runs of another {' and '.join(differ)}: choose another --output"
         )
@@ -174,16 +186,16 @@ def main() -> None:
     for number in range(options.parallel):
         options.gpus.put(number % len(gpus) if gpus else None)
     setting: dict[str, Any] = {"environment": where}
-    if options.teacher is not None:
-        setting["teacher"] = hashlib.sha256(options.teacher.read_bytes()).hexdigest()
+    if any(cell.has_teacher for cell in cells):
+        setting["teacher"] = teacher_of(options)
     device = (gpus or ["cpu"])[0].replace(" ", "-").lower()
     own = () if pairs[0] == USUAL_PAIR else pairs[0]
     path = options.output / f"{'-'.join(('stablekd-tables', *own, device))}.json"
     try:
-        cells_known = opened(path, setting)["cells"]
+        record = opened(path, setting)
     except ValueError as error:
         command.error(str(error))
-    record = {"date": date, **setting, "parallel": options.parallel, "cells": cells_known}
+    record = {**record, "date": date, **setting, "parallel": options.parallel}
     train_missing(cells, options, record, path)
     print(f"wrote {path}")
 

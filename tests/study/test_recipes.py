@@ -123,8 +123,9 @@ def test_every_cell_of_the_papers_tables_makes_a_valid_trial_of_its_own(
     for cell in tables.CELLS:
         words = tables.arguments(cell, 1, options)
         config, _ = load_single(tables.CONFIGS / cell.config, words[1::2])
-        assert config.teacher is not None
-        assert (config.data.val_fraction, config.teacher.train) == (0, None)
+        assert (config.teacher is not None) == cell.has_teacher
+        assert config.teacher is None or config.teacher.train is None
+        assert config.data.val_fraction == 0
         assert (config.train.epochs, config.train.seed) == (cell.epochs, 1)
         assert cell.pair == (cell.config.split("_")[0], config.student.model)
         names.add(config.study.name)
@@ -163,6 +164,17 @@ def test_the_tables_are_trained_one_student_and_data_set_at_a_time(
     with pytest.raises(SystemExit):
         tables.main()
     assert "got cifar100 swin_t; cifar100 vit_t8" in capsys.readouterr().err
+
+
+def test_a_record_takes_no_runs_of_another_teacher(tables: Any, tmp_path: Path) -> None:
+    record = tmp_path / "record.json"
+    record.write_text('{"environment": {"gpus": []}, "cells": {}}')
+    alone = tables.opened(record, {"environment": {"gpus": []}, "teacher": "first"})
+    assert "teacher" not in alone  # students without a teacher came first
+    record.write_text('{"environment": {"gpus": []}, "teacher": "first", "cells": {}}')
+    assert tables.opened(record, {"environment": {"gpus": []}})["teacher"] == "first"
+    with pytest.raises(ValueError, match="another teacher"):
+        tables.opened(record, {"environment": {"gpus": []}, "teacher": "second"})
 
 
 @pytest.mark.parametrize(
