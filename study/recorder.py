@@ -15,6 +15,7 @@ from ray.tune import Callback
 from ray.tune.experiment import Trial
 
 from study.config import StudyConfig
+from study.curves import add_epoch
 from study.jobs import Job, decomposition_params
 from study.results import LEDGER, Role, State, StudyResults, TrialRow, Value, save_results
 from study.tracking import StudyState, Tracker, flatten, reason_of
@@ -100,6 +101,7 @@ class Recorder:
         row = self._known(job)
         if record.epoch <= row.epochs:
             return  # replayed after a restart from an older checkpoint
+        add_epoch(Path(row.directory), record)
         self._tracker.log_epoch(_run_of(row), record)
         accuracy = record.metrics.get(records.VAL_ACCURACY)
         update: dict[str, Any] = {"epochs": record.epoch, "seconds": self._elapsed(job)}

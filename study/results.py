@@ -13,6 +13,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from trainable.errors import InputError, input_error
+from trainable.records import Finding
 
 Role = Literal["teacher", "baseline", "trial", "replicate"]
 State = Literal["running", "complete", "pruned", "failed"]
@@ -49,6 +50,8 @@ class TrialRow(BaseModel):
     """The MLflow run."""
     error: str | None = None
     """Why it failed, in one or a few lines."""
+    findings: tuple[Finding, ...] | None = None
+    """What its statistics say is wrong with it; empty if nothing is, None before it has ended."""
 
     @property
     def label(self) -> str:
@@ -76,6 +79,8 @@ class StudyResults(BaseModel):
     """MLflow's, as in the addresses of its pages."""
     parent_run_id: str
     rows: tuple[TrialRow, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    """What is wrong with the study as a whole."""
 
     def of(self, role: Role) -> tuple[TrialRow, ...]:
         """The rows of one role, in their order."""

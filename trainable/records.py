@@ -27,12 +27,19 @@ TRAIN_STAGE = "train/stage"
 """StableKD's stage, counted from 1."""
 TRAIN_IMAGES_PER_SECOND = "train/images_per_second"
 """Pictures of all workers over the wall time of the epoch's training."""
+TRAIN_DATA_WAIT = "train/data_wait"
+"""Share of the wall time of the epoch's training in which the loop waited for pictures, in [0, 1]."""
+TRAIN_PEAK_MEMORY = "train/peak_memory_gib"
+"""Most GPU memory that tensors took so far on any rank, in GiB; absent on CPUs."""
 VAL_ACCURACY = "val/accuracy"
 """Share of validation pictures that the composed student classifies correctly, in [0, 1]."""
 VAL_LOSS = "val/loss"
 """Cross-entropy of the composed student on the validation split, in nats."""
 VAL_ACCURACY_BATCH_STATS = "val/accuracy_batch_stats"
 """Validation accuracy with BatchNorm using the statistics of the validation batches."""
+VAL_FLUCTUATION = "val/fluctuation"
+"""Mean of |accuracy after an epoch − accuracy after the one before| over the epochs of the stage so far (the
+measure of StableKD's figures 1a and 3, which the paper leaves to the eye); absent in a stage's first epoch."""
 TEST_ACCURACY = "test/accuracy"
 """Accuracy on the test split, measured once."""
 VAL_EER = "val/eer"
@@ -41,21 +48,48 @@ TEST_EER = "test/eer"
 """Equal error rate over pairs of the unseen classes' test pictures, measured once, in [0, 1]."""
 GRAD_NORM = "grad/norm"
 """2-norm of the whole gradient before noise and clipping."""
+GRAD_MEAN = "grad/mean"
+"""Mean of the gradient's entries, mean over the observed updates."""
+GRAD_STD = "grad/std"
+"""Standard deviation of the gradient's entries about their mean, mean over the observed updates."""
+GRAD_MAX = "grad/max"
+"""Largest size of an entry of the gradient in the observed updates."""
+GRAD_PARAMETER_RATIO = "grad/parameter_ratio"
+"""‖g‖ / ‖θ‖, mean over the observed updates."""
+GRAD_ZERO_SHARE = "grad/zero_share"
+"""Share of the gradient's entries that are exactly 0, mean over the observed updates, in [0, 1]."""
+GRAD_NONFINITE_SHARE = "grad/nonfinite_share"
+"""Share of the gradient's entries that are not finite, mean over the updates looked at, skipped ones with them."""
+GRAD_FIRST_TO_LAST = "grad/first_to_last"
+"""Gradient 2-norm of the first block over that of the last (the head), mean over the observed updates."""
 GRAD_CLIP_RATE = "grad/clip_rate"
 """Share of updates whose gradient was clipped."""
 GRAD_UPDATE_RATIO = "grad/update_ratio"
 """‖θ_{t+1} − θ_t‖ / ‖θ_t‖ over the observed updates."""
+UPDATE_DISTANCE = "update/distance"
+"""‖θ_{t+1} − θ_t‖ of the whole student, mean over the observed updates (StableKD §3)."""
+UPDATE_TRAVELLED = "update/travelled"
+"""Σ_t ‖θ_{t+1} − θ_t‖ since the trial began: each epoch's mean distance times the updates it took."""
 AMP_SCALE = "amp/scale"
 """Loss scale at the end of the epoch; 1 without GradScaler."""
 AMP_SKIPPED = "amp/skipped"
 """Updates of the epoch that were skipped: a picture, label, loss, gradient or running statistic was not
 finite (or no class)."""
 BN_DRIFT = "bn/drift"
-"""Mean over layers and channels of |running mean − mean of the validation batches| / running std."""
+"""Mean over layers and channels of |running mean − mean of the validation batches| / running std, on the rank
+where it is largest."""
+BN_DRIFT_MAX = "bn/drift_max"
+"""As `bn/drift`, the mean over the channels of the layer where it is largest."""
 BN_MIN_VAR = "bn/min_var"
 """Smallest running variance of any channel."""
 BN_DEAD_CHANNELS = "bn/dead_channels"
-"""Channels whose running variance is at most 1e-12."""
+"""Channels whose running variance is at most 1e-12, or whose ReLU gave 0 for every validation picture."""
+BN_DEAD_SHARE = "bn/dead_share"
+"""`bn/dead_channels` over all channels, in [0, 1]."""
+BN_MIN_SCALE = "bn/min_scale"
+"""Smallest |γ| / √(running variance + ε) of any channel: what the layer multiplies it by."""
+BN_MAX_SCALE = "bn/max_scale"
+"""Largest |γ| / √(running variance + ε) of any channel."""
 BEST_VAL_ACCURACY = "best/val_accuracy"
 BEST_TEST_ACCURACY = "best/test_accuracy"
 
@@ -79,7 +113,12 @@ def skipped_at(place: str) -> str:
 
 def update_distance_of(block: str) -> str:
     """Metric of ‖θ_{t+1} − θ_t‖ of a block, mean over the observed updates (StableKD §3)."""
-    return f"update/distance.{block}"
+    return f"{UPDATE_DISTANCE}.{block}"
+
+
+def update_travelled_of(block: str) -> str:
+    """Metric of a block's `update/travelled`."""
+    return f"{UPDATE_TRAVELLED}.{block}"
 
 
 def finite(metrics: Mapping[str, float]) -> dict[str, float]:
@@ -109,3 +148,17 @@ class EpochRecord:
     def from_result(cls, result: Mapping[str, Any]) -> EpochRecord:
         """What `to_result` gave."""
         return cls(result["epoch"], dict(result["metrics"]), result["timestamp_ms"])
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is wrong with a trial or a study, as its statistics tell."""
+
+    name: str
+    """Of the rule that found it, e.g. `exploding_gradients`: what the tag `kd.health` holds."""
+    words: str
+    """What is wrong, in a plain sentence."""
+    evidence: str
+    """The numbers that show it, with their epochs and places."""
+    remedy: str
+    """What to change, naming a key of the config."""
