@@ -6,8 +6,8 @@ what came of them. The test split is read in the last one only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -19,12 +19,15 @@ from ray.tune.experiment import Trial
 from study.cluster import connected, uses_torch_trainer, worker_resources
 from study.config import StudyConfig
 from study.folder import (
+    SPOOL,
     check_same_study,
+    connect,
+    has_unsent,
     keep_config,
     load_finished,
+    log_file,
     only_driver,
     open_results,
-    open_tracker,
 )
 from study.jobs import Job
 from study.preflight import StudyPlan, preflight
@@ -38,11 +41,15 @@ from study.search import (
     open_study,
     prune_unfinished,
 )
+from study.spool import Spool
 from study.stopping import Stop, sigterm_interrupts
+from study.store import Store
+from study.tracking import Tracker
 from study.tuning import run_tune
+from study.writer import Writer
 from study.yaml import dump_yaml
 from trainable import tasks
-from trainable.errors import KdStudyError
+from trainable.errors import ConfigError, KdStudyError
 
 KEPT_TRIALS = 3
 """Best trials whose weights and config are kept as artifacts of their MLflow runs."""
@@ -72,22 +79,53 @@ def run_study(config: StudyConfig, open_display: OpenDisplay) -> StudyResults:
     """
     check_same_study(config)
     finished = load_finished(config.folder)
-    if finished is not None:
-        return finished
     try:
-        with connected() as capacity, sigterm_interrupts():
-            plan = preflight(config, capacity)
-            tracker = open_tracker(config)
-            with only_driver(config.folder):
-                keep_config(config)
-                results = open_results(plan.config, tracker)
-                ended = [row for row in results.of("trial") if row.state != "running"]
-                with open_display(plan.concurrency, ended) as display:
-                    return _Run(
-                        plan, Recorder(plan.config, results, tracker, display), display
-                    ).run()
+        with sigterm_interrupts():
+            if finished is None:
+                return _run(config, open_display)
+            if has_unsent(config.folder):
+                return _send_the_rest(config, finished, open_display)
+            return finished
     except KeyboardInterrupt:
         raise StudyInterruptedError from None
+
+
+def _run(config: StudyConfig, open_display: OpenDisplay) -> StudyResults:
+    with connected() as capacity:
+        plan = preflight(config, capacity)
+        store = connect(config)
+        with only_driver(config.folder), log_file(config.folder):
+            keep_config(config)
+            with _recording(plan.config, store, plan.concurrency, open_display) as (recorder, show):
+                return _Run(plan, recorder, show).run()
+
+
+def _send_the_rest(
+    config: StudyConfig, finished: StudyResults, open_display: OpenDisplay
+) -> StudyResults:
+    """Tell MLflow what a study that has finished could not."""
+    with only_driver(config.folder), log_file(config.folder):
+        try:
+            store = connect(config)
+        except ConfigError as error:
+            with open_display(1, finished.of("trial")) as display:
+                display.message(f"MLflow has not been told all of this study. {error}")
+            return finished
+        with _recording(config, store, 1, open_display) as (recorder, _):
+            recorder.settle()
+            return recorder.results
+
+
+@contextmanager
+def _recording(
+    config: StudyConfig, store: Store, slots: int, open_display: OpenDisplay
+) -> Generator[tuple[Recorder, Display]]:
+    """A recorder of the study as it stands, whose lines are sent to the store in this block."""
+    with Spool(config.folder / SPOOL) as spool:
+        results = open_results(config, store, spool)
+        ended = [row for row in results.of("trial") if row.state != "running"]
+        with open_display(slots, ended) as display, Writer(spool, Tracker(store)) as writer:
+            yield Recorder(config, results, writer, display), display
 
 
 class _Run:
@@ -186,19 +224,16 @@ class _Run:
             return
         self._watcher.phase("testing the winner and what it is compared with")
         for row in self._recorder.results.best_trials[:KEPT_TRIALS]:
-            job = self._job_of(row)
+            job = Job.of(row, self._config)
             text = dump_yaml(job.config(self._config).model_dump(mode="json", exclude_none=True))
             self._recorder.keep_artifacts(job, tasks.best_weights(job.folder(self._config)), text)
-        for job in (self._job_of(winner), Job("baseline"), Job("teacher")):
+        for job in (Job.of(winner, self._config), Job("baseline"), Job("teacher")):
             row = self._recorder.row(job)
             if row is None or row.state != "complete" or row.test_accuracy is not None:
                 continue
             weights = self._teacher_weights if job.role == "teacher" else None
             weights = weights or tasks.best_weights(job.folder(self._config))
             self._recorder.tested(job, self._score(job, weights, "test"))
-
-    def _job_of(self, row: TrialRow) -> Job:
-        return Job(row.role, row.number, {path: row.params[path] for path in self._config.search})
 
     def _train(self, jobs: Sequence[Job]) -> None:
         space = {"job": tune.grid_search([job.to_dict() for job in jobs])}

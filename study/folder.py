@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Generator
@@ -11,12 +12,19 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from study.config import StudyConfig, differing_keys, dump_config, parse_config
+from study.entries import STUDY_RUN, Line
 from study.results import LEDGER, StudyResults, load_results, save_results
+from study.spool import Spool, unsent
+from study.store import Store, must_answer, open_store
+from study.telling import study_begins, study_opening
 from study.tracking import Tracker
 from study.yaml import parse_yaml
 from trainable.errors import ConfigError, Problem, input_error
 
 RESOLVED = "config.yaml"
+LOG = "study.log"
+SPOOL = "spool"
+"""Folder of what MLflow was not told yet; see `study.spool`."""
 
 
 def check_same_study(config: StudyConfig) -> None:
@@ -64,36 +72,64 @@ def keep_config(config: StudyConfig) -> None:
     os.replace(temporary, path)
 
 
-def open_tracker(config: StudyConfig) -> Tracker:
-    """The MLflow store: the config's, or the embedded one."""
-    return Tracker(_tracking_uri(config), config.tracking.experiment, _artifact_root(config))
+@contextmanager
+def log_file(folder: Path) -> Generator[None]:
+    """In this block what goes wrong beside a study's course is written to `study.log`, if anything does."""
+    handler = logging.FileHandler(folder / LOG, delay=True, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s"))
+    logger = logging.getLogger("study")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
 
 
-def open_results(config: StudyConfig, tracker: Tracker) -> StudyResults:
-    """The ledger of the study as it stands, with its MLflow parent run open."""
-    path = config.folder / LEDGER
-    if path.exists():
-        results = load_results(path)
-        tracker.resume_study(results.parent_run_id)
-        return results
-    parent = tracker.start_study(
-        config.study.name,
-        config.model_dump(mode="json", exclude_none=True),
-        {},
-        config_text=dump_config(config),
-        note=_note(config),
-    )
+def connect(config: StudyConfig) -> Store:
+    """The MLflow store: the config's, or the embedded one; ConfigError if it cannot be used."""
+    uri = _tracking_uri(config)
+    return open_store(uri, config.tracking.experiment, _artifact_root(config))
+
+
+def has_unsent(folder: Path) -> bool:
+    """Whether a study has something for MLflow that was not sent."""
+    return unsent(folder / SPOOL) > 0
+
+
+def open_results(config: StudyConfig, store: Store, spool: Spool) -> StudyResults:
+    """The ledger of the study as it stands, with its MLflow parent run there."""
+    path, uri = config.folder / LEDGER, _tracking_uri(config)
+    tracker = Tracker(store)
+    with must_answer(uri):
+        if path.exists():
+            results = load_results(path)
+            _must_hold(tracker, results.parent_run_id)
+            spool.name_runs(results.run_ids)
+            return results
+        opening = study_opening(config.study.name, spool.study_id, _note(config), _now_ms())
+        parent = tracker.open_run(opening, may_be_there=True)
+    spool.name_runs({STUDY_RUN: parent})
+    told = study_begins(config.model_dump(mode="json", exclude_none=True), dump_config(config))
     results = StudyResults(
         name=config.study.name,
         trials_planned=config.study.trials,
         started_at=time.time(),
-        tracking_uri=_tracking_uri(config),
+        tracking_uri=uri,
         experiment=config.tracking.experiment,
-        experiment_id=tracker.experiment_id,
+        experiment_id=store.experiment_id,
         parent_run_id=parent,
+        outbox=Line(number=spool.last_number + 1, entries=tuple(told)),
     )
     save_results(results, path)
     return results
+
+
+def _must_hold(tracker: Tracker, parent_run_id: str) -> None:
+    if not tracker.is_writable(parent_run_id):
+        rule = "must name the store that holds the study's run"
+        remedy = "restore that store or that run, or give the study another name"
+        raise input_error(ConfigError, "tracking.uri", rule, remedy, parent_run_id)
 
 
 def _tracking_uri(config: StudyConfig) -> str:
@@ -114,3 +150,7 @@ def _note(config: StudyConfig) -> str:
         f"Distilling **{teacher}** into **{config.student.model}** on `{config.data.source}` with "
         f"`{config.distill.method}`.\n\n{config.study.trials} trial(s), searching {searched}."
     )
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

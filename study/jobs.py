@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from study.config import StudyConfig
-from study.results import Role, Value
+from study.results import Role, TrialRow, Value
 from trainable.config import TrialConfig
 from trainable.plan import Decomposition
 
@@ -30,6 +30,12 @@ class Job:
     def from_dict(cls, values: Mapping[str, Any]) -> Job:
         """What `to_dict` gave."""
         return cls(values["role"], values["number"], dict(values["sample"]))
+
+    @classmethod
+    def of(cls, row: TrialRow, study: StudyConfig) -> Job:
+        """The job that a row of the ledger is about."""
+        sample = {path: row.params[path] for path in study.search if path in row.params}
+        return cls(row.role, row.number, sample)
 
     def config(self, study: StudyConfig) -> TrialConfig:
         """Everything that this run depends on."""

@@ -5,46 +5,65 @@ The only place that joins the three, so that they cannot tell different stories.
 
 from __future__ import annotations
 
-import re
+import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from ray.tune import Callback
-from ray.tune.experiment import Trial
-
+from study import telling
 from study.config import StudyConfig
-from study.curves import add_epoch
+from study.curves import add_epoch, read_curve
+from study.entries import Entry, Line
+from study.folder import LOG, SPOOL
 from study.jobs import Job, decomposition_params
 from study.results import LEDGER, Role, State, StudyResults, TrialRow, Value, save_results
-from study.tracking import StudyState, Tracker, flatten, reason_of
-from trainable import records
-from trainable.records import EPOCH, EPOCHS, EpochRecord
+from study.writer import Remains
+from trainable import records, tasks
+from trainable.records import EpochRecord, Finding
 
-_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
-"""What Ray puts into tracebacks for terminals."""
+STATISTICS = "statistics.parquet"
+"""The file of a trial's statistics in its folder."""
+_PATIENCE_S = 60.0
+"""How long a study waits in its end for MLflow to take what it was not told yet."""
+_HURRY_S = 2.0
+"""The same for a study that is stopped: what stopped it may kill it three seconds later."""
+_SOON_S = 1.0
+"""Whoever waits longer is told why."""
+
+_LOG = logging.getLogger(__name__)
 
 
 class Watcher(Protocol):
     """Shows a person what happens."""
 
     def phase(self, text: str) -> None: ...
+    def message(self, text: str) -> None: ...
     def trial_started(self, row: TrialRow) -> None: ...
     def epoch(self, row: TrialRow, record: EpochRecord, epochs_total: int) -> None: ...
     def trial_ended(self, row: TrialRow) -> None: ...
 
 
+class Outlet(Protocol):
+    """Takes lines for MLflow without delay, and sends them when it can; see `study.writer`."""
+
+    @property
+    def runs(self) -> Mapping[str, str]: ...
+    @property
+    def last_number(self) -> int: ...
+    def add(self, line: Line) -> None: ...
+    def drain(self, patience_s: float) -> Remains: ...
+
+
 class Recorder:
-    """Keeps the ledger of one study, writes its MLflow runs, and tells the watcher."""
+    """Keeps the ledger of one study, tells MLflow by its `outlet`, and tells the watcher."""
 
     def __init__(
-        self, config: StudyConfig, results: StudyResults, tracker: Tracker, watcher: Watcher
+        self, config: StudyConfig, results: StudyResults, outlet: Outlet, watcher: Watcher
     ) -> None:
-        self._config, self._tracker, self._watcher = config, tracker, watcher
+        self._config, self._outlet, self._watcher = config, outlet, watcher
         self.results = results
         self._started: dict[tuple[Role, int], float] = {}
-        self._orphans: dict[tuple[str, int], str] = {}
         self._before = results.seconds
         self._opened = time.monotonic()
 
@@ -54,22 +73,22 @@ class Recorder:
         return found[0] if found else None
 
     def take_up(self, ended: Mapping[int, State]) -> None:
-        """Put right what a driver that died left half told.
+        """Begin, or put right what a driver that died left half told.
 
-        Optuna is told first, then the ledger, then MLflow; `ended` are the trials that Optuna knows to
-        have ended, by number.
+        The curve is told first of an epoch, and Optuna of the end of a trial; `ended` are those that
+        Optuna knows to have ended, by number.
         """
-        for number, state in ended.items():
-            row = self.row(Job("trial", number))
-            if row is not None and row.state == "running":
+        self._save(self.results, telling.study_goes_on(_now_ms()))
+        for row in self.results.rows:
+            if row.state != "running":
+                continue
+            job = Job.of(row, self._config)
+            for record in read_curve(Path(row.directory)):
+                if record.epoch > row.epochs:
+                    self._take_in(job, record)
+            if job.role == "trial" and (state := ended.get(job.number)) is not None:
                 error = "the driver died before it wrote down why" if state == "failed" else None
-                self.ended(Job("trial", number), state, error)
-        for run in self._tracker.leftover(self.results.parent_run_id):
-            rows = [row for row in self.results.rows if row.run_id == run.run_id]
-            if not rows:
-                self._orphans[run.role, run.number] = run.run_id
-            elif rows[0].state != "running":
-                self._tracker.end_trial(run.run_id, rows[0].state, rows[0].error)
+                self.ended(job, state, error)
 
     def seconds_searched(self) -> float:
         """Wall time since the search first began, without the time between two drivers."""
@@ -83,17 +102,18 @@ class Recorder:
         known = self.row(job)
         self._started[job.role, job.number] = time.monotonic() - (known.seconds if known else 0.0)
         if known is None:
-            known = TrialRow(
+            row = TrialRow(
                 role=job.role,
                 number=job.number,
                 params=job.shown_params(),
                 directory=str(job.folder(self._config)),
-                run_id=self._orphans.pop((job.role, job.number), None) or self._open_run(job),
             )
+            params = trial_params(self._config, job)
+            told = telling.trial_begins(self.results, row, params, _now_ms())
         else:
-            self._tracker.reopen_trial(_run_of(known))
-        row = known.model_copy(update={"state": "running", "error": None})
-        self._put(row)
+            row = known.model_copy(update={"state": "running", "error": None, "findings": None})
+            told = telling.trial_goes_on(row, _now_ms())
+        self._put(row, told)
         self._watcher.trial_started(row)
 
     def reported(self, job: Job, record: EpochRecord, epochs: int) -> None:
@@ -102,7 +122,75 @@ class Recorder:
         if record.epoch <= row.epochs:
             return  # replayed after a restart from an older checkpoint
         add_epoch(Path(row.directory), record)
-        self._tracker.log_epoch(_run_of(row), record)
+        self._watcher.epoch(self._take_in(job, record), record, epochs)
+
+    def ended(self, job: Job, state: State, error: str | None = None) -> None:
+        """A job is over."""
+        row = self._known(job)
+        update = {
+            "state": state,
+            "error": None if error is None else telling.reason_of(error),
+            "seconds": self._elapsed(job),
+            "findings": self._diagnosed(job, row),
+        }
+        row = row.model_copy(update=update)
+        statistics = Path(row.directory) / STATISTICS
+        told = telling.trial_ended(
+            row, error, statistics if statistics.is_file() else None, _now_ms()
+        )
+        if job.role == "trial":
+            told += telling.study_advances(self.results.with_row(row), self._gpus, _now_ms())
+        self._put(row, told)
+        self._watcher.trial_ended(row)
+
+    def tested(self, job: Job, metrics: Mapping[str, float]) -> None:
+        """The test split was read, once, for a job's best student."""
+        accuracy, eer = metrics.get(records.TEST_ACCURACY), metrics.get(records.TEST_EER)
+        row = self._known(job).model_copy(update={"test_accuracy": accuracy, "test_eer": eer})
+        self._put(row, telling.metrics_measured(row, metrics, _now_ms()))
+
+    def scored(self, job: Job, metrics: Mapping[str, float]) -> None:
+        """A network that was not trained here was validated, as far as there are pictures for it."""
+        accuracy, eer = metrics.get(records.VAL_ACCURACY), metrics.get(records.VAL_EER)
+        row = self._known(job).model_copy(update={"value": accuracy, "val_eer": eer})
+        best = {} if accuracy is None else {records.BEST_VAL_ACCURACY: accuracy}
+        self._put(row, telling.metrics_measured(row, {**metrics, **best}, _now_ms()))
+
+    def keep_artifacts(self, job: Job, weights: Path, config_text: str) -> None:
+        """Keep a job's weights and config with its MLflow run."""
+        self._save(self.results, telling.trial_kept(self._known(job), weights, config_text))
+
+    def finished(self) -> None:
+        """The study is over; its parent run gets the winner's figures."""
+        results = self.results.model_copy(update={"finished": True})
+        state = "complete" if results.winner is not None else "failed"
+        self._save(results, telling.study_ends(state, results, _now_ms()))
+        self.settle(_PATIENCE_S)
+
+    def stopped(self, state: telling.StudyState) -> None:
+        """The driver stops before the study's end; what runs can be resumed."""
+        self._save(self.results, telling.study_ends(state, self.results, _now_ms()))
+        self.settle(_HURRY_S if state == "interrupted" else _PATIENCE_S)
+
+    def settle(self, patience_s: float = _PATIENCE_S) -> None:
+        """Wait for MLflow to take the rest, and say it if it does not."""
+        remains = self._outlet.drain(_SOON_S)
+        if remains.unsent:
+            self._watcher.phase(f"waiting up to {patience_s:g} s for MLflow")
+            remains = self._outlet.drain(patience_s - _SOON_S)
+        self.results = self.results.with_run_ids(self._outlet.runs)
+        save_results(self.results, self._config.folder / LEDGER)
+        if remains.unsent or remains.refused:
+            self._watcher.message(_words(remains, self._config.folder))
+
+    @property
+    def _gpus(self) -> float:
+        """Of one trial."""
+        return (self._config.resources.gpus_per_worker or 0.0) * self._config.train.workers
+
+    def _take_in(self, job: Job, record: EpochRecord) -> TrialRow:
+        """An epoch that the curve has becomes part of the ledger and of the run."""
+        row = self._known(job)
         accuracy = record.metrics.get(records.VAL_ACCURACY)
         update: dict[str, Any] = {"epochs": record.epoch, "seconds": self._elapsed(job)}
         if accuracy is None:  # the last epoch's student is the one that is kept
@@ -111,68 +199,19 @@ class Recorder:
             update |= {"value": accuracy, "best_epoch": record.epoch}
             update["val_eer"] = record.metrics.get(records.VAL_EER)
         row = row.model_copy(update=update)
-        self._put(row)
-        self._watcher.epoch(row, record, epochs)
+        self._put(row, telling.epoch_ended(row, record))
+        return row
 
-    def ended(self, job: Job, state: State, error: str | None = None) -> None:
-        """A job is over."""
-        row = self._known(job)
-        brief = None if error is None else reason_of(error)
-        update = {"state": state, "error": brief, "seconds": self._elapsed(job)}
-        row = row.model_copy(update=update)
-        self._put(row)
-        self._tracker.end_trial(_run_of(row), state, error)
-        if job.role == "trial":
-            self._log_best()
-        self._watcher.trial_ended(row)
-
-    def tested(self, job: Job, metrics: Mapping[str, float]) -> None:
-        """The test split was read, once, for a job's best student."""
-        accuracy, eer = metrics.get(records.TEST_ACCURACY), metrics.get(records.TEST_EER)
-        row = self._known(job).model_copy(update={"test_accuracy": accuracy, "test_eer": eer})
-        self._tracker.log_metrics(_run_of(row), metrics, row.epochs)
-        self._put(row)
-
-    def scored(self, job: Job, metrics: Mapping[str, float]) -> None:
-        """A network that was not trained here was validated, as far as there are pictures for it."""
-        accuracy, eer = metrics.get(records.VAL_ACCURACY), metrics.get(records.VAL_EER)
-        row = self._known(job).model_copy(update={"value": accuracy, "val_eer": eer})
-        self._put(row)
-        self._tracker.log_metrics(_run_of(row), metrics, 0)
-
-    def keep_artifacts(self, job: Job, weights: Path, config_text: str) -> None:
-        """Keep a job's weights and config with its MLflow run."""
-        run_id = _run_of(self._known(job))
-        self._tracker.log_artifact(run_id, weights, "checkpoint")
-        self._tracker.log_text(run_id, config_text, "config.yaml")
-
-    def finished(self) -> None:
-        """The study is over; its parent run gets the winner's figures."""
-        winner = self.results.winner
-        self._save(self.results.model_copy(update={"finished": True}))
-        metrics: dict[str, float] = {}
-        if winner is not None and winner.test_accuracy is not None:
-            metrics[records.BEST_TEST_ACCURACY] = winner.test_accuracy
-        self._tracker.end_study(
-            self.results.parent_run_id, "complete" if winner is not None else "failed", metrics
-        )
-
-    def stopped(self, state: StudyState) -> None:
-        """The driver stops before the study's end; what runs can be resumed."""
-        self._save(self.results)
-        self._tracker.end_study(self.results.parent_run_id, state, {})
-
-    def _open_run(self, job: Job) -> str:
-        results, params = self.results, trial_params(self._config, job)
-        return self._tracker.start_trial(
-            results.parent_run_id, results.name, job.role, job.number, params
-        )
-
-    def _log_best(self) -> None:
-        winner = self.results.winner
-        if winner is not None and winner.value is not None:
-            ended = sum(row.state != "running" for row in self.results.of("trial"))
-            self._tracker.update_best(self.results.parent_run_id, winner.value, ended)
+    def _diagnosed(self, job: Job, row: TrialRow) -> tuple[Finding, ...] | None:
+        """What is wrong with a trial; None where nothing can be said."""
+        curve = read_curve(Path(row.directory))
+        if not curve:
+            return None
+        try:
+            return tasks.diagnose(job.config(self._config), curve)
+        except Exception:  # a study must not fail of what is said about it
+            _LOG.exception("the diagnosis of %s failed", row.label)
+            return None
 
     def _known(self, job: Job) -> TrialRow:
         row = self.row(job)
@@ -188,88 +227,45 @@ class Recorder:
     def _seconds(self) -> float:
         return self._before + time.monotonic() - self._opened
 
-    def _put(self, row: TrialRow) -> None:
-        self._save(self.results.with_row(row))
+    def _put(self, row: TrialRow, told: list[Entry]) -> None:
+        self._save(self.results.with_row(row), told)
 
-    def _save(self, results: StudyResults) -> None:
-        self.results = results.model_copy(update={"seconds": self._seconds()})
+    def _save(self, results: StudyResults, told: list[Entry] | None = None) -> None:
+        """Write the ledger with what MLflow is told in it, and only then the spool."""
+        if self.results.outbox is not None:
+            self._outlet.add(self.results.outbox)  # of a driver, or a call, that was cut short
+        update: dict[str, Any] = {"seconds": self._seconds()}
+        if told:
+            line = Line(number=self._outlet.last_number + 1, entries=tuple(told))
+            update["outbox"] = line
+        self.results = results.with_run_ids(self._outlet.runs).model_copy(update=update)
         save_results(self.results, self._config.folder / LEDGER)
-
-
-class TuneListener(Callback):
-    """Tune's events → the recorder's."""
-
-    def __init__(self, recorder: Recorder) -> None:
-        self._recorder = recorder
-        self._ended: list[tuple[Job, State, str | None]] = []
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Tune pickles its callbacks for a restore that is not used here: the recorder stays behind."""
-        return {}
-
-    def on_trial_start(
-        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
-    ) -> None:
-        """Also called when a failed trial starts again."""
-        self._recorder.started(_job(trial))
-
-    def on_trial_result(
-        self,
-        iteration: int,
-        trials: list[Trial],
-        trial: Trial,
-        result: dict[str, Any],
-        **info: Any,
-    ) -> None:
-        """An epoch ended."""
-        self._recorder.reported(_job(trial), EpochRecord.from_result(result), result[EPOCHS])
-
-    def on_trial_complete(
-        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
-    ) -> None:
-        """Ended by itself, or stopped by the scheduler."""
-        result: Mapping[str, Any] = trial.last_result or {}
-        if EPOCH not in result:
-            self._ended.append((_job(trial), "failed", "it ended without a report"))
-            return
-        whole = result[EPOCH] >= result[EPOCHS]
-        self._ended.append((_job(trial), "complete" if whole else "pruned", None))
-
-    def on_trial_error(
-        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
-    ) -> None:
-        """Failed for good."""
-        path = trial.error_file
-        text = Path(path).read_text(errors="replace") if path else "unknown error"
-        self._ended.append((_job(trial), "failed", _COLOURS.sub("", text)))
-
-    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """Record the trials that ended in this step.
-
-        Not sooner: Tune takes an error in `on_trial_complete` for a failure of the trial, and goes on.
-        """
-        while self._ended:
-            self._recorder.ended(*self._ended.pop(0))
+        if self.results.outbox is not None:
+            self._outlet.add(self.results.outbox)
 
 
 def trial_params(config: StudyConfig, job: Job) -> dict[str, Value]:
     """The whole config of a job as flat params, with the decomposition also as k and n."""
     if job.role == "teacher" and config.teacher is not None and config.teacher.checkpoint:
-        return flatten(
+        return telling.flatten(
             config.model_dump(mode="json", exclude_none=True, include={"data", "teacher"})
         )
     trial = job.config(config)
-    flat = flatten(trial.model_dump(mode="json", exclude_none=True))
+    flat = telling.flatten(trial.model_dump(mode="json", exclude_none=True))
     if trial.distill.method == "stablekd":
         flat |= decomposition_params(trial.distill.decomposition)
     return flat
 
 
-def _job(trial: Trial) -> Job:
-    return Job.from_dict(trial.config["job"])
+def _words(remains: Remains, folder: Path) -> str:
+    said: list[str] = []
+    if remains.unsent:
+        where = f"kept in {folder / SPOOL}; run the same command again to send them"
+        said.append(f"{remains.unsent} entries could not be sent to MLflow and are {where}")
+    if remains.refused:
+        said.append(f"MLflow refused {remains.refused} values, which {folder / LOG} names")
+    return "; ".join(said)
 
 
-def _run_of(row: TrialRow) -> str:
-    if row.run_id is None:
-        raise RuntimeError(f"{row.label} has no MLflow run")
-    return row.run_id
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -7,11 +7,13 @@ resumed study starts from it.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from study.entries import STUDY_RUN, Line
 from trainable.errors import InputError, input_error
 from trainable.records import Finding
 
@@ -47,7 +49,7 @@ class TrialRow(BaseModel):
     directory: str
     """Absolute path of the trial's folder."""
     run_id: str | None = None
-    """The MLflow run."""
+    """The MLflow run; None until the store has given it."""
     error: str | None = None
     """Why it failed, in one or a few lines."""
     findings: tuple[Finding, ...] | None = None
@@ -81,6 +83,9 @@ class StudyResults(BaseModel):
     rows: tuple[TrialRow, ...] = ()
     findings: tuple[Finding, ...] = ()
     """What is wrong with the study as a whole."""
+    outbox: Line | None = None
+    """What MLflow is told of the last change. The ledger is written before the spool: a driver that dies
+    between the two leaves it here for the next."""
 
     def of(self, role: Role) -> tuple[TrialRow, ...]:
         """The rows of one role, in their order."""
@@ -102,6 +107,21 @@ class StudyResults(BaseModel):
         rows = {(old.role, old.number): old for old in self.rows}
         rows[row.role, row.number] = row
         return self.model_copy(update={"rows": tuple(rows.values())})
+
+    @property
+    def run_ids(self) -> dict[str, str]:
+        """MLflow's ids that are known, by the runs' labels."""
+        rows = {row.label: row.run_id for row in self.rows if row.run_id is not None}
+        return {STUDY_RUN: self.parent_run_id, **rows}
+
+    def with_run_ids(self, ids: Mapping[str, str]) -> StudyResults:
+        """These results with the ids of runs that had none."""
+        if all(row.run_id is not None or row.label not in ids for row in self.rows):
+            return self
+        rows = [
+            row.model_copy(update={"run_id": row.run_id or ids.get(row.label)}) for row in self.rows
+        ]
+        return self.model_copy(update={"rows": tuple(rows)})
 
 
 LEDGER = "results.json"

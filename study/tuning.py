@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import logging
+import re
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ray import tune
-from ray.tune import FailureConfig, RunConfig, TuneConfig, Tuner
+from ray.tune import Callback, FailureConfig, RunConfig, TuneConfig, Tuner
+from ray.tune.experiment import Trial
 
 from study.cluster import actor_resources as resources_of
 from study.config import StudyConfig
-from study.recorder import Recorder, TuneListener
+from study.jobs import Job
+from study.recorder import Recorder
+from study.results import State
 from study.stopping import Stop
 from study.trial import run_job
+from trainable.records import EPOCH, EPOCHS, EpochRecord
+
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+"""What Ray puts into tracebacks for terminals."""
 
 
 def run_tune(
@@ -46,6 +55,66 @@ def run_tune(
     )
     with stop.on_signals():
         tuner.fit()
+
+
+class TuneListener(Callback):
+    """Tune's events → the recorder's."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+        self._ended: list[tuple[Job, State, str | None]] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles its callbacks for a restore that is not used here: the recorder stays behind."""
+        return {}
+
+    def on_trial_start(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
+        """Also called when a failed trial starts again."""
+        self._recorder.started(_job(trial))
+
+    def on_trial_result(
+        self,
+        iteration: int,
+        trials: list[Trial],
+        trial: Trial,
+        result: dict[str, Any],
+        **info: Any,
+    ) -> None:
+        """An epoch ended."""
+        self._recorder.reported(_job(trial), EpochRecord.from_result(result), result[EPOCHS])
+
+    def on_trial_complete(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
+        """Ended by itself, or stopped by the scheduler."""
+        result: Mapping[str, Any] = trial.last_result or {}
+        if EPOCH not in result:
+            self._ended.append((_job(trial), "failed", "it ended without a report"))
+            return
+        whole = result[EPOCH] >= result[EPOCHS]
+        self._ended.append((_job(trial), "complete" if whole else "pruned", None))
+
+    def on_trial_error(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
+        """Failed for good."""
+        path = trial.error_file
+        text = Path(path).read_text(errors="replace") if path else "unknown error"
+        self._ended.append((_job(trial), "failed", _COLOURS.sub("", text)))
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        """Record the trials that ended in this step.
+
+        Not sooner: Tune takes an error in `on_trial_complete` for a failure of the trial, and goes on.
+        """
+        while self._ended:
+            self._recorder.ended(*self._ended.pop(0))
+
+
+def _job(trial: Trial) -> Job:
+    return Job.from_dict(trial.config["job"])
 
 
 def _quieten_tune() -> None:

@@ -91,7 +91,21 @@ BN_MIN_SCALE = "bn/min_scale"
 BN_MAX_SCALE = "bn/max_scale"
 """Largest |γ| / √(running variance + ε) of any channel."""
 BEST_VAL_ACCURACY = "best/val_accuracy"
+"""Validation accuracy of a trial's best epoch so far, at that epoch; of a study, that of its best complete trial so
+far, at the number of trials that have ended."""
 BEST_TEST_ACCURACY = "best/test_accuracy"
+"""Of a study, the test accuracy of its best trial, measured once."""
+STUDY_TRIALS = {
+    "complete": "study/complete",
+    "pruned": "study/pruned",
+    "failed": "study/failed",
+    "running": "study/running",
+}
+"""Of a study, the trials in each state, at the number of trials that have ended."""
+STUDY_GPU_HOURS = "study/gpu_hours"
+"""Of a study, the hours of all its trials, its teacher and its baseline so far, times the GPUs of one."""
+STUDY_TRIAL_HOURS = "study/trial_hours"
+"""Of a study without GPUs, the hours of all its trials, its teacher and its baseline so far."""
 
 EPOCH, EPOCHS, VALUE = "epoch", "epochs", "value"
 """Keys of a result (see `EpochRecord.to_result`)."""

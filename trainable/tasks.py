@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -47,7 +47,7 @@ from trainable.networks.build import (
     output_shapes,
 )
 from trainable.networks.weights import load_weights
-from trainable.records import EpochRecord
+from trainable.records import EpochRecord, Finding
 
 __all__ = [
     "BlockSummary",
@@ -61,6 +61,7 @@ __all__ = [
     "default_device",
     "describe_student",
     "describe_teacher",
+    "diagnose",
     "inspect_data",
     "keep_teacher",
     "score_weights",
@@ -155,6 +156,11 @@ def check_checkpoint(config: TrialConfig, data: DataSummary, weights: Path) -> N
 def train(task: TrialTask, report: Callable[[EpochRecord], None], device: torch.device) -> None:
     """Run a trial on this rank from its last checkpoint; see `engine.loop.run`."""
     run(task, report, device)
+
+
+def diagnose(config: TrialConfig, records: Sequence[EpochRecord]) -> tuple[Finding, ...]:
+    """What is wrong with a trial, as the statistics of its epochs tell."""
+    return ()
 
 
 def best_weights(folder: Path) -> Path:

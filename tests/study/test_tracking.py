@@ -1,24 +1,37 @@
-"""The tracker against a real SQLite store and a real server; both must show the same runs."""
+"""Entries sent to a real SQLite store and a real server; both must show the same runs."""
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
-from study.results import TrialRow
-from study.tracking import OpenRun, Tracker, flatten, reason_of
-from trainable.errors import ConfigError
+from study.entries import (
+    Entry,
+    File,
+    Logged,
+    Params,
+    Points,
+    Status,
+    Tags,
+    Text,
+    Untagging,
+    together,
+)
+from study.results import StudyResults, TrialRow
+from study.store import Store
+from study.telling import (
+    epoch_ended,
+    study_begins,
+    study_opening,
+    trial_begins,
+    trial_ended,
+    trial_goes_on,
+)
+from study.tracking import VALUES_A_CALL, Tracker
 from trainable.records import EpochRecord
 
 CONFIG = {"study": {"name": "first", "trials": 8}, "data": {"classes": ("cat", "dog")}}
@@ -27,75 +40,51 @@ TRACEBACK = (
 )
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-def wait_until_healthy(uri: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            with urllib.request.urlopen(f"{uri}/health", timeout=2):
-                return
-        except (urllib.error.URLError, TimeoutError, ConnectionError):
-            time.sleep(0.2)
-    pytest.fail(f"mlflow server did not start:\n{log.read_text()}")
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of an MLflow server on this machine."""
-    folder = tmp_path_factory.mktemp("server")
-    uri = f"http://127.0.0.1:{(port := free_port())}"
-    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{folder}/server.db"]
-    command += ["--artifacts-destination", f"{folder}/artifacts"]
-    log = folder / "server.log"
-    with (
-        log.open("wb") as out,
-        subprocess.Popen(command, cwd=folder, stdout=out, stderr=out) as process,
-    ):
-        try:
-            wait_until_healthy(uri, process, log)
-            yield uri
-        finally:
-            process.terminate()
-
-
-@pytest.fixture(scope="module")
-def embedded(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    """The embedded store's address and its folder of artifacts."""
-    folder = tmp_path_factory.mktemp("embedded")
-    return f"sqlite:///{folder}/mlflow.db", folder / "mlartifacts"
-
-
-@pytest.fixture(params=["embedded", pytest.param("server", marks=pytest.mark.service)])
-def store(request: pytest.FixtureRequest) -> tuple[str, Path | None]:
-    """A tracking URI with its artifact root, once of each kind."""
-    if request.param == "server":
-        return request.getfixturevalue("server"), None
-    return request.getfixturevalue("embedded")
-
-
 @pytest.fixture
-def tracker(store: tuple[str, Path | None], request: pytest.FixtureRequest) -> Tracker:
-    """A tracker on an experiment of the test's own."""
-    uri, artifacts = store
-    return Tracker(uri, request.node.name, artifacts)
+def tracker(store: Store) -> Tracker:
+    return Tracker(store)
 
 
-@pytest.fixture
-def client(store: tuple[str, Path | None]) -> MlflowClient:
-    """Another program that looks at the same store."""
-    return MlflowClient(tracking_uri=store[0])
+def send(tracker: Tracker, run_id: str, entries: list[Entry]) -> None:
+    """As the writer does."""
+    while entries:
+        batch = together(entries, VALUES_A_CALL)
+        assert tracker.send(run_id, batch) == []
+        entries = entries[len(batch) :]
 
 
-def start_study(tracker: Tracker) -> str:
-    return tracker.start_study(
-        "first", CONFIG, {"team": "vision"}, config_text="a: 1\n", note="*hi*"
+def open_study(tracker: Tracker, study_id: str = "0") -> str:
+    opening = study_opening("first", study_id, "*hi*", 1_700_000_000_000)
+    run_id = tracker.open_run(opening, may_be_there=False)
+    send(tracker, run_id, study_begins(CONFIG, "a: 1\n"))
+    return run_id
+
+
+def trial(number: int, **fields: Any) -> TrialRow:
+    row = {"role": "trial", "number": number, "directory": "/d"}
+    return TrialRow.model_validate(row | fields)
+
+
+def open_trial(
+    tracker: Tracker,
+    number: int = 0,
+    params: dict[str, Any] | None = None,
+    *,
+    parent: str = "0" * 32,
+    may_be_there: bool = False,
+) -> str:
+    results = StudyResults(
+        name="first",
+        trials_planned=4,
+        started_at=0.0,
+        tracking_uri="",
+        experiment="",
+        parent_run_id=parent,
     )
+    opening, told = trial_begins(results, trial(number), params or {}, 1_700_000_000_000)
+    run_id = tracker.open_run(opening, may_be_there=may_be_there)  # type: ignore[arg-type]
+    send(tracker, run_id, [told])
+    return run_id
 
 
 def read_artifact(client: MlflowClient, run_id: str, name: str, folder: Path) -> str:
@@ -105,34 +94,24 @@ def read_artifact(client: MlflowClient, run_id: str, name: str, folder: Path) ->
 def test_study_run_carries_config_tags_and_note(
     tracker: Tracker, client: MlflowClient, tmp_path: Path
 ) -> None:
-    run_id = start_study(tracker)
+    run_id = open_study(tracker)
     run: Run = client.get_run(run_id)
     assert (run.info.run_name, run.info.status) == ("first", "RUNNING")
+    assert run.info.start_time == 1_700_000_000_000
     assert run.data.params == {
         "study.name": "first",
         "study.trials": "8",
         "data.classes": "[cat, dog]",
     }
-    expected = {"kd.study": "first", "kd.state": "running", "team": "vision"}
-    assert expected.items() <= run.data.tags.items()
+    assert {"kd.study": "first", "kd.state": "running"}.items() <= run.data.tags.items()
     assert run.data.tags["mlflow.note.content"] == "*hi*"
     assert read_artifact(client, run_id, "config.yaml", tmp_path) == "a: 1\n"
 
-    tracker.update_best(run_id, 0.5, 1)
-    tracker.update_best(run_id, 0.75, 4)
-    tracker.end_study(run_id, "complete", {"best/test_accuracy": 0.7})
-    run = client.get_run(run_id)
-    assert (run.info.status, run.data.tags["kd.state"]) == ("FINISHED", "complete")
-    assert run.data.metrics == {"best/val_accuracy": 0.75, "best/test_accuracy": 0.7}
-    history = client.get_metric_history(run_id, "best/val_accuracy")
-    assert [(point.step, point.value) for point in history] == [(1, 0.5), (4, 0.75)]
-
 
 def test_trial_is_a_nested_run_with_flat_params(tracker: Tracker, client: MlflowClient) -> None:
-    parent = start_study(tracker)
+    parent = open_study(tracker)
     params = {"optim.lr": 0.05, "optim.nesterov": True, "distill.k": 5}
-    run_id = tracker.start_trial(parent, "first", "trial", 3, params)
-    run = client.get_run(run_id)
+    run = client.get_run(open_trial(tracker, 3, params, parent=parent))
     assert run.info.run_name == "trial 3"
     assert run.data.params == {"optim.lr": "0.05", "optim.nesterov": "True", "distill.k": "5"}
     tags = {name: run.data.tags.get(name) for name in ("kd.study", "kd.trial", "kd.role")}
@@ -141,230 +120,118 @@ def test_trial_is_a_nested_run_with_flat_params(tracker: Tracker, client: Mlflow
     assert run.data.tags["mlflow.parentRunId"] == parent
     assert "kd.health" not in run.data.tags
 
-    tracker.set_tags(run_id, {"kd.health": "healthy"})
-    assert client.get_run(run_id).data.tags["kd.health"] == "healthy"
+
+def test_a_run_that_was_made_already_is_found_again(tracker: Tracker) -> None:
+    parent = open_study(tracker)
+    made = open_trial(tracker, 1, parent=parent)
+    others = [open_trial(tracker, 2, parent=parent), open_trial(tracker, 1, parent="f" * 32)]
+    assert open_trial(tracker, 1, parent=parent, may_be_there=True) == made
+    assert made not in others
+    fresh = open_trial(tracker, 3, parent=parent, may_be_there=True)
+    assert fresh not in [made, *others]
+    opening = study_opening("first", "0", "", 1)
+    assert tracker.open_run(opening, may_be_there=True) == parent
+    namesake = study_opening("first", "1", "", 1)
+    assert tracker.open_run(namesake, may_be_there=True) != parent
 
 
-@pytest.mark.parametrize("role", ["teacher", "baseline", "trial", "replicate"])
-def test_run_name_is_the_leaderboards_label(
-    role: str, embedded: tuple[str, Path], request: pytest.FixtureRequest
-) -> None:
-    row = TrialRow.model_validate({"role": role, "number": 2, "directory": "/d"})
-    tracker = Tracker(embedded[0], "names", embedded[1])
-    run_id = tracker.start_trial("0" * 32, "s", row.role, row.number, {})
-    run = MlflowClient(tracking_uri=embedded[0]).get_run(run_id)
-    assert run.info.run_name == row.label
-
-
-def test_more_params_than_a_call_takes_and_longer_than_it_allows(
-    tracker: Tracker, client: MlflowClient
-) -> None:
-    params: dict[str, bool | int | float | str] = {f"many.p{i}": i for i in range(205)}
-    params["long"] = "x" * 7000
-    run_id = tracker.start_trial(start_study(tracker), "first", "trial", 0, params)
+def test_more_params_than_a_call_takes(tracker: Tracker, client: MlflowClient) -> None:
+    run_id = open_trial(tracker, params={f"many.p{i}": i for i in range(205)})
     logged = client.get_run(run_id).data.params
-    assert len(logged) == 206
+    assert len(logged) == 205
     assert logged["many.p204"] == "204"
-    assert (len(logged["long"]), logged["long"][-2:]) == (6000, "x…")
 
 
 def test_epoch_keeps_its_step_and_time_and_a_replay_adds_nothing(
     tracker: Tracker, client: MlflowClient
 ) -> None:
-    run_id = tracker.start_trial(start_study(tracker), "first", "trial", 0, {})
-    record = EpochRecord(2, {"val/accuracy": 0.5, "grad/norm.layer1.0": 3.0}, 1_700_000_000_123)
-    tracker.log_epoch(run_id, record)
-    tracker.log_epoch(run_id, record)
-    for name, value in record.metrics.items():
-        (point,) = client.get_metric_history(run_id, name)
-        assert (point.step, point.value, point.timestamp) == (2, value, record.timestamp_ms)
+    run_id = open_trial(tracker)
+    records = [
+        EpochRecord(epoch, {"val/accuracy": 0.5, "grad/norm.layer1.0": 3.0}, 1_700_000_000_123)
+        for epoch in range(1, 4)
+    ]
+    told = [entry for record in records for entry in epoch_ended(trial(0), record)]
+    send(tracker, run_id, told[:2])
+    send(tracker, run_id, told)
+    for name in records[0].metrics:
+        points = client.get_metric_history(run_id, name)
+        expected = [(r.epoch, r.metrics[name], r.timestamp_ms) for r in records]
+        assert [(p.step, p.value, p.timestamp) for p in points] == expected
 
 
-@pytest.mark.parametrize(
-    ("state", "status"), [("complete", "FINISHED"), ("pruned", "KILLED"), ("failed", "FAILED")]
-)
-def test_state_is_told_as_tag_and_status(
-    embedded: tuple[str, Path], state: str, status: str
-) -> None:
-    tracker = Tracker(embedded[0], "states", embedded[1])
-    run_id = tracker.start_trial(start_study(tracker), "first", "trial", 0, {})
-    tracker.end_trial(run_id, state)  # pyright: ignore[reportArgumentType]
-    run = MlflowClient(tracking_uri=embedded[0]).get_run(run_id)
-    assert (run.info.status, run.data.tags["kd.state"]) == (status, state)
-    assert run.info.end_time is not None
-
-
-def test_failure_is_kept_whole_and_named_in_a_line(
+def test_everything_can_be_sent_twice(
     tracker: Tracker, client: MlflowClient, tmp_path: Path
 ) -> None:
-    run_id = tracker.start_trial(start_study(tracker), "first", "trial", 0, {})
-    tracker.end_trial(run_id, "failed", TRACEBACK)
-    assert client.get_run(run_id).data.tags["kd.error"] == "ValueError: no pictures"
-    assert read_artifact(client, run_id, "error.txt", tmp_path) == TRACEBACK
+    run_id = open_trial(tracker, params={"optim.lr": 1})
+    (tmp_path / "statistics.parquet").write_text("numbers")
+    ended = trial(0, state="failed", findings=())
+    told = [
+        Params(run="trial 0", params={"optim.lr": "1"}),
+        *epoch_ended(trial(0), EpochRecord(1, {"val/accuracy": 0.5}, 1_700_000_000_123)),
+        *trial_ended(ended, TRACEBACK, tmp_path / "statistics.parquet", 1_700_000_009_000),
+    ]
+    for _ in range(2):
+        send(tracker, run_id, told)
+        run = client.get_run(run_id)
+        assert (run.info.status, run.info.end_time) == ("FAILED", 1_700_000_009_000)
+        assert run.data.tags["kd.state"] == "failed"
+        assert run.data.tags["kd.error"] == "ValueError: no pictures"
+        assert run.data.tags["kd.health"] == "healthy"
+        assert read_artifact(client, run_id, "error.txt", tmp_path) == TRACEBACK
+        assert read_artifact(client, run_id, "statistics/statistics.parquet", tmp_path) == "numbers"
+        assert len(client.get_metric_history(run_id, "val/accuracy")) == 1
+    for _ in range(2):
+        send(tracker, run_id, trial_goes_on(trial(0), 1_700_000_010_000))
+        run = client.get_run(run_id)
+        assert (run.info.status, run.data.tags["kd.state"]) == ("RUNNING", "running")
+        assert not {"kd.error", "kd.health"} & set(run.data.tags)
 
 
-@pytest.mark.parametrize(
-    ("error", "reason"),
-    [
-        (
-            "Traceback …\ntrainable.errors.TrainingError: epoch 1: it; do that\n",
-            "epoch 1: it; do that",
-        ),
-        ("Traceback …\nValueError: no pictures\n", "ValueError: no pictures"),
-        ("it ended without a report", "it ended without a report"),
-        (
-            "data.root: trainable.errors.DataError: is quoted",
-            "data.root: trainable.errors.DataError: is quoted",
-        ),
-    ],
-)
-def test_the_reason_of_a_failure_begins_with_what_is_wrong(error: str, reason: str) -> None:
-    assert reason_of(error) == reason
-
-
-def test_artifacts(tracker: Tracker, client: MlflowClient, tmp_path: Path) -> None:
-    run_id = start_study(tracker)
-    plot = tmp_path / "plot.txt"
-    plot.write_text("a plot")
-    tracker.log_artifact(run_id, plot, "plots")
-    assert read_artifact(client, run_id, "plots/plot.txt", tmp_path / "down") == "a plot"
-
-
-def test_leftover_are_the_open_trials_of_one_study(tracker: Tracker) -> None:
-    parent, other = start_study(tracker), start_study(tracker)
-    assert tracker.leftover(parent) == []
-    tracker.start_trial(other, "second", "trial", 0, {})
-    teacher = tracker.start_trial(parent, "first", "teacher", 0, {})
-    done = tracker.start_trial(parent, "first", "trial", 0, {})
-    open_ = tracker.start_trial(parent, "first", "trial", 1, {})
-    tracker.end_trial(done, "complete")
-    found = sorted(tracker.leftover(parent), key=lambda run: run.role)
-    assert found == [OpenRun(teacher, "teacher", 0), OpenRun(open_, "trial", 1)]
-
-
-def test_interrupted_study_is_taken_up_by_another_process(
-    tracker: Tracker,
-    client: MlflowClient,
-    store: tuple[str, Path | None],
-    request: pytest.FixtureRequest,
-) -> None:
-    run_id = start_study(tracker)
-    tracker.end_study(run_id, "interrupted", {})
-    assert client.get_run(run_id).info.status == "KILLED"
-    again = Tracker(store[0], request.node.name, store[1])
-    assert again.experiment_id == tracker.experiment_id
-    again.resume_study(run_id)
+def test_what_is_refused_is_dropped_alone(tracker: Tracker, client: MlflowClient) -> None:
+    run_id = open_trial(tracker, params={"optim.lr": 1})
+    good = {f"m{i}": float(i) for i in range(40)}
+    points = Points(run="trial 0", metrics={**good, "bad\nname": 1.0}, step=1, time_ms=5)
+    changed = Params(run="trial 0", params={"optim.lr": "2", "optim.momentum": "0.9"})
+    refused = tracker.send(run_id, [points, changed, Tags(run="trial 0", tags={"kd.health": "x"})])
+    assert [(one.values, one.what) for one in refused] == [(1, "bad\nname"), (1, "optim.lr")]
+    assert "Changing param values" in refused[1].reason
     run = client.get_run(run_id)
-    assert (run.info.status, run.data.tags["kd.state"]) == ("RUNNING", "running")
+    assert run.data.metrics == good
+    assert run.data.params == {"optim.lr": "1", "optim.momentum": "0.9"}
+    assert run.data.tags["kd.health"] == "x"
 
 
-def test_resuming_a_run_that_the_store_lacks(tracker: Tracker) -> None:
-    with pytest.raises(ConfigError, match=r"^tracking\.uri: must name the store that holds"):
-        tracker.resume_study("f" * 32)
+def test_a_deleted_run_refuses_everything(
+    tracker: Tracker, client: MlflowClient, tmp_path: Path
+) -> None:
+    deleted, gone = open_trial(tracker), "f" * 32
+    client.delete_run(deleted)
+    assert tracker.is_writable(open_trial(tracker, 1))
+    points = Points(run="trial 0", metrics={f"m{i}": 1.0 for i in range(300)}, step=1, time_ms=5)
+    for run_id in (deleted, gone):
+        assert not tracker.is_writable(run_id)
+        (refusal,) = tracker.send(run_id, [points])
+        assert refusal.values == 300
+        (refusal,) = tracker.send(run_id, [Status(run="trial 0", status="FINISHED", time_ms=5)])
+        assert refusal.what == "status"
+    (refusal,) = tracker.send(gone, [Untagging(run="trial 0", names=("kd.error",))])
+    assert refusal.what == "untagging"
 
 
-def test_embedded_artifacts_lie_under_their_root(embedded: tuple[str, Path]) -> None:
-    tracker = Tracker(embedded[0], "../odd name/é", embedded[1])
-    start_study(tracker)
-    (written,) = embedded[1].glob("*odd*/*/artifacts/config.yaml")
-    assert written.is_relative_to(embedded[1])
+def test_a_file_that_is_gone_is_refused(tracker: Tracker, tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    (refusal,) = tracker.send(open_trial(tracker), [File(run="t", path=str(path), folder="f")])
+    assert f"{path} is gone" in refusal.reason
 
 
-def test_deleted_experiment_is_refused(embedded: tuple[str, Path]) -> None:
-    tracker = Tracker(embedded[0], "gone", embedded[1])
-    MlflowClient(tracking_uri=embedded[0]).delete_experiment(tracker.experiment_id)
-    with pytest.raises(ConfigError, match=r"^tracking\.experiment: must not be a deleted"):
-        Tracker(embedded[0], "gone", embedded[1])
+def test_what_goes_together_is_one_kind_of_call_and_no_more_than_it_takes() -> None:
+    def points(values: int) -> Points:
+        return Points(run="t", metrics={f"m{i}": 1.0 for i in range(values)}, step=1, time_ms=1)
 
-
-def test_server_that_is_not_there_is_told_soon() -> None:
-    started = time.monotonic()
-    with pytest.raises(ConfigError, match=r"^tracking\.uri: must be .* got 'http://127.*; start"):
-        Tracker(f"http://127.0.0.1:{free_port()}", "e", None)
-    assert time.monotonic() - started < 10
-
-
-@pytest.mark.slow
-def test_server_that_never_answers_is_told_soon() -> None:
-    patience = os.environ.get("MLFLOW_HTTP_REQUEST_TIMEOUT")
-    with socket.socket() as silent:
-        silent.bind(("127.0.0.1", 0))
-        silent.listen()
-        started = time.monotonic()
-        with pytest.raises(ConfigError, match=r"^tracking\.uri: "):
-            Tracker(f"http://127.0.0.1:{silent.getsockname()[1]}", "e", None)
-        assert time.monotonic() - started < 12
-    assert os.environ.get("MLFLOW_HTTP_REQUEST_TIMEOUT") == patience
-
-
-@pytest.mark.parametrize(
-    "uri",
-    [
-        "127.0.0.1:5000",
-        "mlruns",
-        "file:///nowhere/mlruns",
-        "ftp://host/x",
-        "sqlite:///{folder}",
-        "sqlite:///{folder}/text.db",
-        "postgresql://nobody@127.0.0.1:9/none",
-        "",
-    ],
-)
-def test_unusable_store_is_refused(uri: str, tmp_path: Path) -> None:
-    (tmp_path / "text.db").write_text("this is no database, whatever its name says")
-    started = time.monotonic()
-    with pytest.raises(
-        ConfigError, match=r"^tracking\.uri: must be the address of an MLflow store"
-    ):
-        Tracker(uri.format(folder=tmp_path), "e", None)
-    assert time.monotonic() - started < 10
-
-
-def test_terminal_stays_quiet_and_global_state_untouched(tmp_path: Path) -> None:
-    program = (
-        "import pathlib, sys\n"
-        "from study.tracking import Tracker\n"
-        "folder = pathlib.Path(sys.argv[1])\n"
-        "tracker = Tracker(f'sqlite:///{folder}/new/mlflow.db', 'e', folder / 'mlartifacts')\n"
-        "run = tracker.start_study('s', {}, {}, config_text='', note='')\n"
-        "tracker.end_study(run, 'complete', {'a': 1.0})\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path)],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "PYTHONPATH": os.getcwd()},
-    )
-    assert (done.stdout, done.stderr) == ("", "")
-    assert {path.name for path in tmp_path.iterdir()} == {"new", "mlartifacts"}
-
-
-def test_flatten() -> None:
-    config = {
-        "study": {"objectives": ("val/accuracy",), "seed": None, "name": "s"},
-        "search": {"optim.lr": {"loguniform": [1e-4, 0.1]}},
-        "data": {"mean": (0.5, 0.5), "columns": {}},
-        "train": {"deterministic": False},
-    }
-    assert flatten(config) == {
-        "study.objectives": "[val/accuracy]",
-        "study.name": "s",
-        "search.optim.lr.loguniform": "[0.0001, 0.1]",
-        "data.mean": "[0.5, 0.5]",
-        "train.deterministic": False,
-    }
-
-
-def test_a_trial_that_is_taken_up_again_forgets_its_error(embedded: tuple[str, Path]) -> None:
-    uri, root = embedded
-    tracker = Tracker(uri, "again", root)
-    parent = tracker.start_study("s", {}, {}, config_text="", note="")
-    run_id = tracker.start_trial(parent, "s", "trial", 0, {})
-    tracker.end_trial(run_id, "failed", "ValueError: no pictures")
-    tracker.reopen_trial(run_id)
-    run = MlflowClient(tracking_uri=uri).get_run(run_id)
-    assert (run.info.status, run.data.tags["kd.state"]) == ("RUNNING", "running")
-    assert "kd.error" not in run.data.tags
-    tracker.end_trial(run_id, "complete")
-    tracker.reopen_trial(run_id)
+    tags, params = Tags(run="t", tags={"a": "b"}), Params(run="t", params={"a": "b"})
+    text = Text(run="t", name="n", text="")
+    assert together([params, points(2), tags, text, tags], 4) == [params, points(2), tags]
+    assert together([params, points(2), tags], 3) == [params, points(2)]
+    assert together([points(5), points(1)], 4) == [points(5)]
+    assert together([text, text], 4) == [text]
+    assert not isinstance(text, Logged)

@@ -1,0 +1,131 @@
+"""Where MLflow keeps its runs: finding the store, and an experiment in it, within about ten seconds.
+
+MLflow's global state (active run, tracking URI) is never touched. What its client does when a server
+does not answer is set by variables only: it gives up at once unless somebody has set them otherwise,
+since who writes tries again by itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+# Before mlflow is imported: it neither reports usage to its makers nor prints links to runs.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+
+import sqlalchemy
+from mlflow.entities import LifecycleStage
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+from sqlalchemy.exc import SQLAlchemyError
+
+from trainable.errors import ConfigError, input_error
+
+_REASON_CHARACTERS = 500
+_DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+_SERVERS = ("http", "https", "databricks")
+_PATIENCE_S = 4
+
+
+@dataclass(frozen=True)
+class Store:
+    """A store that has answered, and the experiment in it."""
+
+    client: MlflowClient
+    experiment_id: str
+    """MLflow's, as in the addresses of its pages."""
+
+
+def open_store(uri: str, experiment: str, artifact_root: Path | None) -> Store:
+    """The store at `uri`, with the experiment made if there is none.
+
+    `uri` is `sqlite:///<absolute path>`, another database that MLflow knows, or a server's address.
+    `artifact_root` is the folder of the embedded store's artifacts (each experiment gets a folder
+    there); None leaves the place to the server. Raises `ConfigError` if the store cannot be used.
+    """
+    logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # its news are told by who calls it
+    with must_answer(uri):
+        _check_address(uri)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # in MLflow's use of SQLAlchemy
+            client = MlflowClient(tracking_uri=uri)
+            client.search_experiments(max_results=1)
+        return Store(client, _ensure_experiment(client, experiment, artifact_root))
+
+
+@contextmanager
+def must_answer(uri: str) -> Generator[None]:
+    """In this block, which is to take seconds, a store that fails is a ConfigError."""
+    try:
+        with _impatient():
+            yield
+    except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
+        reason = str(error).partition("\n")[0][:_REASON_CHARACTERS]
+        rule = f"must be the address of an MLflow store that answers ({reason})"
+        remedy = "start the server, correct the address, or remove it to use the study's storage"
+        raise input_error(ConfigError, "tracking.uri", rule, remedy, uri) from error
+
+
+def _check_address(uri: str) -> None:
+    """Refuse what MLflow would take for a folder, or would knock at for minutes."""
+    scheme = uri.partition(":")[0].partition("+")[0]
+    if scheme in _SERVERS:
+        return
+    if scheme not in _DATABASES:
+        raise MlflowException(f"it starts with none of {', '.join(_DATABASES + _SERVERS)}")
+    url = sqlalchemy.make_url(uri)
+    if scheme == "sqlite" and url.database:
+        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+    patience = {"connect_timeout": _PATIENCE_S} if scheme in ("postgresql", "mysql") else {}
+    engine = sqlalchemy.create_engine(url, connect_args=patience)
+    try:
+        engine.connect().close()
+    finally:
+        engine.dispose()
+
+
+@contextmanager
+def _impatient() -> Generator[None]:
+    """In this block MLflow's client gives up within seconds; it is configured by variables only."""
+    ours = {
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": str(_PATIENCE_S),
+    }
+    before = {name: os.environ[name] for name in ours if name in os.environ}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name in ours:
+            del os.environ[name]
+        os.environ.update(before)
+
+
+def _ensure_experiment(client: MlflowClient, name: str, artifact_root: Path | None) -> str:
+    """The id of the experiment, which is made if there is none."""
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return client.create_experiment(name, _artifact_location(artifact_root, name))
+        except MlflowException:
+            found = client.get_experiment_by_name(name)  # another study made it just now
+            if found is None:
+                raise
+    if found.lifecycle_stage != LifecycleStage.ACTIVE:
+        rule = "must not be a deleted experiment"
+        remedy = f"give another name, or `mlflow experiments restore -x {found.experiment_id}`"
+        raise input_error(ConfigError, "tracking.experiment", rule, remedy, name)
+    return found.experiment_id
+
+
+def _artifact_location(root: Path | None, experiment: str) -> str | None:
+    folder = re.sub(r"[^\w.-]+", "_", experiment)
+    return None if root is None else (root.absolute() / folder).as_uri()

@@ -1,0 +1,56 @@
+"""MLflow stores for the tests of a study: the embedded one, and a server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from study.store import Store, open_store
+from tests.study.mlflow_server import MlflowServer
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of an MLflow server on this machine."""
+    server = MlflowServer(tmp_path_factory.mktemp("server"))
+    try:
+        server.start()
+        yield server.uri
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def embedded(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """The embedded store's address and its folder of artifacts."""
+    folder = tmp_path_factory.mktemp("embedded")
+    return f"sqlite:///{folder}/mlflow.db", folder / "mlartifacts"
+
+
+@pytest.fixture(params=["embedded", pytest.param("server", marks=pytest.mark.service)])
+def place(request: pytest.FixtureRequest) -> tuple[str, Path | None]:
+    """A tracking URI with its artifact root, once of each kind."""
+    if request.param == "server":
+        return request.getfixturevalue("server"), None
+    return request.getfixturevalue("embedded")
+
+
+@pytest.fixture
+def store(place: tuple[str, Path | None], request: pytest.FixtureRequest) -> Store:
+    """A store of each kind, with an experiment of the test's own."""
+    return open_store(place[0], request.node.name, place[1])
+
+
+@pytest.fixture
+def embedded_store(embedded: tuple[str, Path], request: pytest.FixtureRequest) -> Store:
+    """The embedded store, with an experiment of the test's own."""
+    return open_store(embedded[0], request.node.name, embedded[1])
+
+
+@pytest.fixture
+def client(place: tuple[str, Path | None]) -> MlflowClient:
+    """Another program that looks at the same store."""
+    return MlflowClient(tracking_uri=place[0])
