@@ -2,71 +2,88 @@
 
 from __future__ import annotations
 
-import pickle
+import contextlib
+import re
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from study.config import StudyConfig, parse_config
+from study.entries import Entry, File, Line, Opening, Points, Tags, Untagging
 from study.jobs import Job
-from study.recorder import Recorder, TuneListener, trial_params
+from study.recorder import Recorder, trial_params
 from study.results import LEDGER, StudyResults, TrialRow, load_results
-from study.tracking import OpenRun
-from trainable.records import EpochRecord
+from study.writer import Remains
+from trainable import tasks
+from trainable.records import EpochRecord, Finding
 
 TRIAL = Job("trial", 0, {"optim.lr": 0.1})
 
 
-class Store:
-    """In place of MLflow: runs with their points and states; `broken` refuses the end of runs."""
+class Outlet:
+    """In place of the writer: keeps the lines, and gives every run an id as it is opened."""
 
     def __init__(self) -> None:
-        self.runs: dict[str, dict[str, Any]] = {}
-        self.best: list[tuple[float, int]] = []
-        self.study: list[tuple[str, dict[str, float]]] = []
+        self.lines: list[Line] = []
+        self.ids: dict[str, str] = {}
+        self.remains = Remains(0, 0)
         self.broken = False
 
-    def start_trial(self, parent: str, study: str, role: str, number: int, params: Any) -> str:
-        run_id = f"run{len(self.runs)}"
-        fresh = {"role": role, "number": number, "params": params, "points": [], "state": "running"}
-        self.runs[run_id] = fresh
-        return run_id
+    @property
+    def runs(self) -> dict[str, str]:
+        return self.ids
 
-    def reopen_trial(self, run_id: str) -> None:
-        self.runs[run_id]["state"] = "running"
+    @property
+    def last_number(self) -> int:
+        return max((line.number for line in self.lines), default=0)
 
-    def log_epoch(self, run_id: str, record: EpochRecord) -> None:
-        self.runs[run_id]["points"].append(record.epoch)
-
-    def log_metrics(self, run_id: str, metrics: dict[str, float], step: int = 0) -> None:
-        self.runs[run_id]["points"].append((step, metrics))
-
-    def end_trial(self, run_id: str, state: str, error: str | None = None) -> None:
+    def add(self, line: Line) -> None:
+        if line.number <= self.last_number:
+            return
         if self.broken:
-            raise ConnectionError("the store is gone")
-        self.runs[run_id] |= {"state": state, "error": error}
+            raise KeyboardInterrupt
+        self.lines.append(line)
+        opened = [entry.run for entry in line.entries if isinstance(entry, Opening)]
+        self.ids |= {run: f"id of {run}" for run in opened}
 
-    def end_study(self, run_id: str, state: str, metrics: dict[str, float]) -> None:
-        self.study.append((state, metrics))
+    def drain(self, patience_s: float) -> Remains:
+        return self.remains
 
-    def update_best(self, run_id: str, value: float, step: int) -> None:
-        self.best.append((value, step))
+    def entries(self, run: str) -> list[Entry]:
+        return [entry for line in self.lines for entry in line.entries if entry.run == run]
 
-    def leftover(self, parent: str) -> list[OpenRun]:
-        return [
-            OpenRun(run_id, run["role"], run["number"])
-            for run_id, run in self.runs.items()
-            if run["state"] == "running"
-        ]
+    def points(self, run: str) -> list[tuple[int, dict[str, float]]]:
+        return [(e.step, e.metrics) for e in self.entries(run) if isinstance(e, Points)]
+
+    def steps(self, run: str, metric: str = "val/accuracy") -> list[int]:
+        return [step for step, metrics in self.points(run) if metric in metrics]
+
+    def tags(self, run: str) -> dict[str, str]:
+        """As they are in the end."""
+        tags: dict[str, str] = {}
+        for entry in self.entries(run):
+            match entry:
+                case Opening() | Tags():
+                    tags |= entry.tags
+                case Untagging():
+                    tags = {name: tags[name] for name in tags if name not in entry.names}
+                case _:
+                    pass
+        return tags
 
 
 class Nobody:
-    """A watcher who looks away."""
+    """A watcher who looks away, and hears what is said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
 
     def phase(self, text: str) -> None: ...
+    def message(self, text: str) -> None:
+        self.said.append(text)
+
     def trial_started(self, row: TrialRow) -> None: ...
     def epoch(self, row: TrialRow, record: EpochRecord, epochs_total: int) -> None: ...
     def trial_ended(self, row: TrialRow) -> None: ...
@@ -92,11 +109,11 @@ def config(tmp_path: Path) -> StudyConfig:
 
 
 @pytest.fixture
-def store() -> Store:
-    return Store()
+def outlet() -> Outlet:
+    return Outlet()
 
 
-def driver(config: StudyConfig, store: Store) -> Recorder:
+def driver(config: StudyConfig, outlet: Outlet, watcher: Nobody | None = None) -> Recorder:
     """A driver's recorder, from the ledger if there is one."""
     path = config.folder / LEDGER
     results = (
@@ -111,53 +128,99 @@ def driver(config: StudyConfig, store: Store) -> Recorder:
             parent_run_id="parent",
         )
     )
-    return Recorder(config, results, store, Nobody())  # type: ignore[arg-type]
+    return Recorder(config, results, outlet, watcher or Nobody())
 
 
 def record(epoch: int, accuracy: float) -> EpochRecord:
     return EpochRecord(epoch, {"val/accuracy": accuracy}, 1000 + epoch)
 
 
-def test_a_trial_from_start_to_end(config: StudyConfig, store: Store) -> None:
-    recorder = driver(config, store)
+def test_a_trial_from_start_to_end(config: StudyConfig, outlet: Outlet) -> None:
+    recorder = driver(config, outlet)
     recorder.started(TRIAL)
     for epoch, accuracy in enumerate([0.4, 0.6, 0.5], start=1):
         recorder.reported(TRIAL, record(epoch, accuracy), 3)
     recorder.ended(TRIAL, "complete")
     (row,) = recorder.results.rows
     assert (row.state, row.epochs, row.value, row.best_epoch) == ("complete", 3, 0.6, 2)
-    assert row.params == {"optim.lr": 0.1}
-    assert store.runs["run0"]["points"] == [1, 2, 3]
-    assert (store.runs["run0"]["state"], store.best) == ("complete", [(0.6, 1)])
+    assert (row.params, row.run_id) == ({"optim.lr": 0.1}, "id of trial 0")
+    assert outlet.steps("trial 0") == [1, 2, 3]
+    assert outlet.steps("trial 0", "best/val_accuracy") == [1, 2]
+    assert outlet.tags("trial 0")["kd.state"] == "complete"
+    ((step, told),) = outlet.points("study")
+    assert (step, told["best/val_accuracy"], told["study/complete"]) == (1, 0.6, 1)
     assert load_results(config.folder / LEDGER) == recorder.results
 
 
-def test_epochs_that_are_reported_again_are_known(config: StudyConfig, store: Store) -> None:
-    driver(config, store).started(TRIAL)
-    first = driver(config, store)
+def test_epochs_that_are_reported_again_are_known(config: StudyConfig, outlet: Outlet) -> None:
+    driver(config, outlet).started(TRIAL)
+    first = driver(config, outlet)
     first.started(TRIAL)
     first.reported(TRIAL, record(1, 0.4), 3)
-    again = driver(config, store)
+    again = driver(config, outlet)
     again.started(TRIAL)
     for epoch in (1, 2):
         again.reported(TRIAL, record(epoch, 0.4), 3)
-    assert len(store.runs) == 1
-    assert store.runs["run0"]["points"] == [1, 2]
+    assert len([e for e in outlet.entries("trial 0") if isinstance(e, Opening)]) == 1
+    assert outlet.steps("trial 0") == [1, 2]
+
+
+@pytest.mark.parametrize("dies_in", ["curve", "ledger", "spool"])
+def test_a_driver_that_dies_while_it_tells_of_an_epoch(
+    dies_in: str, config: StudyConfig, outlet: Outlet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the curve, or after the ledger and before the spool, or when all is told."""
+    died = driver(config, outlet)
+    died.started(TRIAL)
+    died.reported(TRIAL, record(1, 0.4), 3)
+    with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        if dies_in == "curve":
+            patch.setattr(Recorder, "_take_in", interrupted)
+        outlet.broken = dies_in == "ledger"
+        died.reported(TRIAL, record(2, 0.5), 3)
+    outlet.broken = False
+    assert outlet.steps("trial 0") == ([1, 2] if dies_in == "spool" else [1])
+    again = driver(config, outlet)
+    again.take_up({})
+    again.started(TRIAL)
+    for epoch, accuracy in enumerate([0.4, 0.5, 0.6], start=1):
+        again.reported(TRIAL, record(epoch, accuracy), 3)
+    assert outlet.steps("trial 0") == [1, 2, 3]
+    (row,) = again.results.rows
+    assert (row.epochs, row.value) == (3, 0.6)
+
+
+def interrupted(*arguments: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_line_that_an_interruption_kept_from_the_spool_is_told_by_the_same_driver(
+    config: StudyConfig, outlet: Outlet
+) -> None:
+    recorder = driver(config, outlet)
+    recorder.started(TRIAL)
+    outlet.broken = True
+    with pytest.raises(KeyboardInterrupt):
+        recorder.reported(TRIAL, record(1, 0.4), 3)
+    outlet.broken = False
+    recorder.stopped("interrupted")
+    assert outlet.steps("trial 0") == [1]
+    assert outlet.tags("study")["kd.state"] == "interrupted"
 
 
 def test_time_goes_on_from_driver_to_driver(
-    config: StudyConfig, store: Store, monkeypatch: pytest.MonkeyPatch
+    config: StudyConfig, outlet: Outlet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
-    first = driver(config, store)
+    first = driver(config, outlet)
     clock[0] = 10.0
     assert first.seconds_searched() == 0.0
     first.started(TRIAL)
     clock[0] = 14.0
     first.reported(TRIAL, record(1, 0.4), 3)
     clock[0] = 5000.0  # a night later, in another process
-    again = driver(config, store)
+    again = driver(config, outlet)
     assert again.seconds_searched() == 4.0
     again.started(TRIAL)
     clock[0] = 5003.0
@@ -169,60 +232,159 @@ def test_time_goes_on_from_driver_to_driver(
 
 
 def test_a_trial_that_optuna_knows_to_have_ended_ends_everywhere(
-    config: StudyConfig, store: Store
+    config: StudyConfig, outlet: Outlet
 ) -> None:
-    died = driver(config, store)
+    died = driver(config, outlet)
     died.started(TRIAL)
     died.reported(TRIAL, record(1, 0.4), 3)
-    died.started(Job("trial", 1))
-    died.started(Job("trial", 2))
-    again = driver(config, store)
+    died.started(Job("trial", 1, {"optim.lr": 0.2}))
+    died.started(Job("trial", 2, {"optim.lr": 0.3}))
+    again = driver(config, outlet)
     again.take_up({0: "pruned", 1: "failed"})
-    assert [row.state for row in again.results.rows] == ["pruned", "failed", "running"]
-    assert [run["state"] for run in store.runs.values()] == ["pruned", "failed", "running"]
+    states = ["pruned", "failed", "running"]
+    assert [row.state for row in again.results.rows] == states
+    assert [outlet.tags(f"trial {number}")["kd.state"] for number in range(3)] == states
     assert again.results.rows[1].error is not None
 
 
 def test_an_end_that_mlflow_did_not_hear_of_is_told_again(
-    config: StudyConfig, store: Store
+    config: StudyConfig, outlet: Outlet
 ) -> None:
-    died = driver(config, store)
+    died = driver(config, outlet)
     died.started(TRIAL)
-    store.broken = True
-    with pytest.raises(ConnectionError):
+    outlet.broken = True
+    with pytest.raises(KeyboardInterrupt):
         died.ended(TRIAL, "complete")
-    assert store.runs["run0"]["state"] == "running"
-    store.broken = False
-    driver(config, store).take_up({0: "complete"})
-    assert store.runs["run0"]["state"] == "complete"
+    assert outlet.tags("trial 0")["kd.state"] == "running"
+    outlet.broken = False
+    driver(config, outlet).take_up({0: "complete"})
+    assert outlet.tags("trial 0")["kd.state"] == "complete"
+    assert len(outlet.points("study")) == 1
 
 
-def test_a_run_that_is_not_in_the_ledger_yet_is_taken_up(config: StudyConfig, store: Store) -> None:
-    store.start_trial("parent", "s", "trial", 0, {})
-    recorder = driver(config, store)
-    recorder.take_up({})
+def test_a_trial_that_is_taken_up_again_forgets_its_error(
+    config: StudyConfig, outlet: Outlet
+) -> None:
+    recorder = driver(config, outlet)
     recorder.started(TRIAL)
-    recorder.started(Job("trial", 1))
-    assert [row.run_id for row in recorder.results.rows] == ["run0", "run1"]
-    assert len(store.runs) == 2
+    recorder.ended(TRIAL, "failed", "ValueError: no pictures")
+    assert outlet.tags("trial 0")["kd.error"] == "ValueError: no pictures"
+    recorder.started(TRIAL)
+    (row,) = recorder.results.rows
+    assert (row.state, row.error, row.findings) == ("running", None, None)
+    assert outlet.tags("trial 0")["kd.state"] == "running"
+    assert "kd.error" not in outlet.tags("trial 0")
 
 
-def test_winners_figures_close_the_study(config: StudyConfig, store: Store) -> None:
-    recorder = driver(config, store)
+def test_winners_figures_close_the_study(config: StudyConfig, outlet: Outlet) -> None:
+    recorder = driver(config, outlet)
     recorder.started(TRIAL)
     recorder.reported(TRIAL, record(1, 0.4), 1)
     recorder.ended(TRIAL, "complete")
     recorder.tested(TRIAL, {"test/accuracy": 0.3})
     recorder.finished()
-    assert store.study == [("complete", {"best/test_accuracy": 0.3})]
-    assert store.runs["run0"]["points"][-1] == (1, {"test/accuracy": 0.3})
+    assert outlet.points("study")[-1] == (0, {"best/test_accuracy": 0.3})
+    assert outlet.tags("study")["kd.state"] == "complete"
+    assert outlet.points("trial 0")[-1] == (1, {"test/accuracy": 0.3})
     assert load_results(config.folder / LEDGER).finished
 
 
-def test_error_rates_are_those_of_the_student_that_is_kept(
-    config: StudyConfig, store: Store
+def test_ids_that_come_late_are_in_the_ledger(config: StudyConfig, outlet: Outlet) -> None:
+    recorder = driver(config, outlet)
+    recorder.started(TRIAL)
+    outlet.ids.clear()
+    recorder.results = recorder.results.with_row(
+        recorder.results.rows[0].model_copy(update={"run_id": None})
+    )
+    recorder.ended(TRIAL, "complete")
+    assert load_results(config.folder / LEDGER).rows[0].run_id is None
+    outlet.ids["trial 0"] = "late"
+    recorder.settle()
+    results = load_results(config.folder / LEDGER)
+    assert results.run_ids == {"study": "parent", "trial 0": "late"}
+
+
+@pytest.mark.parametrize(
+    ("remains", "words"),
+    [
+        (Remains(0, 0), None),
+        (Remains(7, 0), r"^7 entries could not be sent .* kept in .*/s/spool; run the same"),
+        (Remains(0, 2), r"^MLflow refused 2 values, which .*/s/study\.log names$"),
+        (Remains(7, 2), r"^7 entries .*; MLflow refused 2 values"),
+    ],
+)
+def test_what_mlflow_was_not_told_is_said_in_a_line(
+    remains: Remains, words: str | None, config: StudyConfig, outlet: Outlet
 ) -> None:
-    recorder = driver(config, store)
+    outlet.remains, watcher = remains, Nobody()
+    driver(config, outlet, watcher).finished()
+    if words is None:
+        assert watcher.said == []
+    else:
+        (line,) = watcher.said
+        assert re.search(words, line)
+
+
+FINDING = Finding("dead_channels", "Channels are dead.", "9 of 10 (epoch 1)", "lower optim.lr")
+
+
+@pytest.mark.parametrize(
+    ("found", "health"), [((), "healthy"), ((FINDING,), "dead_channels"), (None, "unknown")]
+)
+def test_a_trial_is_diagnosed_when_it_ends(
+    found: tuple[Finding, ...] | None,
+    health: str,
+    config: StudyConfig,
+    outlet: Outlet,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def diagnose(trial: Any, curve: Any) -> tuple[Finding, ...]:
+        assert trial.optim.lr == 0.1
+        assert [one.epoch for one in curve] == [1]
+        if found is None:
+            raise ZeroDivisionError("a bug")
+        return found
+
+    monkeypatch.setattr(tasks, "diagnose", diagnose)
+    recorder = driver(config, outlet)
+    recorder.started(TRIAL)
+    recorder.reported(TRIAL, record(1, 0.4), 1)
+    recorder.ended(TRIAL, "complete")
+    (row,) = recorder.results.rows
+    assert (row.state, row.findings) == ("complete", found)
+    assert outlet.tags("trial 0")["kd.health"] == health
+    assert ("a bug" in caplog.text) == (found is None)
+
+
+def test_what_ended_before_its_first_epoch_is_not_diagnosed(
+    config: StudyConfig, outlet: Outlet
+) -> None:
+    recorder = driver(config, outlet)
+    recorder.started(TRIAL)
+    recorder.ended(TRIAL, "failed", "ValueError: no pictures")
+    assert recorder.results.rows[0].findings is None
+    assert outlet.tags("trial 0")["kd.health"] == "unknown"
+
+
+def test_statistics_are_kept_where_there_are_any(config: StudyConfig, outlet: Outlet) -> None:
+    recorder = driver(config, outlet)
+    other = Job("trial", 1, {"optim.lr": 0.2})
+    recorder.started(TRIAL)
+    recorder.started(other)
+    path = TRIAL.folder(config) / "statistics.parquet"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"")
+    recorder.ended(TRIAL, "complete")
+    recorder.ended(other, "complete")
+    files = [entry for line in outlet.lines for entry in line.entries if isinstance(entry, File)]
+    assert files == [File(run="trial 0", path=str(path), folder="statistics")]
+
+
+def test_error_rates_are_those_of_the_student_that_is_kept(
+    config: StudyConfig, outlet: Outlet
+) -> None:
+    recorder = driver(config, outlet)
     recorder.started(TRIAL)
     for epoch, (accuracy, eer) in enumerate([(0.4, 0.3), (0.6, 0.2), (0.5, 0.1)], start=1):
         metrics = {"val/accuracy": accuracy, "val/eer": eer}
@@ -231,12 +393,12 @@ def test_error_rates_are_those_of_the_student_that_is_kept(
     recorder.tested(TRIAL, {"test/accuracy": 0.55, "test/eer": 0.25})
     (row,) = recorder.results.rows
     assert (row.best_epoch, row.val_eer, row.test_accuracy, row.test_eer) == (2, 0.2, 0.55, 0.25)
-    assert store.runs["run0"]["points"][-1] == (3, {"test/accuracy": 0.55, "test/eer": 0.25})
+    assert outlet.points("trial 0")[-1] == (3, {"test/accuracy": 0.55, "test/eer": 0.25})
     assert load_results(config.folder / LEDGER) == recorder.results
 
 
-def test_without_validation_the_last_epoch_is_kept(config: StudyConfig, store: Store) -> None:
-    recorder = driver(config, store)
+def test_without_validation_the_last_epoch_is_kept(config: StudyConfig, outlet: Outlet) -> None:
+    recorder = driver(config, outlet)
     recorder.started(TRIAL)
     for epoch, eer in enumerate([0.1, 0.3], start=1):
         recorder.reported(TRIAL, EpochRecord(epoch, {"val/eer": eer}, 1000 + epoch), 2)
@@ -245,12 +407,12 @@ def test_without_validation_the_last_epoch_is_kept(config: StudyConfig, store: S
 
 
 def test_a_given_teacher_is_scored_as_far_as_there_are_pictures(
-    tmp_path: Path, store: Store
+    tmp_path: Path, outlet: Outlet
 ) -> None:
     teacher = {"model": "mini_resnet_18_4", "checkpoint": "/weights.pt"}
     config = build(tmp_path, teacher=teacher, distill={"method": "kd", "alpha": 0.5})
     config.folder.mkdir()
-    recorder = driver(config, store)
+    recorder = driver(config, outlet)
     recorder.started(Job("teacher"))
     recorder.scored(Job("teacher"), {"val/eer": 0.2})
     (row,) = recorder.results.rows
@@ -258,8 +420,8 @@ def test_a_given_teacher_is_scored_as_far_as_there_are_pictures(
     recorder.scored(Job("teacher"), {"val/accuracy": 0.9, "val/eer": 0.2})
     (row,) = recorder.results.rows
     assert (row.value, row.val_eer) == (0.9, 0.2)
-    points = store.runs["run0"]["points"]
-    assert points == [(0, {"val/eer": 0.2}), (0, {"val/accuracy": 0.9, "val/eer": 0.2})]
+    told = {"val/accuracy": 0.9, "val/eer": 0.2, "best/val_accuracy": 0.9}
+    assert outlet.points("teacher") == [(0, {"val/eer": 0.2}), (0, told)]
 
 
 def test_params_of_a_given_teacher_say_where_it_is_from(tmp_path: Path) -> None:
@@ -269,46 +431,3 @@ def test_params_of_a_given_teacher_say_where_it_is_from(tmp_path: Path) -> None:
     assert params["teacher.checkpoint"] == "/weights.pt"
     assert params["data.source"] == "digits"
     assert not [path for path in params if path.startswith(("optim.", "distill.", "train."))]
-
-
-def tune_trial(**fields: Any) -> Any:
-    return SimpleNamespace(config={"job": TRIAL.to_dict()}, error_file=None, **fields)
-
-
-def ended_as(
-    config: StudyConfig, store: Store, result: dict[str, Any] | None, error: Path | None = None
-) -> TrialRow:
-    recorder = driver(config, store)
-    listener, trial = TuneListener(recorder), tune_trial(last_result=result)
-    listener.on_trial_start(0, [], trial)
-    if error is None:
-        listener.on_trial_complete(0, [], trial)
-    else:
-        trial.error_file = str(error)
-        listener.on_trial_error(0, [], trial)
-    assert recorder.results.rows[0].state == "running"  # until the step's end
-    listener.on_step_end(0, [])
-    listener.on_step_end(1, [])
-    return recorder.results.rows[0]
-
-
-def test_listener_tells_how_trials_ended(config: StudyConfig, store: Store) -> None:
-    assert ended_as(config, store, {"epoch": 3, "epochs": 3}).state == "complete"
-    assert ended_as(config, store, {"epoch": 2, "epochs": 3}).state == "pruned"
-    for nothing in ({}, None, {"done": True}):
-        row = ended_as(config, store, nothing)
-        assert (row.state, row.error) == ("failed", "it ended without a report")
-
-
-def test_listener_tells_why_a_trial_failed(
-    config: StudyConfig, store: Store, tmp_path: Path
-) -> None:
-    text = "Failure # 1\n\x1b[36mray::train()\x1b[39m (pid=1)\n  File x\nValueError: too few\n\n"
-    (tmp_path / "error.txt").write_text(text)
-    row = ended_as(config, store, {"epoch": 1, "epochs": 3}, tmp_path / "error.txt")
-    assert (row.state, row.error) == ("failed", "ValueError: too few")
-    assert store.runs["run0"]["error"] == text.replace("\x1b[36m", "").replace("\x1b[39m", "")
-
-
-def test_tune_can_pickle_the_listener(config: StudyConfig, store: Store) -> None:
-    assert vars(pickle.loads(pickle.dumps(TuneListener(driver(config, store))))) == {}

@@ -1,0 +1,73 @@
+"""What Tune's events tell the recorder."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from study.jobs import Job
+from study.tuning import TuneListener
+
+TRIAL = Job("trial", 0, {"optim.lr": 0.1})
+
+
+class Recorder:
+    """Keeps the ends of trials that it is told of."""
+
+    def __init__(self) -> None:
+        self.ends: list[tuple[str, str | None]] = []
+
+    def started(self, job: Job) -> None:
+        assert job == TRIAL
+
+    def ended(self, job: Job, state: str, error: str | None = None) -> None:
+        assert job == TRIAL
+        self.ends.append((state, error))
+
+
+def ended_as(result: dict[str, Any] | None, error: Path | None = None) -> tuple[str, str | None]:
+    recorder = Recorder()
+    listener = TuneListener(recorder)  # type: ignore[arg-type]
+    trial: Any = SimpleNamespace(
+        config={"job": TRIAL.to_dict()}, error_file=None, last_result=result
+    )
+    listener.on_trial_start(0, [], trial)
+    if error is None:
+        listener.on_trial_complete(0, [], trial)
+    else:
+        trial.error_file = str(error)
+        listener.on_trial_error(0, [], trial)
+    assert recorder.ends == []  # until the step's end
+    listener.on_step_end(0, [])
+    listener.on_step_end(1, [])
+    (end,) = recorder.ends
+    return end
+
+
+def test_listener_tells_how_trials_ended() -> None:
+    assert ended_as({"epoch": 3, "epochs": 3}) == ("complete", None)
+    assert ended_as({"epoch": 2, "epochs": 3}) == ("pruned", None)
+    for nothing in ({}, None, {"done": True}):
+        assert ended_as(nothing) == ("failed", "it ended without a report")
+
+
+def test_listener_tells_why_a_trial_failed(tmp_path: Path) -> None:
+    text = "Failure # 1\n\x1b[36mray::train()\x1b[39m (pid=1)\n  File x\nValueError: too few\n\n"
+    (tmp_path / "error.txt").write_text(text)
+    plain = text.replace("\x1b[36m", "").replace("\x1b[39m", "")
+    assert ended_as({"epoch": 1, "epochs": 3}, tmp_path / "error.txt") == ("failed", plain)
+
+
+def test_a_failure_without_a_file_is_told_too() -> None:
+    recorder = Recorder()
+    listener = TuneListener(recorder)  # type: ignore[arg-type]
+    trial: Any = SimpleNamespace(config={"job": TRIAL.to_dict()}, error_file=None)
+    listener.on_trial_error(0, [], trial)
+    listener.on_step_end(0, [])
+    assert recorder.ends == [("failed", "unknown error")]
+
+
+def test_tune_can_pickle_the_listener() -> None:
+    assert vars(pickle.loads(pickle.dumps(TuneListener(Recorder())))) == {}  # type: ignore[arg-type]
