@@ -107,6 +107,8 @@ STUDY_GPU_HOURS = "study/gpu_hours"
 STUDY_TRIAL_HOURS = "study/trial_hours"
 """Of a study without GPUs, the hours of all its trials, its teacher and its baseline so far."""
 
+STATISTICS = "statistics.parquet"
+"""File in a trial's folder with the statistics of every layer after each epoch (`engine.series`)."""
 EPOCH, EPOCHS, VALUE = "epoch", "epochs", "value"
 """Keys of a result (see `EpochRecord.to_result`)."""
 
