@@ -149,6 +149,7 @@ class _Run:
             self._recorder.stopped("interrupted")
             raise
         self._recorder.finished()
+        self._recorder.settle()
         return self._recorder.results
 
     @property

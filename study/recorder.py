@@ -22,8 +22,6 @@ from study.writer import Remains
 from trainable import records, tasks
 from trainable.records import EpochRecord, Finding
 
-STATISTICS = "statistics.parquet"
-"""The file of a trial's statistics in its folder."""
 _PATIENCE_S = 60.0
 """How long a study waits in its end for MLflow to take what it was not told yet."""
 _HURRY_S = 2.0
@@ -134,7 +132,7 @@ class Recorder:
             "findings": self._diagnosed(job, row),
         }
         row = row.model_copy(update=update)
-        statistics = Path(row.directory) / STATISTICS
+        statistics = Path(row.directory) / records.STATISTICS
         told = telling.trial_ended(
             row, error, statistics if statistics.is_file() else None, _now_ms()
         )
@@ -161,11 +159,10 @@ class Recorder:
         self._save(self.results, telling.trial_kept(self._known(job), weights, config_text))
 
     def finished(self) -> None:
-        """The study is over; its parent run gets the winner's figures."""
+        """The study is over; its parent run gets the winner's figures. Then `settle`."""
         results = self.results.model_copy(update={"finished": True})
         state = "complete" if results.winner is not None else "failed"
         self._save(results, telling.study_ends(state, results, _now_ms()))
-        self.settle(_PATIENCE_S)
 
     def stopped(self, state: telling.StudyState) -> None:
         """The driver stops before the study's end; what runs can be resumed."""

@@ -82,6 +82,11 @@ class Spool:
         return self._runs
 
     @property
+    def is_empty(self) -> bool:
+        """Whether all is sent, and forgotten."""
+        return os.fstat(self._out).st_size == 0
+
+    @property
     def refused(self) -> int:
         """Values that the store would never take, under all drivers."""
         return self._sent.refused

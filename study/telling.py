@@ -41,9 +41,6 @@ _TAG_NOTE = "mlflow.note.content"
 HEALTHY, UNKNOWN = "healthy", "unknown"
 """Of `kd.health`, where it names no findings; unknown is what ended before its first epoch."""
 
-STATISTICS = "statistics"
-"""Of a run's artifacts, the folder of its trial's statistics."""
-
 _STATUS: dict[State | StudyState, Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]] = {
     "running": "RUNNING",
     "complete": "FINISHED",
@@ -162,7 +159,7 @@ def trial_ended(
         told.append(Tags(run=row.label, tags={TAG_ERROR: reason}))
         told.append(Text(run=row.label, name="error.txt", text=error))
     if statistics is not None:
-        told.append(File(run=row.label, path=str(statistics), folder=STATISTICS))
+        told.append(File(run=row.label, path=str(statistics), folder="statistics"))
     return [*told, *_state(row.label, row.state, time_ms)]
 
 

@@ -53,8 +53,8 @@ class Writer:
         self._spool, self._tracker = spool, tracker
         self._queues: dict[str, deque[tuple[int, Entry]]] = {}
         self._failures = self._puzzles = 0
-        self._news, self._closing = threading.Event(), threading.Event()
-        self._abandoned = threading.Event()
+        self._news, self._hurry, self._over = (threading.Event() for _ in range(3))
+        self._emptied = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="mlflow writer", daemon=True)
 
     def __enter__(self) -> Writer:
@@ -62,9 +62,8 @@ class Writer:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._abandoned.set()
-        self._closing.set()
-        self._news.set()
+        for event in (self._over, self._hurry, self._news):
+            event.set()
         self._thread.join(_SHORT_WAIT_S)  # longer if it waits for an answer, which it will not use
 
     @property
@@ -83,11 +82,10 @@ class Writer:
         self._news.set()
 
     def drain(self, patience_s: float) -> Remains:
-        """Take no more lines, and give those that are there so long to be sent; Ctrl-C ends the waiting."""
-        self._closing.set()
-        self._news.set()
-        with contextlib.suppress(KeyboardInterrupt):
-            self._thread.join(patience_s)
+        """Give what is there so long to be sent, and hurry from now on; Ctrl-C ends the waiting."""
+        self._hurry.set()
+        with contextlib.suppress(KeyboardInterrupt), self._emptied:
+            self._emptied.wait_for(lambda: self._spool.is_empty, patience_s)
         return Remains(unsent(self._spool.folder), self._spool.refused)
 
     def _work(self) -> None:
@@ -97,17 +95,16 @@ class Writer:
             _LOG.exception("no more can be sent to MLflow by this driver")
 
     def _send_all(self) -> None:
-        while not self._abandoned.is_set():
-            closing = self._closing.is_set()
+        while not self._over.is_set():
             self._news.clear()
             self._fetch()
             if self._queues:
                 self._serve()
-                continue
-            self._spool.empty()
-            if closing:
-                return
-            self._news.wait()
+            else:
+                self._spool.empty()
+                with self._emptied:
+                    self._emptied.notify_all()
+                self._news.wait()
 
     def _fetch(self) -> None:
         """Take lines from the file while there is room."""
@@ -128,7 +125,7 @@ class Writer:
             refused = self._fail(batch, error)
             if refused is None:
                 return
-        if self._abandoned.is_set():
+        if self._over.is_set():
             return
         self._failures = self._puzzles = 0
         for one in refused:
@@ -158,10 +155,10 @@ class Writer:
             if self._puzzles > _STUBBORN:
                 return [refusal_of(batch, error)]
             wait = min(wait, _SHORT_WAIT_S)
-        if self._closing.is_set():
-            self._abandoned.wait(min(wait, _SHORT_WAIT_S))
+        if self._hurry.is_set():
+            self._over.wait(min(wait, _SHORT_WAIT_S))
         else:
-            self._closing.wait(wait)
+            self._hurry.wait(wait)
         return None
 
     def _forget(self, run: str, count: int) -> None:

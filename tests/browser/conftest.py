@@ -17,7 +17,10 @@ import pytest
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
-from study.results import State
+from study import telling
+from study.entries import Entry, Opening
+from study.results import State, StudyResults, TrialRow
+from study.store import open_store
 from study.tracking import Tracker
 from trainable.records import EpochRecord
 
@@ -52,25 +55,47 @@ def accuracy(trial: int, epoch: int) -> float:
     return round(0.5 + 0.05 * epoch + 0.0123 * trial, 4)
 
 
+def send(tracker: Tracker, run_id: str, entries: list[Entry]) -> None:
+    """As the study's writer does, one entry at a time."""
+    for entry in entries:
+        assert tracker.send(run_id, [entry]) == []
+
+
 def write_study(tracker: Tracker) -> tuple[str, list[str]]:
     """A parent run with eight trials; the run ids."""
+    now = time.time_ns() // 1_000_000
+    opening = telling.study_opening("quickstart", "0", "A *small* study", now)
+    parent = tracker.open_run(opening, may_be_there=False)
     config = {"study": {"name": "quickstart", "trials": len(STATES)}}
-    parent = tracker.start_study(
-        "quickstart", config, {}, config_text="study:\n  name: quickstart\n", note="A *small* study"
+    send(tracker, parent, telling.study_begins(config, "study:\n  name: quickstart\n"))
+    results = StudyResults(
+        name="quickstart",
+        trials_planned=len(STATES),
+        started_at=time.time(),
+        tracking_uri="",
+        experiment="kd",
+        parent_run_id=parent,
     )
-    trials: list[str] = []
     for number, state in enumerate(STATES):
         params = {"optim.lr": 0.01 * 2**number, "distill.alpha": 0.1 * number, "distill.k": 5}
-        run_id = tracker.start_trial(parent, "quickstart", "trial", number, params)
+        row = TrialRow(role="trial", number=number, directory="/nowhere")
+        opening, *told = telling.trial_begins(results, row, params, now)
+        assert isinstance(opening, Opening)
+        run_id = tracker.open_run(opening, may_be_there=False)
         for epoch in range(1, EPOCHS + 1):
+            best = {"value": accuracy(number, epoch), "best_epoch": epoch, "epochs": epoch}
+            row = row.model_copy(update=best)
             metrics = {"val/accuracy": accuracy(number, epoch), "train/loss": 2.0 / epoch}
-            tracker.log_epoch(run_id, EpochRecord(epoch, metrics, time.time_ns() // 1_000_000))
+            told += telling.epoch_ended(row, EpochRecord(epoch, metrics, now + epoch))
         error = "ValueError: no pictures" if state == "failed" else None
-        tracker.end_trial(run_id, state, error)
-        trials.append(run_id)
-    tracker.update_best(parent, accuracy(4, EPOCHS), len(STATES))
-    tracker.end_study(parent, "complete", {"best/test_accuracy": 0.6789})
-    return parent, trials
+        row = row.model_copy(update={"state": state, "run_id": run_id})
+        send(tracker, run_id, [*told, *telling.trial_ended(row, error, None, now + EPOCHS)])
+        results = results.with_row(row)
+        send(tracker, parent, telling.study_advances(results, 0.0, now + EPOCHS))
+    winner = results.best_trials[0].model_copy(update={"test_accuracy": 0.6789})
+    results = results.with_row(winner)
+    send(tracker, parent, telling.study_ends("complete", results, now + EPOCHS))
+    return parent, [run_id for run_id in results.run_ids.values() if run_id != parent]
 
 
 @pytest.fixture(scope="session")
@@ -78,8 +103,8 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StoredStudy]:
     """The study in an embedded store, served by `mlflow ui` on this machine."""
     folder = tmp_path_factory.mktemp("pages")
     uri = f"sqlite:///{folder}/mlflow.db"
-    tracker = Tracker(uri, "kd", folder / "mlartifacts")
-    parent, trials = write_study(tracker)
+    store = open_store(uri, "kd", folder / "mlartifacts")
+    parent, trials = write_study(Tracker(store))
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
@@ -93,7 +118,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StoredStudy]:
     ):
         try:
             wait_until_healthy(server, process, log)
-            yield StoredStudy(server, tracker.experiment_id, parent, trials)
+            yield StoredStudy(server, store.experiment_id, parent, trials)
         finally:
             process.terminate()
 

@@ -37,6 +37,7 @@ class Spy:
 
     def __init__(self) -> None:
         self.phases: list[str] = []
+        self.messages: list[str] = []
         self.started: list[TrialRow] = []
         self.epochs: list[tuple[str, int]] = []
         self.ended: list[TrialRow] = []
@@ -57,6 +58,9 @@ class Spy:
     def phase(self, text: str) -> None:
         self.phases.append(text)
         self.at_phase(text)
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
 
     def trial_started(self, row: TrialRow) -> None:
         self.started.append(row)

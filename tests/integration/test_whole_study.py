@@ -180,6 +180,8 @@ def test_every_metric_is_there_at_every_epoch(whole: Any) -> None:
             continue
         history = whole.history(row.label)
         history.pop("test/accuracy", None)
+        best = history.pop("best/val_accuracy")
+        assert best[-1] == (row.best_epoch, row.value)
         changes = history.pop(records.VAL_FLUCTUATION, [])  # within a stage
         assert 1 not in [step for step, _ in changes]
         assert set(history) == EVERY_EPOCH
@@ -211,6 +213,14 @@ def test_test_accuracy_is_measured_once_on_winner_baseline_and_teacher(whole: An
     metrics = whole.parent.data.metrics
     assert metrics["best/val_accuracy"] == winner.value
     assert metrics["best/test_accuracy"] == winner.test_accuracy
+    states = [row.state for row in whole.results.of("trial")]
+    for state in ("complete", "pruned", "failed"):
+        assert metrics[f"study/{state}"] == states.count(state)
+    assert metrics["study/running"] == 0
+    hours = sum(row.seconds for row in whole.results.rows) / 3600
+    assert metrics["study/trial_hours"] == pytest.approx(hours, rel=1e-3)
+    told = whole.client.get_metric_history(whole.parent.info.run_id, "study/complete")
+    assert [point.step for point in told] == list(range(1, TRIALS + 1))
     complete = [row.value for row in whole.results.of("trial") if row.state == "complete"]
     assert winner.value == max(complete)
 
@@ -227,7 +237,7 @@ def test_artifacts(whole: Any) -> None:
 
     assert names(whole.parent) == {"config.yaml"}
     winner = whole.child(whole.results.winner.label)
-    assert names(winner) == {"checkpoint", "config.yaml"}
+    assert names(winner) == {"checkpoint", "config.yaml", "statistics"}
     assert names(winner, "checkpoint") == {"checkpoint/best.safetensors"}
     kept = Path(whole.client.download_artifacts(winner.info.run_id, "checkpoint/best.safetensors"))
     ours = Path(whole.results.winner.directory) / "best.safetensors"
@@ -235,7 +245,7 @@ def test_artifacts(whole: Any) -> None:
     config = whole.client.download_artifacts(winner.info.run_id, "config.yaml")
     assert f"lr: {whole.results.winner.params['optim.lr']}" in Path(config).read_text()
     for row in whole.results.best_trials[1:3]:
-        assert names(whole.child(row.label)) == {"checkpoint", "config.yaml"}
+        assert names(whole.child(row.label)) == {"checkpoint", "config.yaml", "statistics"}
 
 
 def test_finished_study_prints_its_leaderboard_without_ray(

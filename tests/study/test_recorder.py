@@ -317,7 +317,7 @@ def test_what_mlflow_was_not_told_is_said_in_a_line(
     remains: Remains, words: str | None, config: StudyConfig, outlet: Outlet
 ) -> None:
     outlet.remains, watcher = remains, Nobody()
-    driver(config, outlet, watcher).finished()
+    driver(config, outlet, watcher).settle()
     if words is None:
         assert watcher.said == []
     else:

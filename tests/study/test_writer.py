@@ -194,8 +194,10 @@ def test_a_store_that_was_away_loses_and_repeats_nothing(driver: Driver, calls: 
     calls.before = calls.after = now_and_then
     with driver:
         driver.open("trial 0", "trial 1")
-        told = {run: [epoch(run, step) for step in range(1, 21)] for run in ("trial 0", "trial 1")}
-        for step in range(20):
+        told = {
+            run: [epoch(run, step, 3) for step in range(1, 11)] for run in ("trial 0", "trial 1")
+        }
+        for step in range(10):
             for entries in told.values():
                 driver.add(entries[step])
                 time.sleep(0.005)
@@ -234,7 +236,7 @@ def test_a_run_that_a_dead_driver_made_is_found_again(driver: Driver, calls: Cal
 
     def die(name: str) -> None:
         if name == "create_run":
-            driver.writer._abandoned.set()
+            driver.writer._over.set()
             away(name)
 
     with driver:
