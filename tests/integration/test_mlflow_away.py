@@ -57,6 +57,20 @@ def epochs_told(config: StudyConfig, trial: int) -> int:
     return rows[0].epochs if rows else 0
 
 
+def wait_for_progress(config: StudyConfig, driver: subprocess.Popen[str], before: int) -> None:
+    """Until the driver has heard of two more epochs."""
+    until = time.monotonic() + 240
+    while all_epochs_told(config) < before + 2:
+        assert time.monotonic() < until
+        assert driver.poll() is None, driver.communicate()
+        time.sleep(0.05)
+
+
+def all_epochs_told(config: StudyConfig) -> int:
+    ledger = config.folder / "results.json"
+    return sum(row.epochs for row in load_results(ledger).rows) if ledger.exists() else 0
+
+
 def wait_for_epoch(config: StudyConfig, driver: subprocess.Popen[str], trial: int) -> None:
     """Until a trial has reported its second epoch."""
     until = time.monotonic() + 240
@@ -183,10 +197,11 @@ def test_a_server_that_stays_away_gets_the_rest_when_the_study_is_run_again(
 def test_a_driver_that_is_killed_at_any_moment(tmp_path: Path, configure: Any) -> None:
     config = build(configure, tmp_path, train={"epochs": 8})
     draw = random.Random(11)
-    for kill in range(6):
+    for _ in range(6):
+        before = all_epochs_told(config)
         driver = start(config)
-        wait_for_epoch(config, driver, kill // 2)
-        time.sleep(draw.uniform(0, 1.5))
+        wait_for_progress(config, driver, before)
+        time.sleep(draw.uniform(0, 1.0))
         os.killpg(driver.pid, signal.SIGKILL)
         driver.communicate()
     finish(config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,21 @@ from typing import Any
 import pytest
 
 from study.config import StudyConfig, parse_config
-from study.folder import RESOLVED, check_same_study, keep_config, load_finished, only_driver
-from study.results import LEDGER, StudyResults, save_results
+from study.folder import (
+    LOG,
+    RESOLVED,
+    SPOOL,
+    check_same_study,
+    connect,
+    has_unsent,
+    keep_config,
+    load_finished,
+    log_file,
+    only_driver,
+    open_results,
+)
+from study.results import LEDGER, StudyResults, load_results, save_results
+from study.spool import Spool
 from trainable.errors import ConfigError
 
 
@@ -81,3 +95,65 @@ def test_only_a_finished_study_is_loaded(tmp_path: Path) -> None:
     assert load_finished(tmp_path) is None
     save_results(results.model_copy(update={"finished": True}), tmp_path / LEDGER)
     assert load_finished(tmp_path) is not None
+
+
+def test_what_goes_wrong_beside_is_in_the_log_and_nowhere_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with log_file(tmp_path):
+        assert not (tmp_path / LOG).exists()
+        logging.getLogger("study.writer").warning("it was refused")
+    logging.getLogger("study.writer").debug("nobody hears this")
+    (line,) = (tmp_path / LOG).read_text().splitlines()
+    assert line.endswith("study.writer: it was refused")
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of studies with one embedded store."""
+    return tmp_path_factory.mktemp("studies")
+
+
+def test_a_study_begins_and_is_taken_up_with_the_same_run(shared: Path) -> None:
+    one = config(shared)
+    one.folder.mkdir()
+    store = connect(one)
+    with Spool(one.folder / SPOOL) as spool:
+        began = open_results(one, store, spool)
+        assert began == load_results(one.folder / LEDGER)
+    assert not has_unsent(one.folder)  # its config is in the ledger's outbox
+    with Spool(one.folder / SPOOL) as spool:
+        assert open_results(one, store, spool) == began
+        assert began.outbox is not None
+        spool.add(began.outbox)
+    assert has_unsent(one.folder)
+    (one.folder / LEDGER).unlink()  # as if the driver had died before it wrote it
+    with Spool(one.folder / SPOOL) as spool:
+        assert open_results(one, store, spool).parent_run_id == began.parent_run_id
+    other = config(shared, name="other")
+    other.folder.mkdir()
+    with Spool(other.folder / SPOOL) as spool:
+        assert open_results(other, store, spool).parent_run_id != began.parent_run_id
+
+
+def test_ids_of_the_ledger_are_known_where_the_spool_was_lost(shared: Path) -> None:
+    one = config(shared, name="lost")
+    one.folder.mkdir()
+    store = connect(one)
+    with Spool(one.folder / SPOOL) as spool:
+        began = open_results(one, store, spool)
+    with Spool(one.folder / "fresh") as spool:
+        open_results(one, store, spool)
+        assert spool.runs == {"study": began.parent_run_id}
+
+
+def test_resuming_a_run_that_the_store_lacks(shared: Path) -> None:
+    one = config(shared, name="lacking")
+    one.folder.mkdir()
+    store = connect(one)
+    with Spool(one.folder / SPOOL) as spool:
+        results = open_results(one, store, spool)
+        store.client.delete_run(results.parent_run_id)
+        with pytest.raises(ConfigError, match=r"^tracking\.uri: must name the store that holds"):
+            open_results(one, store, spool)
