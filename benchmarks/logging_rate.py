@@ -5,7 +5,8 @@
 Both write the points of 200 trials × 100 epochs × 20 metrics to a fresh SQLite store with 200 runs in it, one
 after the other and several times over. The bare calls get 1,000 metrics each. The writer gets what a driver gives
 it, the epochs of 8 trials at a time in turn, as fast as a driver can: its time is from the first epoch until the
-store has the last. Then: what reporting an epoch costs the driver's own thread.
+store has the last. Rates are also given by the process's CPU time, which other programs disturb less. Then: what
+reporting an epoch costs the driver's own thread.
 
 (The name is not `logging`: a script's folder comes first on Python's path, and that would be everyone's `logging`.)
 """
@@ -18,6 +19,8 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,9 +43,19 @@ from trainable.records import EpochRecord
 RESULT = Path(__file__).parent / "results" / "logging-cpu.json"
 TRIALS, EPOCHS, METRICS, AT_A_TIME = 200, 100, 20, 8
 POINTS = TRIALS * EPOCHS * METRICS
-T = TypeVar("T")
 REPORTS = 400
 """Epochs of which the driver's own cost is measured."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Time that all points took."""
+
+    wall_s: float
+    cpu_s: float
+    """Of all threads of this process."""
 
 
 class Nobody:
@@ -60,26 +73,44 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
-    bare, ours = list[float](), list[float]()
+    bare, ours = list[Spent](), list[Spent]()
     for number in range(1, arguments.rounds + 1):
         bare.append(in_a_folder(write_bare))
         ours.append(in_a_folder(write_ours))
-        print(f"round {number}: bare {bare[-1]:.0f} points/s, the writer {ours[-1]:.0f}")
-    ratios = [mine / theirs for mine, theirs in zip(ours, bare, strict=True)]
+        print(f"round {number}: bare {bare[-1]}, the writer {ours[-1]}", flush=True)
     record: dict[str, Any] = {
         "command": "python benchmarks/logging_rate.py",
         "environment": environment(),
         "what": f"{TRIALS} trials × {EPOCHS} epochs × {METRICS} metrics into SQLite",
-        "bare_points_per_s": [round(rate) for rate in bare],
-        "writer_points_per_s": [round(rate) for rate in ours],
-        "median_bare_points_per_s": round(statistics.median(bare)),
-        "median_writer_points_per_s": round(statistics.median(ours)),
-        "median_ratio_of_a_round": round(statistics.median(ratios), 3),
-        "ratio_of_medians": round(statistics.median(ours) / statistics.median(bare), 3),
+        "wall": compared([one.wall_s for one in bare], [one.wall_s for one in ours]),
+        "cpu": compared([one.cpu_s for one in bare], [one.cpu_s for one in ours]),
         "driver_ms_per_epoch": in_a_folder(drivers_cost),
     }
     RESULT.write_text(json.dumps(record, indent=1) + "\n")
     print(json.dumps(record, indent=1))
+
+
+def compared(bare_s: list[float], ours_s: list[float]) -> dict[str, Any]:
+    """Points per second of each round, with their medians and what they are to each other."""
+    bare, ours = [POINTS / s for s in bare_s], [POINTS / s for s in ours_s]
+    ratios = [mine / theirs for mine, theirs in zip(ours, bare, strict=True)]
+    return {
+        "bare_points_per_s": [round(rate) for rate in bare],
+        "writer_points_per_s": [round(rate) for rate in ours],
+        "median_bare": round(statistics.median(bare)),
+        "median_writer": round(statistics.median(ours)),
+        "median_ratio_of_a_round": round(statistics.median(ratios), 3),
+        "ratio_of_medians": round(statistics.median(ours) / statistics.median(bare), 3),
+    }
+
+
+@contextmanager
+def timed() -> Iterator[list[Spent]]:
+    """What the block took, in the list when it has ended."""
+    spent: list[Spent] = []
+    wall, cpu = time.perf_counter(), time.process_time()
+    yield spent
+    spent.append(Spent(time.perf_counter() - wall, time.process_time() - cpu))
 
 
 def in_a_folder(measure: Callable[[Path], T]) -> T:
@@ -109,8 +140,8 @@ def store_with_runs(folder: Path) -> tuple[Store, list[str]]:
     return store, [run.info.run_id for run in runs]
 
 
-def write_bare(folder: Path) -> float:
-    """Points per second of `log_batch` alone, the points being at hand."""
+def write_bare(folder: Path) -> Spent:
+    """`log_batch` alone, the points being at hand."""
     store, ids = store_with_runs(folder)
     calls = [
         (run_id, points[start : start + VALUES_A_CALL])
@@ -118,10 +149,10 @@ def write_bare(folder: Path) -> float:
         for points in [metrics_of(trial)]
         for start in range(0, len(points), VALUES_A_CALL)
     ]
-    began = time.perf_counter()
-    for run_id, points in calls:
-        store.client.log_batch(run_id, metrics=points)
-    return POINTS / (time.perf_counter() - began)
+    with timed() as spent:
+        for run_id, points in calls:
+            store.client.log_batch(run_id, metrics=points)
+    return spent[0]
 
 
 def metrics_of(trial: int) -> list[Metric]:
@@ -134,21 +165,19 @@ def metrics_of(trial: int) -> list[Metric]:
     ]
 
 
-def write_ours(folder: Path) -> float:
-    """Points per second from the first reported epoch until everything is in the store."""
+def write_ours(folder: Path) -> Spent:
+    """From the first reported epoch until everything is in the store."""
     store, ids = store_with_runs(folder)
     rows = [TrialRow(role="trial", number=number, directory="") for number in range(TRIALS)]
     with Spool(folder / SPOOL) as spool:
         spool.name_runs({row.label: run_id for row, run_id in zip(rows, ids, strict=True)})
-        with Writer(spool, Tracker(store)) as writer:
-            began = time.perf_counter()
+        with Writer(spool, Tracker(store)) as writer, timed() as spent:
             for number, (trial, record) in enumerate(reports(), start=1):
                 writer.add(Line(number=number, entries=tuple(epoch_ended(rows[trial], record))))
             remains = writer.drain(3600)
-            seconds = time.perf_counter() - began
     assert (remains.unsent, remains.refused) == (0, 0)
     assert len(store.client.get_metric_history(ids[-1], "train/metric_0")) == EPOCHS
-    return POINTS / seconds
+    return spent[0]
 
 
 def drivers_cost(folder: Path) -> dict[str, float]:
