@@ -83,7 +83,7 @@ def run_study(config: StudyConfig, open_display: OpenDisplay) -> StudyResults:
         with sigterm_interrupts():
             if finished is None:
                 return _run(config, open_display)
-            if has_unsent(config.folder):
+            if has_unsent(config.folder, finished):
                 return _send_the_rest(config, finished, open_display)
             return finished
     except KeyboardInterrupt:

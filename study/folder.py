@@ -92,9 +92,9 @@ def connect(config: StudyConfig) -> Store:
     return open_store(uri, config.tracking.experiment, _artifact_root(config))
 
 
-def has_unsent(folder: Path) -> bool:
+def has_unsent(folder: Path, results: StudyResults) -> bool:
     """Whether a study has something for MLflow that was not sent."""
-    return unsent(folder / SPOOL) > 0
+    return unsent(folder / SPOOL, results.outbox) > 0
 
 
 def open_results(config: StudyConfig, store: Store, spool: Spool) -> StudyResults:

@@ -171,6 +171,7 @@ class Recorder:
 
     def settle(self, patience_s: float = _PATIENCE_S) -> None:
         """Wait for MLflow to take the rest, and say it if it does not."""
+        self._hand_over()
         remains = self._outlet.drain(_SOON_S)
         if remains.unsent:
             self._watcher.phase(f"waiting up to {patience_s:g} s for MLflow")
@@ -229,14 +230,16 @@ class Recorder:
 
     def _save(self, results: StudyResults, told: list[Entry] | None = None) -> None:
         """Write the ledger with what MLflow is told in it, and only then the spool."""
-        if self.results.outbox is not None:
-            self._outlet.add(self.results.outbox)  # of a driver, or a call, that was cut short
+        self._hand_over()  # of a driver, or a call, that was cut short
         update: dict[str, Any] = {"seconds": self._seconds()}
         if told:
             line = Line(number=self._outlet.last_number + 1, entries=tuple(told))
             update["outbox"] = line
         self.results = results.with_run_ids(self._outlet.runs).model_copy(update=update)
         save_results(self.results, self._config.folder / LEDGER)
+        self._hand_over()
+
+    def _hand_over(self) -> None:
         if self.results.outbox is not None:
             self._outlet.add(self.results.outbox)
 

@@ -15,7 +15,7 @@ import json
 import os
 import threading
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, TypeAdapter
@@ -54,9 +54,7 @@ class Spool:
         self._sent = _load_sent(folder)
         self._runs = _load_runs(folder)
         lines = _read(folder)
-        self.last_number = max(
-            [self._sent.number, *self._sent.ahead.values(), *(line.number for line in lines)]
-        )
+        self.last_number = _last_number(self._sent, lines)
         self.inherited = self.last_number
         """The last line that is not this driver's: entries up to there may have been sent before."""
         text = "".join(f"{line.model_dump_json()}\n" for line in lines if self._sent.owes(line))
@@ -145,12 +143,16 @@ class Spool:
         _replace(self.folder / _SENT, self._sent.model_dump_json())
 
 
-def unsent(folder: Path) -> int:
-    """Entries in a spool's folder that have not been sent."""
-    sent = _load_sent(folder)
-    return sum(
-        line.number > sent.reached(entry.run) for line in _read(folder) for entry in line.entries
-    )
+def unsent(folder: Path, outbox: Line | None = None) -> int:
+    """Entries in a spool's folder that have not been sent, with those of a line that may be on its way there."""
+    sent, lines = _load_sent(folder), _read(folder)
+    if outbox is not None and outbox.number > _last_number(sent, lines):
+        lines.append(outbox)
+    return sum(line.number > sent.reached(entry.run) for line in lines for entry in line.entries)
+
+
+def _last_number(sent: _Sent, lines: Sequence[Line]) -> int:
+    return max([sent.number, *sent.ahead.values(), *(line.number for line in lines)])
 
 
 def _read(folder: Path) -> list[Line]:

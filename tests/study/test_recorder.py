@@ -289,6 +289,21 @@ def test_winners_figures_close_the_study(config: StudyConfig, outlet: Outlet) ->
     assert load_results(config.folder / LEDGER).finished
 
 
+def test_a_study_whose_end_was_not_told_tells_it_when_it_is_run_again(
+    config: StudyConfig, outlet: Outlet
+) -> None:
+    recorder = driver(config, outlet)
+    recorder.started(TRIAL)
+    outlet.broken = True
+    with pytest.raises(KeyboardInterrupt):
+        recorder.finished()
+    outlet.broken = False
+    again = driver(config, outlet)
+    assert again.results.finished
+    again.settle()
+    assert outlet.tags("study")["kd.state"] == "failed"
+
+
 def test_ids_that_come_late_are_in_the_ledger(config: StudyConfig, outlet: Outlet) -> None:
     recorder = driver(config, outlet)
     recorder.started(TRIAL)
