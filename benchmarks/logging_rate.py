@@ -15,12 +15,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,7 +44,6 @@ from trainable.records import EpochRecord
 
 RESULT = Path(__file__).parent / "results" / "logging-cpu.json"
 TRIALS, EPOCHS, METRICS, AT_A_TIME = 200, 100, 20, 8
-POINTS = TRIALS * EPOCHS * METRICS
 REPORTS = 400
 """Epochs of which the driver's own cost is measured."""
 
@@ -72,27 +73,30 @@ def main() -> None:
     """Measure, print, and write benchmarks/results/logging-cpu.json."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--trials", type=int, default=TRIALS, help="of a round")
     arguments = parser.parse_args()
     bare, ours = list[Spent](), list[Spent]()
     for number in range(1, arguments.rounds + 1):
-        bare.append(in_a_folder(write_bare))
-        ours.append(in_a_folder(write_ours))
+        bare.append(in_a_folder(partial(write_bare, arguments.trials)))
+        ours.append(in_a_folder(partial(write_ours, arguments.trials)))
         print(f"round {number}: bare {bare[-1]}, the writer {ours[-1]}", flush=True)
+    points = arguments.trials * EPOCHS * METRICS
     record: dict[str, Any] = {
-        "command": "python benchmarks/logging_rate.py",
+        "command": f"python benchmarks/logging_rate.py --rounds {len(ours)} --trials {arguments.trials}",
         "environment": environment(),
-        "what": f"{TRIALS} trials × {EPOCHS} epochs × {METRICS} metrics into SQLite",
-        "wall": compared([one.wall_s for one in bare], [one.wall_s for one in ours]),
-        "cpu": compared([one.cpu_s for one in bare], [one.cpu_s for one in ours]),
+        "what": f"in a round {arguments.trials} trials × {EPOCHS} epochs × {METRICS} metrics into SQLite",
+        "wall": compared(points, [one.wall_s for one in bare], [one.wall_s for one in ours]),
+        "cpu": compared(points, [one.cpu_s for one in bare], [one.cpu_s for one in ours]),
+        "load_average": os.getloadavg()[0],
         "driver_ms_per_epoch": in_a_folder(drivers_cost),
     }
     RESULT.write_text(json.dumps(record, indent=1) + "\n")
     print(json.dumps(record, indent=1))
 
 
-def compared(bare_s: list[float], ours_s: list[float]) -> dict[str, Any]:
+def compared(points: int, bare_s: list[float], ours_s: list[float]) -> dict[str, Any]:
     """Points per second of each round, with their medians and what they are to each other."""
-    bare, ours = [POINTS / s for s in bare_s], [POINTS / s for s in ours_s]
+    bare, ours = [points / s for s in bare_s], [points / s for s in ours_s]
     ratios = [mine / theirs for mine, theirs in zip(ours, bare, strict=True)]
     return {
         "bare_points_per_s": [round(rate) for rate in bare],
@@ -105,11 +109,10 @@ def compared(bare_s: list[float], ours_s: list[float]) -> dict[str, Any]:
 
 
 @contextmanager
-def timed() -> Iterator[list[Spent]]:
-    """What the block took, in the list when it has ended."""
-    spent: list[Spent] = []
+def timed(spent: list[Spent]) -> Iterator[None]:
+    """Add what the block took."""
     wall, cpu = time.perf_counter(), time.process_time()
-    yield spent
+    yield
     spent.append(Spent(time.perf_counter() - wall, time.process_time() - cpu))
 
 
@@ -125,34 +128,32 @@ def epoch_of(trial: int, epoch: int) -> EpochRecord:
     return EpochRecord(epoch, values, 1_700_000_000_000 + epoch)
 
 
-def reports() -> Iterator[tuple[int, EpochRecord]]:
+def reports(trials: int) -> Iterator[tuple[int, EpochRecord]]:
     """All epochs in the order in which a driver hears of them."""
-    for first in range(0, TRIALS, AT_A_TIME):
+    for first in range(0, trials, AT_A_TIME):
         for epoch in range(1, EPOCHS + 1):
-            for trial in range(first, min(first + AT_A_TIME, TRIALS)):
+            for trial in range(first, min(first + AT_A_TIME, trials)):
                 yield trial, epoch_of(trial, epoch)
 
 
-def store_with_runs(folder: Path) -> tuple[Store, list[str]]:
+def store_with_runs(trials: int, folder: Path) -> tuple[Store, list[str]]:
     """A fresh store, and the ids of a run for each trial."""
     store = open_store(f"sqlite:///{folder}/mlflow.db", "logging-rate", folder / "artifacts")
-    runs = [store.client.create_run(store.experiment_id) for _ in range(TRIALS)]
+    runs = [store.client.create_run(store.experiment_id) for _ in range(trials)]
     return store, [run.info.run_id for run in runs]
 
 
-def write_bare(folder: Path) -> Spent:
-    """`log_batch` alone, the points being at hand."""
-    store, ids = store_with_runs(folder)
-    calls = [
-        (run_id, points[start : start + VALUES_A_CALL])
-        for trial, run_id in enumerate(ids)
-        for points in [metrics_of(trial)]
-        for start in range(0, len(points), VALUES_A_CALL)
-    ]
-    with timed() as spent:
-        for run_id, points in calls:
-            store.client.log_batch(run_id, metrics=points)
-    return spent[0]
+def write_bare(trials: int, folder: Path) -> Spent:
+    """The calls of `log_batch` alone, without what it takes to make their points."""
+    store, ids = store_with_runs(trials, folder)
+    spent: list[Spent] = []
+    for trial, run_id in enumerate(ids):
+        points = metrics_of(trial)
+        for start in range(0, len(points), VALUES_A_CALL):
+            batch = points[start : start + VALUES_A_CALL]
+            with timed(spent):
+                store.client.log_batch(run_id, metrics=batch)
+    return Spent(sum(one.wall_s for one in spent), sum(one.cpu_s for one in spent))
 
 
 def metrics_of(trial: int) -> list[Metric]:
@@ -165,14 +166,15 @@ def metrics_of(trial: int) -> list[Metric]:
     ]
 
 
-def write_ours(folder: Path) -> Spent:
+def write_ours(trials: int, folder: Path) -> Spent:
     """From the first reported epoch until everything is in the store."""
-    store, ids = store_with_runs(folder)
-    rows = [TrialRow(role="trial", number=number, directory="") for number in range(TRIALS)]
+    store, ids = store_with_runs(trials, folder)
+    rows = [TrialRow(role="trial", number=number, directory="") for number in range(trials)]
     with Spool(folder / SPOOL) as spool:
         spool.name_runs({row.label: run_id for row, run_id in zip(rows, ids, strict=True)})
-        with Writer(spool, Tracker(store)) as writer, timed() as spent:
-            for number, (trial, record) in enumerate(reports(), start=1):
+        spent: list[Spent] = []
+        with Writer(spool, Tracker(store)) as writer, timed(spent):
+            for number, (trial, record) in enumerate(reports(trials), start=1):
                 writer.add(Line(number=number, entries=tuple(epoch_ended(rows[trial], record))))
             remains = writer.drain(3600)
     assert (remains.unsent, remains.refused) == (0, 0)
