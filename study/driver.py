@@ -29,6 +29,7 @@ from study.folder import (
 from study.jobs import Job
 from study.preflight import StudyPlan, preflight
 from study.recorder import Recorder, Watcher
+from study.report.page import write_report
 from study.results import StudyResults, TrialRow
 from study.scheduler import build_scheduler
 from study.search import (
@@ -39,6 +40,7 @@ from study.search import (
     prune_unfinished,
 )
 from study.stopping import Stop, sigterm_interrupts
+from study.tracking import Tracker
 from study.tuning import run_tune
 from study.yaml import dump_yaml
 from trainable import tasks
@@ -83,9 +85,8 @@ def run_study(config: StudyConfig, open_display: OpenDisplay) -> StudyResults:
                 results = open_results(plan.config, tracker)
                 ended = [row for row in results.of("trial") if row.state != "running"]
                 with open_display(plan.concurrency, ended) as display:
-                    return _Run(
-                        plan, Recorder(plan.config, results, tracker, display), display
-                    ).run()
+                    recorder = Recorder(plan.config, results, tracker, display)
+                    return _Run(plan, recorder, tracker, display).run()
     except KeyboardInterrupt:
         raise StudyInterruptedError from None
 
@@ -93,9 +94,11 @@ def run_study(config: StudyConfig, open_display: OpenDisplay) -> StudyResults:
 class _Run:
     """One driver's work on a study."""
 
-    def __init__(self, plan: StudyPlan, recorder: Recorder, watcher: Watcher) -> None:
+    def __init__(
+        self, plan: StudyPlan, recorder: Recorder, tracker: Tracker, watcher: Watcher
+    ) -> None:
         self._plan, self._config = plan, plan.config
-        self._recorder, self._watcher = recorder, watcher
+        self._recorder, self._tracker, self._watcher = recorder, tracker, watcher
 
     def run(self) -> StudyResults:
         try:
@@ -111,7 +114,17 @@ class _Run:
             self._recorder.stopped("interrupted")
             raise
         self._recorder.finished()
+        self._report()
         return self._recorder.results
+
+    def _report(self) -> None:
+        """Write the report, and keep it with the parent run; a study never fails of it."""
+        results = self._recorder.results
+        try:
+            page = write_report(results, self._config.folder)
+            self._tracker.log_artifact(results.parent_run_id, page)
+        except Exception as error:
+            self._watcher.phase(f"no report, because {error}: `kd-study report` tries again")
 
     @property
     def _teacher_weights(self) -> Path | None:

@@ -10,13 +10,18 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from study.config import StudyConfig, differing_keys, dump_config, parse_config
+from study.config import (
+    RESOLVED,
+    StudyConfig,
+    differing_keys,
+    dump_config,
+    embedded_store,
+    parse_config,
+)
 from study.results import LEDGER, StudyResults, load_results, save_results
 from study.tracking import Tracker
 from study.yaml import parse_yaml
 from trainable.errors import ConfigError, Problem, input_error
-
-RESOLVED = "config.yaml"
 
 
 def check_same_study(config: StudyConfig) -> None:
@@ -99,7 +104,7 @@ def open_results(config: StudyConfig, tracker: Tracker) -> StudyResults:
 def _tracking_uri(config: StudyConfig) -> str:
     if config.tracking.uri is not None:
         return config.tracking.uri
-    return f"sqlite:///{Path(config.storage.path) / 'mlflow.db'}"
+    return embedded_store(Path(config.storage.path))
 
 
 def _artifact_root(config: StudyConfig) -> Path | None:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from study.config import StudyConfig, parse_config
-from study.folder import RESOLVED, check_same_study, keep_config, load_finished, only_driver
+from study.config import RESOLVED, StudyConfig, parse_config
+from study.folder import check_same_study, keep_config, load_finished, only_driver
 from study.results import LEDGER, StudyResults, save_results
 from trainable.errors import ConfigError
 
