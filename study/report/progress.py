@@ -22,7 +22,7 @@ from trainable.records import VAL_ACCURACY, EpochRecord
 
 _QUIET_S = 10.0
 _BAR_WIDTH = 16
-_TOLD_SHARE = 0.75
+_TOLD_SHARE = 2 / 3
 _FEWEST_TOLD = 6
 
 Key = tuple[Role, int]
@@ -77,7 +77,8 @@ def time_left(
 
     A trial to come takes as long as those that ended did in the mean, stopped and failed ones too,
     since more of them will; while none has, as long as the running ones seem to take. The first
-    quarter does not count: those trials began before the pruner had others to compare them with. A
+    third does not count: those trials began before the pruner had others to compare them with, and
+    before the sampler knew which sizes it would come back to. A
     running trial goes on at its own pace as far as those that went farther did. Trials to come then
     take the free one of `concurrency` places, one after the other, `idle` seconds after it was left.
     """
