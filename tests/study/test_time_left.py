@@ -212,7 +212,7 @@ def test_made_up_studies_are_estimated_without_bias(
 ) -> None:
     """One study's luck is its own; over many, the estimate leans to neither side."""
     errors: list[float] = []
-    for seed in range(60):
+    for seed in range(30):
         events = MadeUp(seed, planned, places, prune=prune, vary=vary).events
         errors += [(left - true) / true for left, true in estimates(events, planned, places)]
     assert abs(fmean(errors)) < 0.12

@@ -1,0 +1,96 @@
+"""A study that was run, in MLflow's pages: names, nesting, the winner first, comparison by what was searched."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.wait import WebDriverWait
+
+if TYPE_CHECKING:
+    from tests.browser.conftest import RunStudy
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(400)]
+
+MLFLOWS_OWN = (
+    "mlflow/users/current",  # a page asks who is logged in; the embedded server knows no users
+    "ResizeObserver loop completed with undelivered notifications",
+)
+
+
+def visible_text(browser: webdriver.Chrome) -> str:
+    return browser.find_element(By.TAG_NAME, "body").text
+
+
+def shows(browser: webdriver.Chrome, page: str, *wanted: str) -> str:
+    browser.get("about:blank")  # a new fragment alone would not load the page again
+    browser.get_log("browser")
+    browser.get(page)
+    wait_for(browser, *wanted)
+    return visible_text(browser)
+
+
+def wait_for(browser: webdriver.Chrome, *wanted: str) -> None:
+    def missing() -> list[str]:
+        return [text for text in wanted if text not in visible_text(browser)]
+
+    WebDriverWait(browser, 60).until(lambda _: not missing(), f"missing {missing()}")
+
+
+def complaints(browser: webdriver.Chrome) -> list[Any]:
+    severe = [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+    return [e for e in severe if not any(own in e["message"] for own in MLFLOWS_OWN)]
+
+
+def test_the_page_that_is_printed_lists_the_runs_the_best_first(
+    browser: webdriver.Chrome, ran: RunStudy
+) -> None:
+    labels = [row.label for row in ran.results.rows]
+    text = shows(browser, ran.page, *labels, "quickstart", "9 matching runs", "val/accuracy")
+    listed = [line for line in text.splitlines() if line in labels]
+    by_accuracy = sorted(ran.results.rows, key=lambda row: -(row.value or 0.0))
+    values = {row.label: row.value for row in ran.results.rows}
+    assert [values[label] for label in listed[:8]] == [row.value for row in by_accuracy]
+    assert complaints(browser) == []
+
+
+def test_trials_are_nested_in_the_study(browser: webdriver.Chrome, ran: RunStudy) -> None:
+    page = f"{ran.server}/#/experiments/{ran.results.experiment_id}/runs"
+    parent = f"{page}/{ran.results.parent_run_id}"
+    shows(browser, parent, "Child runs", *(row.label for row in ran.results.rows))
+    assert complaints(browser) == []
+
+
+def test_the_report_is_an_artifact_of_the_study(browser: webdriver.Chrome, ran: RunStudy) -> None:
+    run = f"{ran.server}/#/experiments/{ran.results.experiment_id}/runs/{ran.results.parent_run_id}"
+    shows(browser, f"{run}/artifacts/report.html", "report.html", "config.yaml")
+    frame = WebDriverWait(browser, 60).until(
+        lambda driver: driver.find_element(By.CSS_SELECTOR, "iframe")
+    )
+    browser.switch_to.frame(frame)
+    try:
+        wait_for(browser, "Leaderboard", "Learning curves", "Best: trial")
+    finally:
+        browser.switch_to.default_content()
+
+
+def test_comparison_draws_what_was_searched_against_accuracy(
+    browser: webdriver.Chrome, ran: RunStudy, tmp_path: Path
+) -> None:
+    trials = ran.results.of("trial")
+    ids = [quote(json.dumps(i)) for i in ([r.run_id for r in trials], [ran.results.experiment_id])]
+    page = f"{ran.server}/#/compare-runs?runs={ids[0]}&experiments={ids[1]}"
+    shows(browser, page, "Comparing 6 Runs", "Parallel Coordinates", *(r.label for r in trials))
+    chosen = browser.find_elements(By.CSS_SELECTOR, ".ant-select-selection-item, [title]")
+    assert {"data.batch_size", "distill.alpha"} <= {item.get_attribute("title") for item in chosen}
+    assert browser.find_elements(By.CSS_SELECTOR, ".parcoords path, .js-plotly-plot")
+    for tab in ("Scatter Plot", "Box Plot", "Contour Plot"):
+        browser.find_element(By.XPATH, f"//*[text()='{tab}']").click()
+        wait_for(browser, "X-axis")
+        browser.save_screenshot(str(tmp_path / f"{tab}.png"))
+    assert complaints(browser) == []
