@@ -16,7 +16,7 @@ FAST := not (slow or chaos or browser or service or gpu)
 .PHONY: help study test test-all golden screenshots check format clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 study: $(VENV)/.run ## Run the quickstart study (or CONFIG=path/to/study.yaml)
 	$(BIN)/kd-study run $(CONFIG)
