@@ -18,7 +18,7 @@ from trainable import records
 from trainable.data.cache import cache_folder, decoded_path
 from trainable.data.opened import open_split
 from trainable.data.sources import open_source
-from trainable.records import grad_norm_of, update_distance_of
+from trainable.records import grad_norm_of, update_distance_of, update_travelled_of
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -27,9 +27,15 @@ BLOCKS = ("layer1", "layer2", "layer3", "layer4", "head")
 EVERY_EPOCH = {
     *(value for name, value in vars(records).items() if name.startswith(("TRAIN_", "VAL_"))),
     *(value for name, value in vars(records).items() if name.startswith(("GRAD_", "AMP_", "BN_"))),
+    *(value for name, value in vars(records).items() if name.startswith("UPDATE_")),
     *(grad_norm_of(block) for block in BLOCKS),
     *(update_distance_of(block) for block in BLOCKS),
-} - {records.VAL_EER}  # of studies with unseen classes
+    *(update_travelled_of(block) for block in BLOCKS),
+} - {
+    records.VAL_EER,  # of studies with unseen classes
+    records.VAL_FLUCTUATION,  # from a stage's second epoch on
+    records.TRAIN_PEAK_MEMORY,  # of GPUs
+}
 NAMED_BY_THE_DESIGN = {
     "train/loss",
     "train/ce",
@@ -174,6 +180,8 @@ def test_every_metric_is_there_at_every_epoch(whole: Any) -> None:
             continue
         history = whole.history(row.label)
         history.pop("test/accuracy", None)
+        changes = history.pop(records.VAL_FLUCTUATION, [])  # within a stage
+        assert 1 not in [step for step, _ in changes]
         assert set(history) == EVERY_EPOCH
         for name, points in history.items():
             steps = [step for step, _ in points]
