@@ -16,7 +16,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from study.report.board import Board, board_of, number_text
+from study.report.board import board_of, number_text
 from study.report.cost import cost_of, peak_gib
 from study.report.decompositions import decomposition_map
 from study.report.evidence import Evidence, gather
@@ -31,6 +31,7 @@ from study.report.trials_file import TRIALS, write_trials
 from study.report.verdict import verdict
 from study.results import StudyResults
 
+_NO_CONFIG = "The config cannot be read, and with it the ranges that were searched."
 _PACKAGES = ("kd-study", "torch", "ray", "optuna", "mlflow")
 
 
@@ -52,8 +53,9 @@ def render(evidence: Evidence) -> str:
     """The page's HTML."""
     script = _packaged("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.lstrip_blocks = True
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     environment.filters |= {
         "percent": percent,
         "duration": duration,
@@ -98,7 +100,7 @@ def _searched(evidence: Evidence) -> dict[str, Any]:
     results, config = evidence.results, evidence.config
     search = {} if config is None else config.search
     names = short_names(results.of("trial"))
-    shares = importances(results, search)
+    shares = _NO_CONFIG if config is None else importances(results, search)
     axes = numeric_axes(search, names)
     pair = chosen_pair(axes, shares if isinstance(shares, dict) else {})
     return {
@@ -115,13 +117,11 @@ def _searched(evidence: Evidence) -> dict[str, Any]:
 
 def _details(evidence: Evidence) -> dict[str, Any]:
     results = evidence.results
-    panels = health_panels(evidence)
-    board: Board = board_of(results)
     server = server_of(results.tracking_uri)
     return {
-        "board": board,
+        "board": board_of(results),
         "curves": learning_curves(evidence),
-        "panels": panels,
+        "panels": health_panels(evidence),
         "most_sick": MOST_SICK,
         "groups": grouped(results),
         "diagnosed": any(row.findings is not None for row in results.rows),

@@ -218,6 +218,8 @@ def test_missing_files_are_said_not_fatal(tmp_path: Path, missing: str) -> None:
         path.unlink()
     text = Page(write_report(results, folder).read_text()).text
     assert ("The study's config is missing" in text) == (missing == RESOLVED)
+    assert ("the ranges that were searched" in text) == (missing == RESOLVED)
+    assert ("CPUs only" in text) == (missing != CURVE)
     assert ("There are none: no trial has told of a validation accuracy" in text) == (
         missing == CURVE
     )
