@@ -20,7 +20,7 @@ from tests.browser.conftest import open_browser
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES = ROOT / "docs" / "images"
 PORT = 5321
-COLOURS = 128
+COLOURS = 256
 SETTLED_S = 4.0
 """MLflow's plots move into their places."""
 
@@ -28,7 +28,7 @@ SETTLED_S = 4.0
 def main(folder: Path) -> None:
     """Pictures of the report and of MLflow's pages of the study in `folder`."""
     results = load_results(folder / LEDGER)
-    trials = results.of("trial")
+    trials = results.best_trials
     ui = [sys.executable, "-m", "study", "ui", results.name, "--storage", str(folder.parent)]
     with (
         tempfile.TemporaryDirectory() as profile,
@@ -38,10 +38,12 @@ def main(folder: Path) -> None:
         try:
             assert server.stdout is not None
             page = server.stdout.readline().split()[1]
+            browser.execute_cdp_cmd("Emulation.setScrollbarsHidden", {"hidden": True})
             take_report(browser, folder / "report.html")
             browser.set_window_size(1400, 900)
-            take(browser, page, "mlflow_runs")
-            found(browser, "//button[@aria-label='Close']").click()
+            browser.get(page)
+            found(browser, "//button[@aria-label='Close']").click()  # the assistant's panel
+            found(browser, "//input[@placeholder='Search metric charts']").send_keys("val/")
             take(browser, None, "mlflow_runs")
             address = f"http://127.0.0.1:{PORT}"
             browser.get(compare_page(address, results.experiment_id, trials))
@@ -57,11 +59,12 @@ def main(folder: Path) -> None:
 
 
 def take_report(browser: webdriver.Chrome, page: Path) -> None:
-    """The upper part of the report as a desktop and as a phone show it."""
-    for name, width, height in (("report", 1280, 1500), ("report_phone", 390, 1500)):
-        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 700}
+    """The upper part of the report, and its charts."""
+    for name, place, height in (("report", "", 1180), ("report_charts", "#learning", 2020)):
+        size = {"width": 1180, "height": height, "deviceScaleFactor": 1, "mobile": False}
         browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-        take(browser, page.as_uri(), name)
+        browser.get("about:blank")
+        take(browser, page.as_uri() + place, name)
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
