@@ -149,6 +149,9 @@ def test_paper_is_white_and_has_every_trial(window: webdriver.Chrome, large: Pat
     assert brightness(look(window, "getComputedStyle(document.body).color")) == 0
     box = "document.querySelector('#leaderboard .box')"
     assert look(window, f"{box}.scrollHeight <= {box}.clientHeight + 1")
+    findings = "[...document.querySelectorAll('.finding li')]"
+    assert look(window, f"{findings}.length") > 40
+    assert look(window, f"{findings}.every(item => item.checkVisibility())")
     printed = base64.b64decode(window.execute_cdp_cmd("Page.printToPDF", {})["data"])
     assert printed.startswith(b"%PDF")
 
