@@ -100,7 +100,7 @@ def report(name: _Name, storage: _Storage = Path("runs")) -> None:
 
 @_app.command()
 def ui(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="A study's name.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="A study's name.")] = None,
     storage: _Storage = Path("runs"),
     port: _Port = 5000,
 ) -> None:

@@ -90,6 +90,17 @@ def test_time_left_never_falls_below_zero() -> None:
     assert time_left([over("complete", 5.0)], [RunningTrial(trial(1), 0.0)], 2, 1, 60.0) == 0
 
 
+def test_places_that_stood_empty_will_again() -> None:
+    now = 0.0
+    progress = Progress(3, 1, console=Console(file=io.StringIO()), clock=lambda: now)
+    progress.trial_started(trial(0))
+    now = 10.0
+    progress.trial_ended(trial(0, "complete", 10.0))
+    now = 13.0
+    progress.trial_started(trial(1))
+    assert progress.seconds_left() == pytest.approx(10 + 3 + 10)
+
+
 @dataclass(frozen=True)
 class Event:
     """Something that a display is told: `started`, `epoch`, or the state in which a trial ended."""
