@@ -115,6 +115,10 @@ class DataConfig(Config):
     unseen_classes: tuple[str, ...] | None = None
     """Classes that no network is trained on: pairs of their pictures are verified by their embeddings
     (equal error rate), those of the training split as validation and those of the test split as test."""
+    sampling: Literal["shuffled", "balanced"] = "shuffled"
+    """What an epoch trains on: `shuffled` every training picture once, `balanced` every class equally often
+    in as many draws. There a rare class's pictures are repeated, within an epoch with the same changes
+    (`augment`), and a frequent class has others left out in each epoch. Validation and test keep their mix."""
     batch_size: PositiveInt = 128
     """Pictures an optimizer update, over all workers and micro-batches."""
     drop_last: bool = False
