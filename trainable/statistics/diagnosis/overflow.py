@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from trainable import records
@@ -76,9 +76,11 @@ def _unexplained(history: History, record: EpochRecord) -> Iterator[_Skips]:
 def _make_finite(history: History, place: str) -> str:
     if place in ("input", "label"):
         return "check the pictures, data.mean and data.std"
-    remedies: Sequence[str] = _calm(history)
+    remedies, head = _calm(history), history.config.student.head
+    if place == "ce" and head.scale is not None:
+        remedies.append(f"lower student.head.scale (now {number(head.scale)})")
     if history.config.train.precision == "fp16":
-        remedies = [*remedies, "use train.precision: bf16"]
+        remedies.append("use train.precision: bf16")
     return either(remedies)
 
 
