@@ -221,7 +221,7 @@ def train_form(form: str, case: Case, device: torch.device) -> dict[str, Any]:
 def state_of(student: BlockNetwork, updates: int) -> dict[str, Any]:
     """Of the replicas after training: are they equal, finite, and how often has BatchNorm looked?"""
     parameters = torch.cat([p.detach().flatten() for p in student.parameters()]).double()
-    layers = batchnorm_layers(student)
+    layers = batchnorm_layers(student).values()
     buffers = torch.cat([layer.get_buffer("running_var") for layer in layers])
     drift = torch.zeros((), dtype=torch.float64, device=parameters.device)
     if dist.is_initialized():

@@ -93,6 +93,8 @@ BN_MAX_SCALE = "bn/max_scale"
 BEST_VAL_ACCURACY = "best/val_accuracy"
 BEST_TEST_ACCURACY = "best/test_accuracy"
 
+STATISTICS = "statistics.parquet"
+"""File in a trial's folder with the statistics of every layer after each epoch (`engine.series`)."""
 EPOCH, EPOCHS, VALUE = "epoch", "epochs", "value"
 """Keys of a result (see `EpochRecord.to_result`)."""
 

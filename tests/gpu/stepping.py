@@ -96,7 +96,7 @@ class Setup:
         found = {name: value.clone() for name, value in self.student.state_dict().items()}
         for index, state in enumerate(self.step.optimizer.state.values()):
             found |= {f"optimizer {index} {key}": value.clone() for key, value in state.items()}
-        for name in ("losses", "gradients", "distances"):
+        for name in ("losses", "gradients", "observed"):
             found[name] = getattr(self.step, name).state_dict()["sums"].clone()
         return found
 

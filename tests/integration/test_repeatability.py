@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from study.config import dump_config, parse_config, with_values, without_search
+from tests.trainable.trials import OF_THE_MACHINE
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -22,11 +23,12 @@ Numbers = dict[str, dict[str, list[tuple[int, float]]]]
 
 
 def numbers(left: Any) -> Numbers:
-    """Every point of every metric by run, but the speed."""
+    """Every point of every metric by run, but those of the machine."""
     result: Numbers = {}
     for row in left.results.rows:
         result[row.label] = left.history(row.label)
-        result[row.label].pop("train/images_per_second", None)
+        for name in OF_THE_MACHINE:
+            result[row.label].pop(name, None)
     return result
 
 
@@ -133,8 +135,8 @@ def test_train_in_a_fresh_process_gives_the_same_numbers(
     (row,) = alone.results.of("trial")
     ours, theirs = alone.history("trial 0"), studies[0].history(f"trial {TRIALS - 1}")
     for history in (ours, theirs):
-        history.pop("train/images_per_second")
-        history.pop("test/accuracy", None)
+        for name in (*OF_THE_MACHINE, "test/accuracy"):
+            history.pop(name, None)
     assert ours == theirs
     assert row.test_accuracy is not None
 
@@ -147,7 +149,7 @@ def test_ray_train_gives_the_same_numbers_as_the_inline_loop(
     alone = conduct(without_search(train_alone(studies[0], tmp_path, **launcher)))
     ours, theirs = alone.history("trial 0"), studies[0].history(f"trial {TRIALS - 1}")
     for history in (ours, theirs):
-        history.pop("train/images_per_second")
-        history.pop("test/accuracy", None)
+        for name in (*OF_THE_MACHINE, "test/accuracy"):
+            history.pop(name, None)
     assert ours == theirs
     assert len(ours["val/accuracy"]) == EPOCHS

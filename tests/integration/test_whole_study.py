@@ -18,7 +18,7 @@ from trainable import records
 from trainable.data.cache import cache_folder, decoded_path
 from trainable.data.opened import open_split
 from trainable.data.sources import open_source
-from trainable.records import grad_norm_of, update_distance_of
+from trainable.records import grad_norm_of, update_distance_of, update_travelled_of
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -27,9 +27,15 @@ BLOCKS = ("layer1", "layer2", "layer3", "layer4", "head")
 EVERY_EPOCH = {
     *(value for name, value in vars(records).items() if name.startswith(("TRAIN_", "VAL_"))),
     *(value for name, value in vars(records).items() if name.startswith(("GRAD_", "AMP_", "BN_"))),
+    *(value for name, value in vars(records).items() if name.startswith("UPDATE_")),
     *(grad_norm_of(block) for block in BLOCKS),
     *(update_distance_of(block) for block in BLOCKS),
-} - {records.VAL_EER}  # of studies with unseen classes
+    *(update_travelled_of(block) for block in BLOCKS),
+} - {
+    records.VAL_EER,  # of studies with unseen classes
+    records.VAL_FLUCTUATION,  # from the second epoch on
+    records.TRAIN_PEAK_MEMORY,  # of GPUs
+}
 NAMED_BY_THE_DESIGN = {
     "train/loss",
     "train/ce",

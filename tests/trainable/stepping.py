@@ -102,8 +102,9 @@ def owned(step: Step, student: BlockNetwork) -> dict[str, bytes]:
     found = {name: as_bytes(value) for name, value in student.state_dict().items()}
     for index, state in enumerate(step.optimizer.state.values()):
         found |= {f"optimizer {index} {key}": as_bytes(value) for key, value in state.items()}
-    for name in ("losses", "gradients", "distances"):
+    for name in ("losses", "gradients", "observed"):
         found[name] = as_bytes(getattr(step, name).state_dict()["sums"])
+    found["largest"] = as_bytes(step.observed.state_dict()["largest"])
     return found
 
 

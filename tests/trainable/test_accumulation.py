@@ -31,7 +31,7 @@ from trainable.engine import loop
 from trainable.engine.loop import TrialTask
 from trainable.engine.optimizers import build_optimizer
 from trainable.engine.schedule import learning_rates
-from trainable.engine.step import OBSERVED, SAMPLES, UPDATES, Step
+from trainable.engine.step import SAMPLES, UPDATES, Step
 from trainable.networks.blocks import BlockNetwork
 from trainable.networks.teacher import FrozenTeacher
 from trainable.plan import stages
@@ -85,7 +85,7 @@ def test_every_micro_batch_counts_in_batchnorm_and_every_update_once_in_the_rest
         assert {int(count) for count in tracked} == {seen}
         assert step.shared_state()["updates"] == number
     assert step.gradients.flush()[UPDATES] == 4
-    assert step.distances.flush()[OBSERVED] == 4
+    assert step.observed.state_dict()["counts"][:2].tolist() == [4, 4]
 
 
 def test_an_update_begins_without_the_gradients_of_the_one_before(make_config: MakeConfig) -> None:

@@ -182,10 +182,10 @@ def test_what_is_done_already_is_no_remedy(
 def test_lack_of_memory_is_known_by_cudas_own_words(
     text: str, make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*arguments: object) -> None:
+    def refuse(*arguments: object, **named: object) -> None:
         raise RuntimeError(text)
 
-    monkeypatch.setattr(loop, "validation_metrics", refuse)
+    monkeypatch.setattr(loop, "validation_summary", refuse)
     with pytest.raises(TrainingError) as caught:
         train(make_config(distill={"method": "none"}), tmp_path)
     assert "out of memory on cpu: validating must fit into memory; let fewer trials share" in str(

@@ -56,24 +56,41 @@ def test_every_method_learns_and_reports(
         records.TRAIN_LR,
         records.TRAIN_STAGE,
         records.TRAIN_IMAGES_PER_SECOND,
+        records.TRAIN_DATA_WAIT,
         records.VAL_ACCURACY,
         records.VAL_LOSS,
         records.VAL_ACCURACY_BATCH_STATS,
         records.GRAD_NORM,
         records.GRAD_CLIP_RATE,
         records.GRAD_UPDATE_RATIO,
+        records.GRAD_MEAN,
+        records.GRAD_STD,
+        records.GRAD_MAX,
+        records.GRAD_PARAMETER_RATIO,
+        records.GRAD_ZERO_SHARE,
+        records.GRAD_NONFINITE_SHARE,
+        records.GRAD_FIRST_TO_LAST,
+        records.UPDATE_DISTANCE,
+        records.UPDATE_TRAVELLED,
         records.AMP_SCALE,
         records.AMP_SKIPPED,
         records.BN_DRIFT,
+        records.BN_DRIFT_MAX,
         records.BN_MIN_VAR,
         records.BN_DEAD_CHANNELS,
+        records.BN_DEAD_SHARE,
+        records.BN_MIN_SCALE,
+        records.BN_MAX_SCALE,
     }
     for block in ("layer1", "layer2", "layer3", "layer4", "head"):
         expected |= {records.grad_norm_of(block), records.update_distance_of(block)}
+        expected.add(records.update_travelled_of(block))
     if distill["method"] != "none":
         expected.add(records.TRAIN_KL)
     if distill["method"] in ("kd_mse", "stablekd"):
         expected.add(records.TRAIN_FEATURE)
+    if distill["method"] != "stablekd":  # whose stages are of one epoch here
+        expected.add(records.VAL_FLUCTUATION)
     assert set(last) == expected
     assert last[records.AMP_SCALE] == 1
     assert last[records.AMP_SKIPPED] == 0
@@ -185,7 +202,8 @@ def test_checkpoints_leave_no_temporary_files(
     make_config: MakeConfig, teacher_file: Path, tmp_path: Path
 ) -> None:
     train(make_config(), tmp_path / "a", teacher_file)
-    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == [BEST, CHECKPOINTS]
+    kept = sorted(p.name for p in (tmp_path / "a").iterdir())
+    assert kept == [BEST, CHECKPOINTS, records.STATISTICS]
     (last,) = (tmp_path / "a" / CHECKPOINTS).iterdir()
     assert not [p for p in last.iterdir() if p.name.startswith(".")]
 

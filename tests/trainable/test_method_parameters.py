@@ -20,6 +20,7 @@ from trainable.engine.checkpoint import BEST
 from trainable.engine.optimizers import build_optimizer
 from trainable.engine.step import NORM, Step
 from trainable.networks.build import Pictures, build_student
+from trainable.records import UPDATE_DISTANCE
 
 
 @pytest.fixture
@@ -63,7 +64,7 @@ def test_their_gradient_and_travel_are_a_block_of_their_own(found: Case) -> None
     sums = step.gradients.flush()
     assert sums[METHOD] == pytest.approx(expected.item(), rel=1e-5)
     assert sums[NORM] == pytest.approx(whole.norm().item(), rel=1e-5)
-    assert step.distances.flush()[METHOD] > 0
+    assert step.observed.flush().blocks[METHOD][UPDATE_DISTANCE] > 0
 
 
 @pytest.mark.parametrize("clip_by", ["norm", "layer", "value"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -51,7 +52,13 @@ def train_epoch(workers: int, accumulate: int, method: str, **train: Any) -> dic
     optimizer = build_optimizer(OptimConfig(lr=0.1), objective.parameters(), CPU)
     wrapped = wrap_for_ranks(objective)
     counted = count_rounds(wrapped) if isinstance(wrapped, DistributedDataParallel) else []
-    step = Step(wrapped, optimizer, TrainConfig.model_validate(train), CPU, classes=10)
+    step = Step(
+        wrapped,
+        optimizer,
+        TrainConfig.model_validate({"observe_every": 1, **train}),
+        CPU,
+        classes=10,
+    )
     gradients = gradients_at_step(step)
     sizes: list[int] = []
     rounds: list[int] = []
@@ -75,6 +82,7 @@ def train_epoch(workers: int, accumulate: int, method: str, **train: Any) -> dic
         "weights": [p.detach().clone() for p in student.parameters()],
         "losses": step.losses.flush(over_ranks=True),
         "norm": step.gradients.flush()[NORM],
+        "measures": asdict(step.observed.flush()),
         "sizes": sizes,
         "rounds": rounds,
     }
@@ -144,6 +152,12 @@ def test_two_workers_with_accumulation_have_the_gradients_of_the_joined_batch(
     assert first["losses"][SAMPLES] == SAMPLES_IN_ALL
     assert first["losses"] == pytest.approx(alone["losses"], rel=1e-5)
     assert first["norm"] == second["norm"] == pytest.approx(alone["norm"], rel=1e-5)
+    assert first["measures"] == second["measures"]
+    for kind in ("layers", "blocks"):
+        for name, found in first["measures"][kind].items():
+            expected = alone["measures"][kind][name]
+            assert found == pytest.approx(expected, rel=1e-5, abs=1e-8), name
+    assert first["measures"]["whole"] == pytest.approx(alone["measures"]["whole"], rel=1e-5)
 
 
 @pytest.mark.parametrize("accumulate", ACCUMULATE)

@@ -127,7 +127,7 @@ def ended(found: list[EpochRecord], folder: Path) -> Ended:
         "own": torch.load(last / "rank-0.pt", weights_only=True),
         "student": (last / "student.safetensors").read_bytes(),
     }
-    for name in ("records", "seconds"):
+    for name in ("records", "seconds", "waited"):
         del state["shared"][name]
     return Ended(numbers(found), (folder / BEST).read_bytes(), state)
 

@@ -24,11 +24,12 @@ from tests.trainable.trials import MakeConfig
 from trainable.distill.kd import KD
 from trainable.distill.objective import method_of
 from trainable.distill.terms import LOSS
-from trainable.engine.step import RATIO, SAMPLES
-from trainable.engine.summary import training_metrics
+from trainable.engine.step import SAMPLES
+from trainable.engine.summary import training_summary
 from trainable.networks.blocks import BlockNetwork
 from trainable.networks.build import build_student
 from trainable.networks.teacher import FrozenTeacher, TeacherOutputs
+from trainable.statistics.gradients import norms_of
 
 SGD = {"lr": 1.0, "momentum": 0.9, "nesterov": True, "weight_decay": 1e-3}
 ADAMW = {"lr": 1.0, "weight_decay": 0.1}
@@ -72,7 +73,7 @@ def test_gradient_norms_are_those_of_torch(
 ) -> None:
     step = step_of(student, make_config())
     step.accumulate(*batch, teacher(batch[0]), update_size=16, last=True)
-    norms = step.membership.norms(step.membership.gradients())
+    norms = step.membership.joined(norms_of(step.membership.gradients()))
     total = torch.nn.utils.get_total_norm([p.grad for p in student.parameters()])
     torch.testing.assert_close(norms.total, total)
     for index, (_, parameters) in enumerate(student.block_parameters()):
@@ -89,28 +90,12 @@ def test_a_block_called_as_a_total_is_not_taken_for_it(make_config: MakeConfig) 
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(4, 3, 8, 8, generator=generator)
     update(step, FrozenTeacher(teacher), (images, torch.arange(4)), [4], 0.1)
-    metrics = training_metrics(step)
+    metrics = training_summary(step, {}).metrics
     total = torch.stack([gradient.norm() for gradient in found[0]]).norm().item()
     assert metrics["grad/norm"] == pytest.approx(total, rel=1e-4)
     assert 0 < metrics["grad/norm.norm"] < total
     blocks = [metrics[f"grad/norm.{name}"] ** 2 for name in student.names]
     assert sum(blocks) ** 0.5 == pytest.approx(total, rel=1e-4)
-
-
-def test_travelled_distance_is_what_the_parameters_moved(
-    student: BlockNetwork, teacher: FrozenTeacher, batch: Batch, make_config: MakeConfig
-) -> None:
-    step = step_of(student, make_config(train={"observe_every": 1}))
-    before = {name: p.detach().clone() for name, p in student.named_parameters()}
-    update(step, teacher, batch, [16], 0.1)
-    names = {id(p): n for n, p in student.named_parameters()}
-    sums = step.distances.flush()
-    for block, parameters in student.block_parameters():
-        moved = [(p.detach() - before[names[id(p)]]).square().sum() for p in parameters]
-        assert sums[block] == pytest.approx(torch.stack(moved).sum().sqrt().item(), rel=1e-4)
-    size = torch.stack([p.square().sum() for p in before.values()]).sum().sqrt()
-    total = sum(sums[block] ** 2 for block, _ in student.block_parameters()) ** 0.5
-    assert sums[RATIO] == pytest.approx(total / size.item(), rel=1e-4)
 
 
 def test_loss_terms_are_summed_over_samples(batch: Batch, make_config: MakeConfig) -> None:

@@ -61,10 +61,17 @@ def train_and_stop(
         run(TrialTask(config, folder, teacher), report, CPU)
 
 
+OF_THE_MACHINE = (
+    records.TRAIN_IMAGES_PER_SECOND,
+    records.TRAIN_DATA_WAIT,
+    records.TRAIN_PEAK_MEMORY,
+)
+"""Metrics that tell of the machine: all others follow from the config, to the bit."""
+
+
 def numbers(found: list[EpochRecord]) -> list[dict[str, float]]:
-    """All metrics but times and rates."""
-    times = {records.TRAIN_IMAGES_PER_SECOND}
-    return [{k: v for k, v in r.metrics.items() if k not in times} for r in found]
+    """All metrics but those of the machine."""
+    return [{k: v for k, v in r.metrics.items() if k not in OF_THE_MACHINE} for r in found]
 
 
 def digest(path: Path) -> str:

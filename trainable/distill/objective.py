@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -100,6 +100,12 @@ class Objective(nn.Module):
         yield from self.student.block_parameters()
         if isinstance(self.method, nn.Module):
             yield METHOD, list(self.method.parameters())
+
+    def names_of(self, parameters: Iterable[nn.Parameter]) -> list[str]:
+        """Names of parameters as in the student's weights; of a method's own, with `method.` before them."""
+        names = {id(parameter): name for name, parameter in self.named_parameters()}
+        found = (names[id(parameter)].removeprefix("student.") for parameter in parameters)
+        return [name.removeprefix("network.") for name in found]
 
     def method_state(self) -> dict[str, Any]:
         """The method's own parameters and buffers."""

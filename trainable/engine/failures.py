@@ -36,6 +36,8 @@ class Progress:
     """Updates of the epoch that are done."""
     seconds: float = 0.0
     """That they took, in all processes."""
+    waited: float = 0.0
+    """Seconds of these in which the loop waited for pictures."""
     doing: str = "setting up networks and data"
 
     def __str__(self) -> str:

@@ -30,9 +30,10 @@ from trainable.engine.optimizers import build_optimizer, reset_state
 from trainable.engine.parallel import wrap_for_ranks
 from trainable.engine.randomness import generator_states, restore_generators, seed_everything
 from trainable.engine.schedule import learning_rates
+from trainable.engine.series import add_epoch
 from trainable.engine.settings import apply_settings
 from trainable.engine.step import Step
-from trainable.engine.summary import batchnorm_metrics, training_metrics, validation_metrics
+from trainable.engine.summary import Summary, fluctuation, training_summary, validation_summary
 from trainable.engine.verify import Verifier
 from trainable.errors import DataError, Problem
 from trainable.methods import METHODS
@@ -103,6 +104,7 @@ class _Trial:
         wrapped = wrap_for_ranks(self._objective)
         self._step = Step(wrapped, optimizer, config.train, device, classes=pictures.classes)
         self._open_data(data)
+        self._folder = task.folder
         self._checkpoints = CheckpointFolder(task.folder, device)
         self._best = -1.0
         self._generators: dict[str, Any] | None = None
@@ -141,7 +143,9 @@ class _Trial:
         self._step.load(shared["step"], own["step"])
         self._best = shared["best"]
         self.records = tuple(EpochRecord(**record) for record in shared["records"])
-        self._progress.done, self._progress.seconds = shared["done"], shared["seconds"]
+        progress = self._progress
+        progress.done, progress.seconds = shared["done"], shared["seconds"]
+        progress.waited = shared["waited"]
         self._generators = own["generators"]
 
     def train_epoch(self, epoch: int) -> EpochRecord:
@@ -150,20 +154,33 @@ class _Trial:
         stage = self._enter_stage(epoch)
         self._enter_randomness(epoch)
         self._train(epoch)
-        metrics = training_metrics(self._step)
-        metrics[records.TRAIN_LR] = self._rates[epoch * self._feed.updates_per_epoch - 1]
-        metrics[records.TRAIN_STAGE] = stage.number
-        metrics[records.TRAIN_IMAGES_PER_SECOND] = (
-            self._feed.samples_per_epoch / self._progress.seconds
-        )
+        before = self.records[-1].metrics if self.records else {}
+        summary = training_summary(self._step, before)
+        summary.metrics |= self._course(epoch, stage)
         self._settle_batchnorm(epoch)
-        metrics |= batchnorm_metrics(self._student)
-        metrics |= self._validate()
-        record = EpochRecord(epoch, records.finite(metrics), int(time.time() * 1000))
+        summary.add(self._validate(stage))
+        metrics = records.finite(summary.metrics)
+        record = EpochRecord(epoch, metrics, int(time.time() * 1000))
         self.records = (*self.records, record)
-        self._progress.done, self._progress.seconds = 0, 0.0
+        self._progress.done, self._progress.seconds, self._progress.waited = 0, 0.0, 0.0
+        if ranks.rank() == 0:
+            add_epoch(self._folder, epoch, summary)
         self._keep_epoch(epoch, metrics)
         return record
+
+    def _course(self, epoch: int, stage: Stage) -> dict[str, float]:
+        """Where the trial is, and how fast it went."""
+        progress, feed, device = self._progress, self._feed, self._device
+        metrics: dict[str, float] = {
+            records.TRAIN_LR: self._rates[epoch * feed.updates_per_epoch - 1],
+            records.TRAIN_STAGE: stage.number,
+            records.TRAIN_IMAGES_PER_SECOND: feed.samples_per_epoch / progress.seconds,
+            records.TRAIN_DATA_WAIT: progress.waited / progress.seconds,
+        }
+        if device.type == "cuda":
+            peak = ranks.max_number_over_ranks(torch.cuda.max_memory_allocated(device), device)
+            metrics[records.TRAIN_PEAK_MEMORY] = peak / 2**30
+        return metrics
 
     def _enter_stage(self, epoch: int) -> Stage:
         stage = next(s for s in reversed(self._stages) if s.first_epoch <= epoch)
@@ -195,9 +212,11 @@ class _Trial:
         for update in rest:
             progress.update = progress.done + 1
             for number in range(len(update.micro_batches)):
-                progress.doing = "reading pictures"
+                progress.doing, asked = "reading pictures", time.perf_counter()
+                batch = next(batches)
+                progress.waited += time.perf_counter() - asked
                 last = number == len(update.micro_batches) - 1
-                self._micro_batch(next(batches), epoch, update.size, last=last)
+                self._micro_batch(batch, epoch, update.size, last=last)
             progress.doing = "applying the gradient"
             self._step.finish(self._rates[first + progress.done])
             progress.done += 1
@@ -262,18 +281,20 @@ class _Trial:
                     self._student(images)
         # Without SyncBatchNorm each rank has seen other pictures: what is evaluated and kept is their mean.
         ranks.average_over_ranks(
-            buffer for layer in batchnorm_layers(self._student) for buffer in layer.buffers()
+            buffer
+            for layer in batchnorm_layers(self._student).values()
+            for buffer in layer.buffers()
         )
 
-    def _validate(self) -> dict[str, float]:
+    def _validate(self, stage: Stage) -> Summary:
         self._progress.doing = "validating"
-        metrics: dict[str, float] = {}
-        if self._evaluator is not None:
-            watch = self._config.train.batchnorm.batch_stats_accuracy
-            metrics |= validation_metrics(self._evaluator, self._student, watch)
+        watch = self._config.train.batchnorm.batch_stats_accuracy
+        found = validation_summary(self._evaluator, self._student, watch_batch_statistics=watch)
+        since = self.records[stage.first_epoch - 1 :]
+        found.metrics |= fluctuation([*(record.metrics for record in since), found.metrics])
         if self._verifier is not None:
-            metrics[records.VAL_EER] = self._verifier.eer(self._student)
-        return metrics
+            found.metrics[records.VAL_EER] = self._verifier.eer(self._student)
+        return found
 
     def _keep_epoch(self, epoch: int, metrics: dict[str, float]) -> None:
         """Keep a checkpoint, and the student if it is the best (the last, where nothing is validated)."""
@@ -291,6 +312,7 @@ class _Trial:
             "best": self._best,
             "done": progress.done,
             "seconds": progress.seconds,
+            "waited": progress.waited,
             "method": self._objective.method_state(),
             "step": self._step.shared_state(),
         }

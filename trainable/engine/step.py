@@ -29,13 +29,12 @@ from trainable.engine.optimizers import set_learning_rate
 from trainable.engine.precision import Precision
 from trainable.networks.teacher import TeacherOutputs
 from trainable.statistics.gradients import BlockMembership, BlockNorms, norms_of
+from trainable.statistics.observed import Observed
 from trainable.statistics.totals import Totals
-from trainable.statistics.updates import UpdateDistance
 
 SAMPLES = "samples"
 # Beside the names of blocks, which begin with no slash.
 NORM, CLIPPED, UPDATES = "/norm", "/clipped", "/updates"
-RATIO, OBSERVED = "/ratio", "/observed"
 RUNNING_STATISTICS = "batchnorm"
 
 
@@ -63,7 +62,6 @@ class Step:
         self._noise = None
         if config.gradient_noise:
             self._noise = GradientNoise(config.gradient_noise, config.seed, device)
-        self._travel = UpdateDistance(self.membership)
         self._observe_every = config.observe_every
         self._terms: Terms = {}
         self._samples = torch.zeros((), device=device)
@@ -71,9 +69,11 @@ class Step:
         self._updates = 0
         self._one = torch.ones((), device=device)
         self._zero = torch.zeros((), device=device)
-        self.losses, self.gradients, self.distances = Totals(device), Totals(device), Totals(device)
+        self.losses, self.gradients = Totals(device), Totals(device)
         """Sums since the last flush: of this rank's loss terms over samples, of gradient norms over good
-        updates, of distances over observed updates."""
+        updates."""
+        names = plain.names_of(self.membership.parameters)
+        self.observed = Observed(self.membership, names, head=len(plain.student) - 1)
 
     def accumulate(
         self,
@@ -111,18 +111,20 @@ class Step:
         each = norms_of(gradients)
         norms = self.membership.joined(each)
         bad = self._judge(norms)
+        is_observed = self._updates % self._observe_every == 0
+        if is_observed:
+            self.observed.gradient(gradients, bad)
         if self._noise is not None:
             self._noise.add(gradients, self._updates)
             each = norms_of(gradients)
         clipped = self._zero if self._clip is None else self._clip(gradients, each)
         self._observe_gradients(norms, clipped, bad)
         set_learning_rate(self.optimizer, lr)
-        if self._updates % self._observe_every == 0:
-            size = self._travel.remember()
-            self._guard.step(self.optimizer, bad)
-            self._observe_travel(self._travel.distance(), size, bad)
-        else:
-            self._guard.step(self.optimizer, bad)
+        if is_observed:
+            self.observed.before()
+        self._guard.step(self.optimizer, bad)
+        if is_observed:
+            self.observed.after(bad)
         self.precision.update(self.optimizer, bad)
         self.optimizer.zero_grad(set_to_none=False)
         self._terms = {}
@@ -139,8 +141,7 @@ class Step:
 
     def own_state(self) -> dict[str, Any]:
         """What each rank has for itself: the sums and counts since the last flush."""
-        totals = [totals.state_dict() for totals in (self.losses, self.gradients, self.distances)]
-        return {"totals": totals, "health": self.health.state_dict()}
+        return {name: part.state_dict() for name, part in self._own().items()}
 
     def load(self, shared: Mapping[str, Any], own: Mapping[str, Any]) -> None:
         """Go on from what `shared_state` and `own_state` gave."""
@@ -151,10 +152,16 @@ class Step:
             # The optimizer brings its state to the device, but leaves this where it was read.
             group["lr"] = group["lr"].to(self._zero.device)
         self._updates = shared["updates"]
-        parts = zip((self.losses, self.gradients, self.distances), own["totals"], strict=True)
-        for totals, state in parts:
-            totals.load_state_dict(state)
-        self.health.load_state_dict(own["health"])
+        for name, part in self._own().items():
+            part.load_state_dict(own[name])
+
+    def _own(self) -> dict[str, Totals | Observed | Health]:
+        return {
+            "losses": self.losses,
+            "gradients": self.gradients,
+            "observed": self.observed,
+            "health": self.health,
+        }
 
     def _exchange(self, last: bool) -> AbstractContextManager[None]:
         if isinstance(self._objective, DistributedDataParallel) and not last:
@@ -181,8 +188,3 @@ class Step:
         self.losses.add({SAMPLES: self._samples, **self._terms}, bad)
         blocks = dict(zip(self.membership.names, norms.blocks.unbind(), strict=True))
         self.gradients.add({NORM: norms.total, CLIPPED: clipped, UPDATES: self._one, **blocks}, bad)
-
-    def _observe_travel(self, distance: BlockNorms, size: Tensor, bad: Tensor) -> None:
-        blocks = dict(zip(self.membership.names, distance.blocks.unbind(), strict=True))
-        ratio = distance.total / size
-        self.distances.add({RATIO: ratio, OBSERVED: self._one, **blocks}, bad)

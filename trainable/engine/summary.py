@@ -1,53 +1,107 @@
-"""Sums on the device → the metrics of an epoch."""
+"""What an epoch was like: sums on the device → its metrics, and the same of every layer."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from statistics import fmean
+
 from trainable import ranks, records
 from trainable.engine.evaluate import Evaluator
-from trainable.engine.step import CLIPPED, NORM, OBSERVED, RATIO, SAMPLES, UPDATES, Step
+from trainable.engine.step import CLIPPED, NORM, SAMPLES, UPDATES, Step
 from trainable.networks.blocks import BlockNetwork
-from trainable.statistics.batchnorm import BatchStatistics, batchnorm_state
+from trainable.statistics.batchnorm import BatchStatistics
+from trainable.statistics.channels import Silence, channel_state
+
+Layers = dict[str, dict[str, float]]
+"""Statistics by name, of each layer or block by name."""
 
 
-def training_metrics(step: Step) -> dict[str, float]:
-    """Means since the last flush, which this is. Absent where every update was skipped."""
-    losses = step.losses.flush(over_ranks=True)
-    gradients, distances = step.gradients.flush(), step.distances.flush()
-    skipped = step.health.flush()
+@dataclass
+class Summary:
+    """An epoch's metrics, and the statistics behind them."""
+
+    metrics: dict[str, float]
+    layers: Layers = field(default_factory=Layers)
+    """Of parameters, and of BatchNorm layers."""
+    blocks: Layers = field(default_factory=Layers)
+    owners: Mapping[str, str] = field(default_factory=dict[str, str])
+    """The block of each parameter."""
+
+    def block_of(self, layer: str) -> str | None:
+        """The block that a layer belongs to; None for a BatchNorm layer without parameters."""
+        return self.owners.get(layer) or self.owners.get(f"{layer}.weight")
+
+    def add(self, other: Summary) -> None:
+        """Take in what another part of the epoch has to tell."""
+        self.metrics |= other.metrics
+        self.layers |= other.layers
+        self.blocks |= other.blocks
+        self.owners = {**self.owners, **other.owners}
+
+
+def training_summary(step: Step, before: Mapping[str, float]) -> Summary:
+    """Of the updates since the last flush, which this is.
+
+    `before` are the metrics of the epoch before, from which distances go on. Means are absent where every
+    update was skipped.
+    """
+    losses, gradients = step.losses.flush(over_ranks=True), step.gradients.flush()
+    measures, skipped = step.observed.flush(), step.health.flush()
     metrics: dict[str, float] = {
         records.AMP_SCALE: step.precision.scaler.get_scale(),
         records.AMP_SKIPPED: skipped.total,
+        **measures.whole,
     }
     metrics |= {records.skipped_at(place): n for place, n in skipped.by_place.items()}
     if samples := losses.pop(SAMPLES, 0.0):
         metrics |= {name: total / samples for name, total in losses.items()}
-    if good := gradients.pop(UPDATES, 0.0):
+    good = gradients.pop(UPDATES, 0.0)
+    if good:
         metrics[records.GRAD_NORM] = gradients.pop(NORM) / good
         metrics[records.GRAD_CLIP_RATE] = gradients.pop(CLIPPED) / good
         metrics |= {records.grad_norm_of(b): total / good for b, total in gradients.items()}
-    if observed := distances.pop(OBSERVED, 0.0):
-        metrics[records.GRAD_UPDATE_RATIO] = distances.pop(RATIO) / observed
-        metrics |= {records.update_distance_of(b): d / observed for b, d in distances.items()}
-    return metrics
+    distances = {name: unit.get(records.UPDATE_DISTANCE) for name, unit in measures.blocks.items()}
+    travelled = {records.UPDATE_TRAVELLED: measures.whole.get(records.UPDATE_DISTANCE)}
+    for block, distance in distances.items():
+        travelled[records.update_travelled_of(block)] = distance
+        if distance is not None:
+            metrics[records.update_distance_of(block)] = distance
+    for name, distance in travelled.items():
+        metrics[name] = before.get(name, 0.0) + (distance or 0.0) * good
+    return Summary(metrics, measures.layers, measures.blocks, step.observed.owners)
 
 
-def batchnorm_metrics(student: BlockNetwork) -> dict[str, float]:
-    """Health of the running statistics; empty for a student without BatchNorm."""
-    state = batchnorm_state(student)
-    if state is None:
-        return {}
-    return {records.BN_MIN_VAR: state.min_var, records.BN_DEAD_CHANNELS: state.dead_channels}
-
-
-def validation_metrics(
-    evaluator: Evaluator, student: BlockNetwork, watch_batch_statistics: bool
-) -> dict[str, float]:
-    """Score of the composed student, and how it does with batch statistics where that is watched."""
-    score = evaluator.score(student)
-    metrics = {records.VAL_ACCURACY: score.accuracy, records.VAL_LOSS: score.loss}
-    statistics = BatchStatistics(student)
-    if watch_batch_statistics and statistics and evaluator.batches_have_statistics:
+def validation_summary(
+    evaluator: Evaluator | None, student: BlockNetwork, *, watch_batch_statistics: bool
+) -> Summary:
+    """Score of the composed student, how it does with batch statistics, and the state of its channels."""
+    silence, statistics = Silence(student), BatchStatistics(student)
+    found = Summary({})
+    if evaluator is not None:
+        with silence.watch():
+            score = evaluator.score(student)
+        found.metrics |= {records.VAL_ACCURACY: score.accuracy, records.VAL_LOSS: score.loss}
+    whole, found.layers = channel_state(student, silence.channels())
+    found.metrics |= whole
+    if (
+        evaluator is not None
+        and watch_batch_statistics
+        and statistics
+        and evaluator.batches_have_statistics
+    ):
         by_batch = evaluator.score_by_batch_statistics(student, statistics)
-        metrics[records.VAL_ACCURACY_BATCH_STATS] = by_batch.accuracy
-        metrics[records.BN_DRIFT] = ranks.mean_over_ranks(statistics.drift, evaluator.device)
-    return metrics
+        drift, *each = ranks.max_over_ranks(statistics.drifts).tolist()
+        found.metrics[records.VAL_ACCURACY_BATCH_STATS] = by_batch.accuracy
+        found.metrics |= {records.BN_DRIFT: drift, records.BN_DRIFT_MAX: max(each)}
+        for name, of_layer in zip(statistics.names, each, strict=True):
+            found.layers[name][records.BN_DRIFT] = of_layer
+    return found
+
+
+def fluctuation(epochs: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """`val/fluctuation` after the metrics of a stage's epochs so far; empty where there is none yet."""
+    accuracies = [e[records.VAL_ACCURACY] for e in epochs if records.VAL_ACCURACY in e]
+    changes = [abs(after - before) for before, after in pairwise(accuracies)]
+    return {records.VAL_FLUCTUATION: fmean(changes)} if changes else {}

@@ -22,7 +22,7 @@ def with_norms(network: nn.Module, config: BatchNormConfig, *, workers: int) -> 
         _replace_by_group_norm(network, config.group_norm)
     elif config.sync and workers > 1:
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
-    for layer in batchnorm_layers(network):
+    for layer in batchnorm_layers(network).values():
         layer.momentum = layer.momentum if config.momentum is None else config.momentum
         layer.eps = layer.eps if config.eps is None else config.eps
     return network
@@ -42,7 +42,7 @@ def freeze_batchnorm(network: nn.Module) -> None:
 
     `train()` undoes this, so call it after.
     """
-    for layer in batchnorm_layers(network):
+    for layer in batchnorm_layers(network).values():
         layer.eval()
 
 

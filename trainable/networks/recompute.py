@@ -43,7 +43,7 @@ class _ScratchStatistics(AbstractContextManager[None]):
     """
 
     def __init__(self, block: Sequence[nn.Module]) -> None:
-        self._layers = [layer for module in block for layer in batchnorm_layers(module)]
+        self._layers = [layer for module in block for layer in batchnorm_layers(module).values()]
         self._own: list[tuple[nn.Module, str, Tensor]] = []
 
     def __enter__(self) -> None:

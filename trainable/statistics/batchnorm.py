@@ -1,52 +1,33 @@
-"""The state of BatchNorm: running against batch statistics."""
+"""Running against batch statistics of BatchNorm."""
 
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
-DEAD_VARIANCE = 1e-12
-"""A channel whose running variance is at most this says nothing any more."""
-
 _RUNNING = ("running_mean", "running_var")
 
 
-@dataclass(frozen=True)
-class BatchNormState:
-    """Health of the running statistics of a network."""
-
-    min_var: float
-    dead_channels: int
-
-
-def batchnorm_layers(network: nn.Module) -> list[_BatchNorm]:
-    """Every BatchNorm layer that keeps running statistics."""
-    return [
-        layer
-        for layer in network.modules()
+def batchnorm_layers(network: nn.Module) -> dict[str, _BatchNorm]:
+    """Every BatchNorm layer that keeps running statistics, by name."""
+    return {
+        name.removeprefix("network."): layer
+        for name, layer in network.named_modules()
         if isinstance(layer, _BatchNorm) and layer.running_var is not None
-    ]
-
-
-def batchnorm_state(network: nn.Module) -> BatchNormState | None:
-    """Smallest running variance and number of dead channels; None for a network without BatchNorm."""
-    variances = [_var(layer) for layer in batchnorm_layers(network)]
-    if not variances:
-        return None
-    joined = torch.cat(variances)
-    return BatchNormState(float(joined.min()), int((joined <= DEAD_VARIANCE).sum()))
+    }
 
 
 class _Averaging:
     """BatchNorm that normalises by each batch, its running statistics the mean of the batches'."""
 
     def __init__(self, network: nn.Module) -> None:
-        self._layers = batchnorm_layers(network)
+        layers = batchnorm_layers(network)
+        self.names = tuple(layers)
+        self._layers = list(layers.values())
 
     def __bool__(self) -> bool:
         return bool(self._layers)
@@ -125,28 +106,21 @@ class BatchStatistics(_Averaging):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__(network)
-        self._drift = 0.0
-
-    @property
-    def drift(self) -> float:
-        """Mean over layers and channels of |running mean − mean of the batches| / √(running variance + eps)."""
-        return self._drift
+        self.drifts = torch.zeros(0)
+        """Of the mean over all layers' channels, then of each layer, in order: |running mean − mean of the
+        batches| / √(running variance + eps)."""
 
     @contextmanager
     def measure(self) -> Generator[None]:
         with self._averaging() as saved:
             yield
-            self._drift = self._measure_drift(saved)
+            self.drifts = self._measure_drifts(saved)
             self._restore(saved, _RUNNING)
 
-    def _measure_drift(self, running: list[dict[str, Tensor]]) -> float:
+    def _measure_drifts(self, running: list[dict[str, Tensor]]) -> Tensor:
         distances = [
             (old["running_mean"] - layer.get_buffer("running_mean")).abs()
             / (old["running_var"] + layer.eps).sqrt()
             for layer, old in zip(self._layers, running, strict=True)
         ]
-        return float(torch.cat(distances).mean())
-
-
-def _var(layer: _BatchNorm) -> Tensor:
-    return layer.get_buffer("running_var")
+        return torch.stack([torch.cat(distances).mean(), *(each.mean() for each in distances)])

@@ -28,21 +28,27 @@ class BlockMembership:
         named = [(name, list(parameters)) for name, parameters in blocks]
         self.names = tuple(name for name, _ in named)
         self.parameters = [p for _, parameters in named for p in parameters if p.requires_grad]
+        self.owners = [n for n, parameters in named for p in parameters if p.requires_grad]
+        """The block of each."""
         rows = [
             [1.0 if any(p is q for q in parameters) else 0.0 for p in self.parameters]
             for _, parameters in named
         ]
-        self._membership = torch.tensor(rows, device=self.parameters[0].device)
-
-    def norms(self, tensors: Sequence[Tensor]) -> BlockNorms:
-        """‖·‖₂ over the tensors of each block and of all; one tensor a parameter, in order."""
-        return self.joined(norms_of(tensors))
+        self._belongs = torch.tensor(rows, device=self.parameters[0].device) > 0
 
     def joined(self, norms: Tensor) -> BlockNorms:
         """(parameters,) 2-norms, in order → those of each block and of all."""
-        # Not a product of matrices: there a norm that is not finite would be every block's.
-        squares = torch.where(self._membership > 0, norms.square(), 0.0).sum(1)
+        squares = self.sums(norms.square())
         return BlockNorms(squares.sqrt(), squares.sum().sqrt())
+
+    def sums(self, values: Tensor) -> Tensor:
+        """(parameters,) → the sum of each block: (blocks,)."""
+        # Not a product of matrices: there a value that is not finite would be every block's.
+        return torch.where(self._belongs, values, 0.0).sum(1)
+
+    def largest(self, values: Tensor) -> Tensor:
+        """(parameters,) of at least 0 → the largest of each block: (blocks,)."""
+        return torch.where(self._belongs, values, 0.0).amax(1)
 
     def gradients(self) -> list[Tensor]:
         """The gradient of every parameter; each must have one."""

@@ -1,0 +1,50 @@
+"""From sums to an epoch's metrics."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.trainable.conftest import MakeConfig
+from tests.trainable.trials import train
+from trainable import records
+from trainable.engine.summary import fluctuation
+
+
+def test_the_distance_travelled_adds_up_over_epochs(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    config = make_config(
+        distill={"method": "none", "alpha": None}, train={"epochs": 3, "observe_every": 1}
+    )
+    found = train(config, tmp_path)
+    updates = -(-1077 // 64)  # of three quarters of the 1,437 training digits
+    for name, distance in (
+        (records.UPDATE_TRAVELLED, records.UPDATE_DISTANCE),
+        (records.update_travelled_of("head"), records.update_distance_of("head")),
+    ):
+        travelled = 0.0
+        for record in found:
+            travelled += record.metrics[distance] * updates
+            assert record.metrics[name] == pytest.approx(travelled)
+
+
+def test_fluctuation_is_the_mean_change_between_epochs_of_a_stage() -> None:
+    epochs = [{records.VAL_ACCURACY: a} for a in (0.5, 0.75, 0.625)]
+    assert fluctuation(epochs) == {records.VAL_FLUCTUATION: pytest.approx((0.25 + 0.125) / 2)}
+    assert fluctuation(epochs[:1]) == {}
+    assert fluctuation([{}, {}]) == {}
+
+
+def test_fluctuation_begins_anew_with_each_stage(make_config: MakeConfig, tmp_path: Path) -> None:
+    from tests.trainable.trials import untrained_teacher
+
+    distill = {"method": "stablekd", "alpha": None, "lam": 1.0, "decomposition": "5/1"}
+    config = make_config(distill=distill, train={"epochs": 4})
+    found = train(config, tmp_path / "trial", untrained_teacher(config, tmp_path))
+    have = [records.VAL_FLUCTUATION in record.metrics for record in found]
+    assert have == [False, True, False, True]
+    values = [record.metrics[records.VAL_ACCURACY] for record in found]
+    last = found[-1].metrics[records.VAL_FLUCTUATION]
+    assert last == pytest.approx(abs(values[3] - values[2]))

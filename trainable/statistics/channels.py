@@ -1,0 +1,123 @@
+"""What BatchNorm's channels are like: variances, scales, and which say nothing any more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
+from torch.overrides import TorchFunctionMode
+
+from trainable import ranks, records
+from trainable.statistics.batchnorm import batchnorm_layers
+
+DEAD_VARIANCE = 1e-12
+"""A channel whose running variance is at most this says nothing any more."""
+
+_RELU = (F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_)
+
+
+class Silence:
+    """Which channels of a network's BatchNorm layers have a ReLU that lets nothing through.
+
+    Looked at are layers whose output a ReLU takes directly. One that adds something first can revive a
+    channel, and other activations are never quite silent.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self._layers = batchnorm_layers(network)
+        self._last: tuple[str, Tensor, int] | None = None
+        """The layer that ran last, its output, and the version that this was: `+=` makes another one."""
+        self._largest: dict[str, Tensor] = {}
+
+    @contextmanager
+    def watch(self) -> Generator[None]:
+        """Run pictures through the network inside, in eval mode and without gradient."""
+        hooks = [layer.register_forward_hook(self._hook(n)) for n, layer in self._layers.items()]
+        try:
+            with _EveryReLU(self._see):
+                yield
+        finally:
+            self._last = None
+            for hook in hooks:
+                hook.remove()
+
+    def channels(self) -> dict[str, Tensor]:
+        """By layer: (channels,), true where no picture of any rank got through; called by every rank."""
+        return {name: ranks.max_over_ranks(largest) <= 0 for name, largest in self._largest.items()}
+
+    def _hook(self, name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        def remember(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            self._last = (name, output, output._version)
+
+        return remember
+
+    def _see(self, taken: Tensor) -> None:
+        if self._last is None:
+            return
+        name, output, version = self._last
+        if taken is not output or taken._version != version:
+            return
+        now = output.transpose(0, 1).flatten(1).amax(1).float()
+        before = self._largest.get(name)
+        self._largest[name] = now if before is None else before.maximum(now)
+        self._last = None
+
+
+class _EveryReLU(TorchFunctionMode):
+    """Tells of the input of every ReLU, whatever it is called by."""
+
+    def __init__(self, see: Callable[[Tensor], None]) -> None:
+        super().__init__()
+        self._see = see
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func in _RELU:
+            self._see(args[0])
+        return func(*args, **(kwargs or {}))
+
+
+def channel_state(
+    network: nn.Module, silent: Mapping[str, Tensor]
+) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """`bn/min_var`, `bn/dead_channels`, … of the whole network and by layer; empty without BatchNorm.
+
+    `silent` are the channels that `Silence` found.
+    """
+    layers = {n: _state(layer, silent.get(n)) for n, layer in batchnorm_layers(network).items()}
+    if not layers:
+        return {}, {}
+    dead = sum(state[records.BN_DEAD_CHANNELS] for state in layers.values())
+    channels = sum(layer.num_features for layer in batchnorm_layers(network).values())
+    whole = {
+        records.BN_MIN_VAR: min(state[records.BN_MIN_VAR] for state in layers.values()),
+        records.BN_DEAD_CHANNELS: dead,
+        records.BN_DEAD_SHARE: dead / channels,
+        records.BN_MIN_SCALE: min(state[records.BN_MIN_SCALE] for state in layers.values()),
+        records.BN_MAX_SCALE: max(state[records.BN_MAX_SCALE] for state in layers.values()),
+    }
+    return whole, layers
+
+
+def _state(layer: _BatchNorm, silent: Tensor | None) -> dict[str, float]:
+    variance = layer.get_buffer("running_var")
+    scale = (variance + layer.eps).rsqrt()
+    if layer.affine:
+        scale = scale * layer.weight.detach().abs()
+    dead = variance <= DEAD_VARIANCE
+    dead = dead if silent is None else dead | silent
+    parts = (variance.min(), dead.sum(), dead.float().mean(), scale.min(), scale.max())
+    names = (
+        records.BN_MIN_VAR,
+        records.BN_DEAD_CHANNELS,
+        records.BN_DEAD_SHARE,
+        records.BN_MIN_SCALE,
+        records.BN_MAX_SCALE,
+    )
+    return dict(zip(names, torch.stack([part.float() for part in parts]).tolist(), strict=True))
