@@ -262,7 +262,7 @@ class BatchNormConfig(Config):
     recalibrate: Annotated[int, Field(ge=0)] = 0
     """Updates' worth of training pictures, an epoch's at most, on which the composed student's running
     statistics are measured anew before a validation, every micro-batch weighing the same (Wu and Johnson
-    2021, PreciseBN); 0 is off."""
+    2021, PreciseBN); 0 is off. Each picture counts once, whatever `data.sampling`."""
     recalibrate_at: Literal["epoch", "stage"] = "epoch"
     """Before which validations: that of each epoch, or those of each stage's last epoch and of `freeze_after`.
     In between, a group's blocks have the statistics of what they train on, the teacher's features."""

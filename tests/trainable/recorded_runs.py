@@ -96,7 +96,10 @@ HASTY = {
 }
 """Adam far too fast, with a weight decay that pulls at what has no gradient any more."""
 SICK: dict[str, Run] = {
-    "lr-50": Run({"optim": {"lr": 50.0}}, frozenset({"exploding_gradients", "lr_too_high"})),
+    "lr-50": Run(
+        {"optim": {"lr": 50.0}},
+        frozenset({"exploding_gradients", "lr_too_high", "non_finite"}),
+    ),
     "lr-5": Run({"optim": {"lr": 5.0}}, frozenset({"lr_too_high"})),
     "lr-1e-6": Run({"optim": {"lr": 1e-6}}, frozenset({"lr_too_low"})),
     "logits-of-1e38": Run(

@@ -273,7 +273,7 @@ class _Trial:
         if norm.recalibrate and is_due:
             self._progress.doing = "recalibrating BatchNorm"
             recalibration = Recalibration(self._student)
-            batches = self._feed.batches(self._feed.plan(epoch)[: norm.recalibrate], epoch)
+            batches = self._feed.batches(self._feed.plan_of_all(epoch)[: norm.recalibrate], epoch)
             with recalibration.measure():
                 for number, batch in enumerate(batches, start=1):
                     recalibration.next_batch(number)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trainable import records
-from trainable.statistics.diagnosis.history import History, Point, Told, runs
+from trainable.statistics.diagnosis.history import History, Point, Told, last_run, runs
 from trainable.statistics.diagnosis.wording import either, in_epochs, number, percent
 
 GAP = 0.1
@@ -11,25 +11,28 @@ GAP = 0.1
 healthy trials keep within six once their first epochs are over."""
 FALLEN = 0.05
 """An accuracy so far below an earlier one has fallen, while that with batch statistics has not."""
-FALLEN_EPOCHS = 2
-"""One bad epoch at the peak of the learning rate is usual."""
+FALLEN_EPOCHS = 3
+"""A bad epoch or two at the peak of a bold learning rate are usual, and come back by themselves."""
 LASTING_EPOCHS = 5
 """Running statistics start at 0 and 1, and with few updates an epoch lag behind for some: not for so many."""
 SHORT_STAGE = 3
 """A last stage of fewer epochs than `LASTING_EPOCHS`, but of so many, is judged when it is over."""
+RECOVERING = 0.5
+"""A gap below this share of its largest closes by itself, in a trial that still runs."""
 STRAYED = 1.0
 """`bn/drift` at which running means are off by a whole standard deviation, in the mean of all channels."""
 SLOW_MOMENTUM = 0.05
 """Below this a running statistic takes more than 20 batches to follow: torch's own is 0.1."""
-DEAD = 0.1
-"""Share of dead channels from which a network is narrower than it was built."""
+DEAD = 0.2
+"""Share of dead channels from which a network is narrower than it was built: some hundredths are usual, and
+more where weight decay had long to work."""
 DYING = 0.05
 """Growth of the share of dead channels that is no fixed part of the network or the pictures."""
 
 
 def batchnorm_drift(history: History) -> Told | None:
     """The running statistics do not describe the batches, so that evaluation says less than training."""
-    bad = _fallen(history) or _lasting(history)
+    bad = sorted({*_fallen(history), *_lasting(history)})
     if not bad:
         return None
     worst = max(bad, key=lambda point: point.value)
@@ -44,13 +47,13 @@ def batchnorm_drift(history: History) -> Told | None:
         )
     if drift is not None:
         found += f"; bn/drift was {number(drift)} there"
-    words = "BatchNorm's running statistics no longer describe the batches."
-    if history.config.data.sampling == "balanced":
-        words = (
-            "BatchNorm's running statistics are those of the oversampled mix of data.sampling: balanced, "
-            "and do not describe the pictures that are evaluated."
-        )
-    return Told(words, found, _settle(history))
+    words = "BatchNorm's running statistics no longer describe the batches"
+    groups = history.stages[-1].groups
+    if any(0 < first < groups[-1][1] - 1 for first, _ in groups):
+        words += ": later blocks learn from the teacher's features, and have theirs"
+    elif history.config.data.sampling == "balanced":
+        words += ": they are those of the oversampled mix of data.sampling: balanced"
+    return Told(f"{words}.", found, _settle(history))
 
 
 def dead_channels(history: History) -> Told | None:
@@ -88,7 +91,7 @@ def _gaps(history: History) -> tuple[Point, ...]:
 
 
 def _fallen(history: History) -> list[Point]:
-    """Epochs in which the accuracy has fallen with running statistics alone, two or more in a row."""
+    """Epochs in which the accuracy has fallen with running statistics alone, in some epochs on end."""
     own = _judged(history)
 
     def has_fallen(gap: Point) -> bool:
@@ -102,16 +105,16 @@ def _fallen(history: History) -> list[Point]:
 
 
 def _lasting(history: History) -> list[Point]:
-    """The last epochs, if the statistics have been off in all of them."""
+    """The epochs up to the last in which the statistics were off, if they are many and it gets no better."""
     own, stage = _judged(history), history.stages[-1]
     is_over = bool(own.records) and own.records[-1].epoch == stage.last_epoch
-    enough = LASTING_EPOCHS
-    if is_over and stage.epochs >= SHORT_STAGE:
-        enough = min(enough, stage.epochs)
+    enough = min(LASTING_EPOCHS, max(SHORT_STAGE, stage.epochs)) if is_over else LASTING_EPOCHS
     for points, bound in ((_gaps(own), GAP), (own.series(records.BN_DRIFT), STRAYED)):
-        tail = points[-enough:]
-        if len(tail) == enough and all(point.value >= bound for point in tail):
-            return list(tail)
+        found = last_run(points, lambda point, bound=bound: point.value >= bound)
+        if len(found) < enough:
+            continue
+        if is_over or found[-1].value >= RECOVERING * max(point.value for point in found):
+            return found
     return []
 
 

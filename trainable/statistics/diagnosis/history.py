@@ -88,3 +88,8 @@ def runs(points: Sequence[Point], holds: Callable[[Point], bool]) -> list[list[P
             found[-1].append(point)
         inside = holds(point)
     return found
+
+
+def last_run(points: Sequence[Point], holds: Callable[[Point], bool]) -> list[Point]:
+    """The stretch of `runs` that reaches to the last point; empty if none does."""
+    return runs(points, holds)[-1] if points and holds(points[-1]) else []
