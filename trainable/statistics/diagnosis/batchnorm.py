@@ -53,7 +53,7 @@ def batchnorm_drift(history: History) -> Told | None:
         words += ": later blocks learn from the teacher's features, and have theirs"
     elif history.config.data.sampling == "balanced":
         words += ": they are those of the oversampled mix of data.sampling: balanced"
-    return Told(f"{words}.", found, _settle(history))
+    return Told(f"{words}.", found, _settle(history, bad[0].epoch))
 
 
 def dead_channels(history: History) -> Told | None:
@@ -118,7 +118,7 @@ def _lasting(history: History) -> list[Point]:
     return []
 
 
-def _settle(history: History) -> str:
+def _settle(history: History, since: int) -> str:
     norm, lr = history.config.train.batchnorm, history.config.optim.lr
     remedies: list[str] = []
     if norm.recalibrate == 0:
@@ -127,8 +127,8 @@ def _settle(history: History) -> str:
     if norm.momentum is not None and norm.momentum < SLOW_MOMENTUM:
         remedies.append(f"raise train.batchnorm.momentum (now {number(norm.momentum)})")
     remedies.append(f"lower optim.lr (now {number(lr)})")
-    if norm.freeze_after is None:
-        remedies.append("set train.batchnorm.freeze_after to an epoch before they went astray")
+    if norm.freeze_after is None and since > 1:
+        remedies.append(f"set train.batchnorm.freeze_after: {since - 1}, before they went astray")
     return either(remedies)
 
 
