@@ -7,7 +7,7 @@ from statistics import median
 
 from trainable import records
 from trainable.statistics.diagnosis.history import History, Told
-from trainable.statistics.diagnosis.learning import DIVERGED, ENOUGH_EPOCHS, OF_THE_FIRST, is_stuck
+from trainable.statistics.diagnosis.learning import ENOUGH_EPOCHS, has_diverged, is_stuck
 from trainable.statistics.diagnosis.wording import either, in_epochs, number, rounded
 
 EXPLOSION = 10.0
@@ -20,6 +20,9 @@ ALWAYS = 0.99
 """Clip rate of an epoch in which, one update in a hundred aside, all were clipped."""
 MOST = 0.8
 """Share of the epochs that is most of training."""
+FAR_BELOW = 20.0
+"""A usual norm so many times the bound: nearer bounds act as often in healthy trials (`clip: 1` is in wide use), and
+leave the gradient's length to the optimizer's own scale."""
 OUT_OF_REACH = 10.0
 """A bound so many times the largest epoch's norm does nothing; a nearer one may be meant for a rare spike."""
 
@@ -32,7 +35,7 @@ def exploding_gradients(history: History) -> Told | None:
         for place in range(1, len(norms)):
             usual = median(point.value for point in norms[:place])
             epoch, norm = norms[place]
-            if norm <= EXPLOSION * usual or not _suffers(own, epoch, history.first_loss):
+            if norm <= EXPLOSION * usual or not _suffers(history, own, epoch):
                 continue
             blocks = _grown(own, epoch)
             return Told(
@@ -66,7 +69,7 @@ def vanishing_gradients(history: History) -> Told | None:
 
 
 def always_clipped(history: History) -> Told | None:
-    """Nearly every update was clipped: `train.clip` sets the length of the step."""
+    """Nearly every update was clipped, to far less than its gradient's length."""
     train, rates = history.config.train, history.series(records.GRAD_CLIP_RATE)
     # By layer or value the rate counts updates in which any layer or element was bounded: that says little.
     if train.clip is None or train.clip_by != "norm" or len(rates) < ENOUGH_EPOCHS:
@@ -75,14 +78,14 @@ def always_clipped(history: History) -> Told | None:
     if len(clipped) < MOST * len(rates):
         return None
     norms = history.values(records.GRAD_NORM)
-    usual = median(norms) if norms else None
-    against = "" if usual is None else f", with a median grad/norm of {number(usual)}"
-    towards = "" if usual is None else f", e.g. to {rounded(2 * usual)}, twice the usual norm"
+    if not norms or median(norms) < FAR_BELOW * train.clip:
+        return None
+    usual = median(norms)
     return Told(
-        "Nearly every update was clipped: train.clip sets the length of the step, not the gradient.",
+        "Nearly every update was clipped, and to a small part of its length.",
         f"all but 1 % of the updates were clipped in {in_epochs(p.epoch for p in clipped)} of "
-        f"{len(rates)}{against}",
-        f"raise train.clip (now {number(train.clip)}){towards}",
+        f"{len(rates)}, to {number(train.clip)} from a median grad/norm of {number(usual)}",
+        f"raise train.clip (now {number(train.clip)}), e.g. to {rounded(2 * usual)}, twice the usual norm",
     )
 
 
@@ -102,15 +105,11 @@ def never_clipped(history: History) -> Told | None:
     )
 
 
-def _suffers(own: History, epoch: int, first_loss: float | None) -> bool:
-    """Whether the loss of an epoch is well above its lowest before."""
-    losses = own.series(records.TRAIN_LOSS)
-    before = [point.value for point in losses if point.epoch < epoch]
+def _suffers(history: History, own: History, epoch: int) -> bool:
+    """Whether the loss of an epoch is well above the lowest before it in its stage."""
+    before = [point.value for point in own.series(records.TRAIN_LOSS) if point.epoch < epoch]
     now = own.at(records.TRAIN_LOSS, epoch)
-    if not before or now is None or first_loss is None:
-        return False
-    rise = now - min(before)
-    return rise >= DIVERGED * min(before) and rise >= OF_THE_FIRST * first_loss
+    return bool(before) and now is not None and has_diverged(history, now, min(before))
 
 
 def _grown(own: History, epoch: int) -> str:

@@ -23,9 +23,10 @@ LEARNT = 0.6
 RISEN = 0.05
 """An accuracy that rose by so much rose: five points are beyond the noise of a few hundred pictures."""
 DIVERGED = 0.25
-"""A rise of the loss by this share of its lowest before is beyond what sampling does to an epoch's mean."""
-OF_THE_FIRST = 0.1
-"""… and by this share of the trial's first loss, so that the noise of a loss that is almost 0 is none."""
+"""A loss that rises by this share of its lowest before *and* of the trial's first has diverged: the second, because
+noise near 0 is any share of the lowest."""
+DIVERGED_MIXED = 1.0
+"""The same where pictures are mixed: there an epoch's mean follows the few λ that it drew, by half of the first."""
 RECOVERED = 1.05
 """A loss within this factor of its lowest before the rise has come back."""
 NEAR_THE_PEAK = 0.5
@@ -51,6 +52,13 @@ def is_stuck(history: History) -> bool:
         return False
     accuracies = history.values(records.VAL_ACCURACY)
     return not accuracies or (max(accuracies) < LEARNT and max(accuracies) - accuracies[0] < RISEN)
+
+
+def has_diverged(history: History, loss: float, lowest: float) -> bool:
+    """Whether a loss lies far above the lowest before it, as the trial's first measures it."""
+    first = history.first_loss or 0.0
+    share = DIVERGED_MIXED if history.config.data.augment.mixes else DIVERGED
+    return loss - lowest >= share * max(lowest, first)
 
 
 def lr_too_high(history: History) -> Told | None:
@@ -88,15 +96,14 @@ def lr_too_low(history: History) -> Told | None:
 
 
 def _divergence(history: History, stage: Stage) -> str | None:
-    own, first = history.of(stage), history.first_loss
+    own = history.of(stage)
     losses = own.series(records.TRAIN_LOSS)
-    if first is None or len(losses) < ENOUGH_EPOCHS:
+    if len(losses) < ENOUGH_EPOCHS:
         return None
     low = losses[0]
     for point in losses[1:]:
         rate = own.at(records.TRAIN_LR, point.epoch)
-        rise = point.value - low.value
-        has_risen = rise >= DIVERGED * low.value and rise >= OF_THE_FIRST * first
+        has_risen = has_diverged(history, point.value, low.value)
         at_peak = rate is not None and rate >= NEAR_THE_PEAK * stage.peak_lr
         if has_risen and at_peak and losses[-1].value > RECOVERED * low.value:
             return (
