@@ -8,7 +8,7 @@ from trainable.statistics.diagnosis.wording import either, in_epochs, number, pe
 
 GAP = 0.1
 """Points of accuracy between batch and running statistics: ten are beyond the noise of a hundred pictures, and
-healthy trials keep within six once their first epochs are over."""
+healthy trials keep below them once their first epochs are over."""
 FALLEN = 0.05
 """An accuracy so far below an earlier one has fallen, while that with batch statistics has not."""
 FALLEN_EPOCHS = 3

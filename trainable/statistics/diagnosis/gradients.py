@@ -11,7 +11,7 @@ from trainable.statistics.diagnosis.learning import ENOUGH_EPOCHS, has_diverged,
 from trainable.statistics.diagnosis.wording import either, in_epochs, number, rounded
 
 EXPLOSION = 10.0
-"""A norm so many times the median of the epochs before has exploded: healthy ones grow by 2 to 3 within a stage."""
+"""A norm so many times the median of the epochs before has exploded: healthy ones grow by less than 2."""
 TINY_RATIO = 1e-4
 """‖g‖/‖θ‖ below which SGD needs a learning rate above 1 to move a student by 10⁻⁴ of its length an update."""
 TINY_FIRST_TO_LAST = 1e-3
