@@ -24,6 +24,7 @@ from trainable import tasks
 from trainable.config import TrialConfig
 from trainable.records import EpochRecord, Finding
 from trainable.statistics.diagnosis import RULES, diagnose
+from trainable.statistics.diagnosis.wording import in_epochs
 
 STABLE = {"method": "stablekd", "alpha": 0.5, "decomposition": "5/2"}
 
@@ -294,6 +295,52 @@ def test_small_updates_at_the_end_of_learning_are_no_illness() -> None:
     losses = [2.0, 1.0, *[0.3] * 10]
     slow = history(grad__update_ratio=[5e-5] * 12, train__loss=losses)
     assert diagnose(config(), slow) == ()
+
+
+def test_a_student_thrown_about_from_the_first_epoch_has_too_high_a_rate() -> None:
+    thrown = history(
+        train__loss=[2.4] * 12,
+        val__accuracy=[0.1] * 12,
+        grad__update_ratio=[*[0.2] * 4, *[0.01] * 8],
+    )
+    finding = the_finding("lr_too_high", config(), thrown)
+    assert finding.evidence == (
+        "train/loss never fell, while an update moved the parameters by up to 20 % of their length "
+        "(epochs 1–4)"
+    )
+    assert "lr_too_low" not in names(diagnose(config(), thrown))
+
+
+def test_a_late_stage_that_stands_still_is_told_of_its_decay() -> None:
+    idle = history(
+        train__loss=[2.0] * 12,
+        train__lr=[*[0.1] * 4, *[1e-4] * 4, *[1e-7] * 4],
+        grad__update_ratio=[*[1e-3] * 4, *[1e-6] * 8],
+    )
+    stable = config(distill=STABLE, optim={"lr": 0.1, "peak_decay": 1e-3})
+    finding = the_finding("lr_too_low", stable, idle)
+    assert "stage 2 of 3" in finding.words
+    assert finding.remedy.endswith("or raise optim.peak_decay (now 0.001)")
+
+
+def test_who_uses_adam_is_not_told_to() -> None:
+    sigmoids, found = SICK["sigmoids"], recorded("sigmoids")
+    assert "adamw" in the_finding("vanishing_gradients", sigmoids.config, found).remedy
+    adam = config(optim={"name": "adamw"})
+    assert "adamw" not in the_finding("vanishing_gradients", adam, found).remedy
+
+
+@pytest.mark.parametrize(
+    ("epochs", "text"),
+    [
+        ([3], "epoch 3"),
+        ([2, 3, 4], "epochs 2–4"),
+        ([5, 1, 2, 2], "epochs 1–2, 5"),
+        ([1, 3], "epochs 1, 3"),
+    ],
+)
+def test_epochs_are_written_as_spans(epochs: list[int], text: str) -> None:
+    assert in_epochs(epochs) == text
 
 
 # ------------------------------------------------------------------------------------------ BatchNorm

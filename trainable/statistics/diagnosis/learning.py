@@ -26,7 +26,8 @@ DIVERGED = 0.25
 """A loss that rises by this share of its lowest before *and* of the trial's first has diverged: the second, because
 noise near 0 is any share of the lowest."""
 DIVERGED_MIXED = 1.0
-"""The same where pictures are mixed: there an epoch's mean follows the few λ that it drew, by half of the first."""
+"""The same where pictures are mixed: there an epoch's mean follows the few λ that it drew, by more
+than a quarter of the first in healthy trials."""
 RECOVERED = 1.05
 """A loss within this factor of its lowest before the rise has come back."""
 NEAR_THE_PEAK = 0.5
