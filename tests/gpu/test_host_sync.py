@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.gpu.stepping import Setup
+from trainable.engine.step import UPDATES
 
 NoHostSync = Callable[[], AbstractContextManager[None]]
 pytestmark = pytest.mark.gpu
@@ -52,7 +53,7 @@ def test_nothing_waits_for_the_device_between_flushes(
     with no_host_sync():
         for _ in range(50):
             setup.update()
-    assert setup.step.gradients.flush()["updates"] > 20
+    assert setup.step.gradients.flush()[UPDATES] > 20
 
 
 def test_a_wait_would_be_seen(no_host_sync: NoHostSync) -> None:

@@ -13,13 +13,13 @@ from trainable.config import OptimConfig, TrainConfig
 from trainable.distill.objective import Objective
 from trainable.distill.plain import Plain
 from trainable.engine.optimizers import build_optimizer
-from trainable.engine.step import Step
+from trainable.engine.step import UPDATES, Step
 from trainable.networks.blocks import BlockNetwork
 from trainable.networks.zoo import Pictures, build
 
 pytestmark = pytest.mark.gpu
 CUDA = torch.device("cuda")
-BATCH, UPDATES = 256, 10
+BATCH, TRAINED = 256, 10
 
 
 class Measured(NamedTuple):
@@ -45,13 +45,13 @@ def measured(precision: str, *, recompute: bool) -> Measured:
     config = TrainConfig.model_validate({"precision": precision})
     step = Step(objective, optimizer, config, CUDA, classes=100)
     generator = torch.Generator().manual_seed(1)
-    for _ in range(UPDATES):
+    for _ in range(TRAINED):
         images = torch.randn(BATCH, 3, 32, 32, generator=generator).to(CUDA)
         images = images.contiguous(memory_format=torch.channels_last)
         labels = torch.randint(0, 100, (BATCH,), generator=generator).to(CUDA)
         step.accumulate(images, labels, None, update_size=BATCH, last=True)
         step.finish(0.01)
-    assert step.gradients.flush()["updates"] > 0
+    assert step.gradients.flush()[UPDATES] > 0
     peak = torch.cuda.max_memory_allocated() - held
     state = {name: value.cpu().clone() for name, value in student.state_dict().items()}
     return Measured(peak / 2**30, state)
@@ -75,4 +75,4 @@ def test_recomputation_saves_memory_and_ends_in_the_same_bits(
     different = [n for n, v in without.state.items() if not torch.equal(v, with_it.state[n])]
     assert different == []
     tracked = without.state["network.layer3.22.bn3.num_batches_tracked"]
-    assert 0 < int(tracked) <= UPDATES
+    assert 0 < int(tracked) <= TRAINED

@@ -12,7 +12,7 @@ from tests.trainable.methods import METHODS, PICTURES, Case, case, noise
 from trainable.config import DistillConfig, OptimConfig, TrainConfig, TrialConfig
 from trainable.engine.optimizers import build_optimizer
 from trainable.engine.settings import apply_settings
-from trainable.engine.step import Step
+from trainable.engine.step import NORM, UPDATES, Step
 
 NoHostSync = Callable[[], AbstractContextManager[None]]
 CUDA = torch.device("cuda")
@@ -66,7 +66,7 @@ def test_nothing_waits_for_the_device(method: Case, no_host_sync: NoHostSync) ->
     torch.cuda.synchronize()
     with no_host_sync():
         step = take()
-    assert step.gradients.flush()["updates"] > 0
+    assert step.gradients.flush()[UPDATES] > 0
     assert all(p.isfinite().all() for p in method.module.parameters())
 
 
@@ -74,4 +74,4 @@ def test_deterministic_algorithms_suffice(method: Case) -> None:
     config = trial(method.config, deterministic=True)
     apply_settings(config)
     step = updates(method, config.train, 3)()
-    assert step.gradients.flush()["norm"] > 0
+    assert step.gradients.flush()[NORM] > 0

@@ -16,7 +16,7 @@ from tests.trainable.trials import CPU, MakeConfig, train
 from trainable.config import TrialConfig
 from trainable.data.augment import Normalizer
 from trainable.data.store import Dataset, open_dataset
-from trainable.engine import checkpoint, loop
+from trainable.engine import checkpoint, loop, norms
 from trainable.engine.evaluate import Evaluator
 from trainable.engine.loop import TrialTask, run
 from trainable.engine.step import Step
@@ -86,7 +86,7 @@ def test_an_error_in_an_update_says_where(
     [
         (loop, "build_student", "before epoch 1, setting up networks and data"),
         (Step, "finish", "epoch 1, update 1, applying the gradient"),
-        (loop, "Recalibration", f"epoch 1, update {UPDATES}, recalibrating BatchNorm"),
+        (norms, "Recalibration", f"epoch 1, update {UPDATES}, settling BatchNorm"),
         (Evaluator, "score", f"epoch 1, update {UPDATES}, validating"),
         (checkpoint, "save_weights", "epoch 1, update 4, writing a checkpoint"),
     ],

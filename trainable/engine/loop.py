@@ -26,6 +26,7 @@ from trainable.engine.checkpoint import CheckpointFolder
 from trainable.engine.evaluate import Evaluator
 from trainable.engine.failures import TRAINING, Progress, explained
 from trainable.engine.feed import Feed
+from trainable.engine.norms import Norms
 from trainable.engine.optimizers import build_optimizer, reset_state
 from trainable.engine.parallel import wrap_for_ranks
 from trainable.engine.randomness import generator_states, restore_generators, seed_everything
@@ -38,11 +39,9 @@ from trainable.engine.verify import Verifier
 from trainable.errors import DataError, Problem
 from trainable.methods import METHODS
 from trainable.networks.build import Pictures, build_student, load_teacher
-from trainable.networks.norms import freeze_batchnorm
 from trainable.networks.teacher import FrozenTeacher
 from trainable.plan import Stage, stages
 from trainable.records import EpochRecord
-from trainable.statistics.batchnorm import Recalibration, batchnorm_layers
 
 Report = Callable[[EpochRecord], None]
 
@@ -121,6 +120,7 @@ class _Trial:
     def _open_data(self, data: Dataset) -> None:
         config, device, workers = self._config, self._device, self._config.data.decode_workers
         self._feed = Feed(data, config, device)
+        self._norms = Norms(config, self._stages, self._student, self._feed)
         self._rates = learning_rates(config, self._stages, self._feed.updates_per_epoch)
         self._evaluator, self._verifier = None, None
         if data.val is not None:
@@ -157,7 +157,8 @@ class _Trial:
         before = self.records[-1].metrics if self.records else {}
         summary = training_summary(self._step, before)
         summary.metrics |= self._course(epoch, stage)
-        self._settle_batchnorm(epoch)
+        self._progress.doing = "settling BatchNorm"
+        self._norms.settle(epoch)
         summary.add(self._validate(stage))
         metrics = records.finite(summary.metrics)
         record = EpochRecord(epoch, metrics, int(time.time() * 1000))
@@ -189,8 +190,7 @@ class _Trial:
             reset_state(self._step.optimizer)
         self._objective.regroup(stage.groups)
         self._objective.train()
-        if self._is_frozen(epoch):
-            freeze_batchnorm(self._student)
+        self._norms.enter(epoch)
         return stage
 
     def _enter_randomness(self, epoch: int) -> None:
@@ -258,33 +258,6 @@ class _Trial:
             f"row {row}",
         )
         return DataError([problem])
-
-    def _is_frozen(self, epoch: int) -> bool:
-        after = self._config.train.batchnorm.freeze_after
-        return after is not None and epoch > after
-
-    def _settle_batchnorm(self, epoch: int) -> None:
-        """Bring the running statistics to what is evaluated and kept."""
-        if self._is_frozen(epoch):
-            return  # all ranks have had the same since the last epoch that changed them
-        norm = self._config.train.batchnorm
-        last_epochs = {stage.last_epoch for stage in self._stages}
-        is_due = norm.recalibrate_at == "epoch" or epoch in {*last_epochs, norm.freeze_after}
-        if norm.recalibrate and is_due:
-            self._progress.doing = "recalibrating BatchNorm"
-            recalibration = Recalibration(self._student)
-            batches = self._feed.batches(self._feed.plan_of_all(epoch)[: norm.recalibrate], epoch)
-            with recalibration.measure():
-                for number, batch in enumerate(batches, start=1):
-                    recalibration.next_batch(number)
-                    images, _ = self._feed.augmented(batch, epoch)
-                    self._student(images)
-        # Without SyncBatchNorm each rank has seen other pictures: what is evaluated and kept is their mean.
-        ranks.average_over_ranks(
-            buffer
-            for layer in batchnorm_layers(self._student).values()
-            for buffer in layer.buffers()
-        )
 
     def _validate(self, stage: Stage) -> Summary:
         self._progress.doing = "validating"

@@ -42,9 +42,9 @@ class BlockMembership:
         return BlockNorms(squares.sqrt(), squares.sum().sqrt())
 
     def sums(self, values: Tensor) -> Tensor:
-        """(parameters,) → the sum of each block: (blocks,)."""
+        """(…, parameters) → the sum of each block: (…, blocks)."""
         # Not a product of matrices: there a value that is not finite would be every block's.
-        return torch.where(self._belongs, values, 0.0).sum(1)
+        return torch.where(self._belongs, values.unsqueeze(-2), 0.0).sum(-1)
 
     def largest(self, values: Tensor) -> Tensor:
         """(parameters,) of at least 0 → the largest of each block: (blocks,)."""

@@ -66,8 +66,7 @@ class Observed:
     def gradient(self, gradients: Sequence[Tensor], bad: Tensor) -> None:
         """Measure an update's gradient, one tensor a parameter."""
         self._rows.fill(gradients)
-        moments = self._rows.moments()
-        sums, squares, nonzero = map(self._units, (moments.sums, moments.squares, moments.nonzero))
+        sums, squares, nonzero, nonfinite = self._units(torch.stack(self._rows.moments()))
         mean, norm = sums / self._sizes, squares.sqrt()
         self._now = {
             records.GRAD_NORM: norm,
@@ -75,10 +74,11 @@ class Observed:
             records.GRAD_STD: (squares / self._sizes - mean.square()).clamp(min=0.0).sqrt(),
             records.GRAD_ZERO_SHARE: 1.0 - nonzero / self._sizes,
         }
-        blocks = self._membership.largest(moments.largest)
-        largest = torch.cat([moments.largest, blocks, blocks.amax().view(1)])
+        layers = self._rows.largest()
+        blocks = self._membership.largest(layers)
+        largest = torch.cat([layers, blocks, blocks.amax().view(1)])
         self._largest = torch.where(bad > 0, self._largest, self._largest.maximum(largest))
-        self._nonfinite += self._units(moments.nonfinite) / self._sizes
+        self._nonfinite += nonfinite / self._sizes
         good = 1.0 - bad.double()
         ratio = torch.where(norm[self._last] > 0, norm[self._first] / norm[self._last], 0.0)
         self._counts += torch.stack([good, torch.ones_like(good), torch.where(bad > 0, 0.0, ratio)])
@@ -135,9 +135,9 @@ class Observed:
         self._counts.copy_(state["counts"])
 
     def _units(self, layers: Tensor) -> Tensor:
-        """(parameters,) sums → those of each parameter, of each block, and of the whole, in one tensor."""
+        """(…, parameters) sums → those of each parameter, of each block, and of the whole, in one tensor."""
         blocks = self._membership.sums(layers)
-        return torch.cat([layers, blocks, layers.sum().view(1)])
+        return torch.cat([layers, blocks, layers.sum(-1, keepdim=True)], -1)
 
 
 def _means(column: list[float], good: float, looks: float) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,14 +13,11 @@ from trainable.statistics import foreach
 _WIDTH = 1024
 
 
-@dataclass(frozen=True)
-class Moments:
+class Moments(NamedTuple):
     """What is summed up over the entries of each parameter's tensor; each is (parameters,) in fp64."""
 
     sums: Tensor
     squares: Tensor
-    largest: Tensor
-    """Largest size of an entry."""
     nonzero: Tensor
     nonfinite: Tensor
 
@@ -42,34 +39,43 @@ class Rows:
         start = 0
         for number, (parameter, count) in enumerate(zip(parameters, counts, strict=True)):
             self._of[number, :count] = torch.arange(start, start + count)
-            # Laid out as the parameter is (channels_last, say), or copying would take a kernel for each.
-            view = buffer.as_strided(parameter.shape, parameter.stride(), start * _WIDTH)
-            self._views.append(view)
+            self._views.append(buffer[start * _WIDTH :][: parameter.numel()])
             start += count
 
     def fill(self, tensors: Sequence[Tensor]) -> None:
-        """Copy a tensor of each parameter's shape, in order."""
-        foreach.copy_(self._views, tensors)
+        """Copy a tensor of each parameter's size, in order."""
+        foreach.copy_(self._views, [_flat(tensor) for tensor in tensors])
 
     def subtract(self, tensors: Sequence[Tensor]) -> None:
-        """Subtract a tensor of each parameter's shape, in order."""
-        foreach.subtract_(self._views, tensors)
+        """Subtract tensors that are laid out in memory like those that were copied."""
+        foreach.subtract_(self._views, [_flat(tensor) for tensor in tensors])
 
     def squares(self) -> Tensor:
         """Σ x² of each tensor: (parameters,) in fp64."""
-        return self._total(torch.linalg.vector_norm(self._rows, dim=1, dtype=torch.float64) ** 2)
+        return self._total(_squares(self._rows))
 
     def moments(self) -> Moments:
-        """All that is measured of each tensor."""
+        """All that is summed up of each tensor."""
         rows = self._rows
-        return Moments(
-            self._total(rows.sum(1, dtype=torch.float64)),
-            self.squares(),
-            torch.linalg.vector_norm(rows, torch.inf, 1).double()[self._of].amax(1),
-            self._total((rows != 0).sum(1)),
-            self._total((~rows.isfinite()).sum(1)),
-        )
+        counts = torch.stack([rows != 0, ~rows.isfinite()]).sum(2)
+        sums = torch.stack([rows.sum(1, dtype=torch.float64), _squares(rows)])
+        return Moments(*self._total(torch.cat([sums, counts])))
+
+    def largest(self) -> Tensor:
+        """Largest size of an entry of each tensor: (parameters,) in fp64."""
+        return torch.linalg.vector_norm(self._rows, torch.inf, 1)[self._of].amax(1).double()
 
     def _total(self, rows: Tensor) -> Tensor:
-        """(rows,) → (parameters,), in the same order whatever the device."""
-        return rows.double()[self._of].sum(1)
+        """(…, rows) → (…, parameters), in the same order whatever the device."""
+        return rows[..., self._of].sum(-1)
+
+
+def _squares(rows: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).square()
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    """The entries in the order in which they lie in memory, as torch's kernels over many tensors want them."""
+    if not tensor.is_contiguous() and tensor.dim() == 4:
+        tensor = tensor.permute(0, 2, 3, 1)  # channels_last
+    return tensor.reshape(-1)
