@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -47,7 +47,8 @@ from trainable.networks.build import (
     output_shapes,
 )
 from trainable.networks.weights import load_weights
-from trainable.records import EpochRecord
+from trainable.records import EpochRecord, Finding
+from trainable.statistics import diagnosis
 
 __all__ = [
     "BlockSummary",
@@ -61,6 +62,8 @@ __all__ = [
     "default_device",
     "describe_student",
     "describe_teacher",
+    "diagnose",
+    "diagnose_study",
     "inspect_data",
     "keep_teacher",
     "score_weights",
@@ -160,6 +163,25 @@ def train(task: TrialTask, report: Callable[[EpochRecord], None], device: torch.
 def best_weights(folder: Path) -> Path:
     """Where a trial keeps its best student."""
     return best_student(folder)
+
+
+def diagnose(config: TrialConfig, history: Sequence[EpochRecord]) -> tuple[Finding, ...]:
+    """What is wrong with a trial, as its epochs so far tell; see `statistics.diagnosis.diagnose`."""
+    return diagnosis.diagnose(config, history)
+
+
+def diagnose_study(
+    searched: Collection[str],
+    trials: Sequence[TrialConfig],
+    *,
+    teacher: float | None,
+    students: Mapping[str, float],
+    pictures: int,
+) -> tuple[Finding, ...]:
+    """What is wrong with a study as a whole; see `statistics.diagnosis.diagnose_study`."""
+    return diagnosis.diagnose_study(
+        searched, trials, teacher=teacher, students=students, pictures=pictures
+    )
 
 
 _NOT_IN_WEIGHTS: dict[str, Any] = {
