@@ -41,7 +41,7 @@ _MEASURES = (
     _Measure((GRAD_NORM,), "2-norm before clipping, log", log=True),
     _Measure((GRAD_CLIP_RATE,), "% of updates clipped", percent=True),
     _Measure((UPDATE_DISTANCE,), "step length ‖Δθ‖, log", log=True),
-    _Measure((BN_DRIFT,), "running mean off, in std"),
+    _Measure((BN_DRIFT,), "running mean off, in std, log", log=True),
     _Measure((BN_MIN_VAR,), "smallest running variance, log", log=True),
     _Measure(
         (VAL_ACCURACY, VAL_ACCURACY_BATCH_STATS),

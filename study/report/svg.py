@@ -189,7 +189,10 @@ def _with_powers(ticks: Sequence[float]) -> list[str]:
         names = [f"{digits}e{int(power)}" for digits, _, power in written]
         if len(set(names)) == len(names):
             break
-    return [name if value else "0" for name, value in zip(names, ticks, strict=True)]
+    return [
+        f"{value:g}" if value == 0 or 0.01 <= abs(value) < 1000 else name
+        for name, value in zip(names, ticks, strict=True)
+    ]
 
 
 def _is_whole(value: float) -> bool:

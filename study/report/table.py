@@ -203,7 +203,7 @@ def _findings(results: StudyResults) -> Iterator[Text]:
         finding = group.finding
         yield Text.assemble(
             (f"{group.title} ({group.where})", "yellow"),
-            f": {one_line(finding.words)} {one_line(finding.remedy)}",
+            f": {one_line(finding.words)} Remedy: {one_line(finding.remedy)}",
         )
     if len(groups) > _SHOWN_FINDINGS:
         more = len(groups) - _SHOWN_FINDINGS

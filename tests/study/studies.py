@@ -20,13 +20,13 @@ EXPLODING = Finding(
     "exploding_gradients",
     "The gradient grew until updates threw the student off.",
     f"grad/norm rose from 1.2 to 340 between epochs 3 and 9; {NAUGHTY}",
-    "Lower optim.lr, or set train.clip to 1.",
+    "lower optim.lr (now 0.5), e.g. to 0.05, or set train.clip",
 )
 DRIFTING = Finding(
     "batchnorm_drift",
     "BatchNorm's running statistics do not describe the validation pictures.",
-    "bn/drift was 2.4 at epoch 9.",
-    "Set train.batchnorm.recalibrate.",
+    "bn/drift was 2.4 at epoch 9",
+    "set train.batchnorm.recalibrate, e.g. to 50 updates",
 )
 TREE: dict[str, Any] = {
     "study": {"name": "made-up", "pruner": {"name": "asha", "grace_epochs": 3}},

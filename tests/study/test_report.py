@@ -192,7 +192,7 @@ def test_no_usable_trial_says_why(rows: list[TrialRow], why: str) -> None:
 
 
 def finding(name: str) -> Finding:
-    return Finding(name, f"Words of {name}.", "Evidence.", f"Remedy of {name}.")
+    return Finding(name, f"Words of {name}.", "0 of 1", f"remedy of {name}")
 
 
 def test_health_has_a_column_where_a_trial_has_findings() -> None:
@@ -227,7 +227,7 @@ def test_findings_stand_below_the_table_the_most_important_first() -> None:
     results = study_of(*rows, findings=(finding("of_the_study"),))
     text = unwrapped(results)
     order = [
-        "of the study (the study): Words of of_the_study. Remedy of of_the_study.",
+        "of the study (the study): Words of of_the_study. Remedy: remedy of of_the_study",
         "of the best (trial 0): Words",
         "common (trial 1, trial 2): Words",
         "and 1 more finding: see the report for the rest",
