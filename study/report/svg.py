@@ -175,6 +175,8 @@ def tick_names(ticks: Sequence[float], *, percent: bool = False) -> list[str]:
     sizes = [abs(value) for value in ticks if value]
     if sizes and (min(sizes) < 1e-3 or max(sizes) >= 1e5):
         return _with_powers(ticks)
+    if sizes and max(sizes) / min(sizes) > 100:
+        return [f"{value:g}" for value in ticks]
     decimals = next((n for n in range(6) if all(_is_whole(v * 10**n) for v in ticks)), 6)
     if len({round(value, decimals) for value in ticks}) == len(ticks) and decimals < 4:
         return [f"{value:.{decimals}f}" for value in ticks]

@@ -58,6 +58,7 @@ def test_ticks_of_a_logarithm_are_few_inside_and_told_apart(values: list[float])
         ([1e-11, 1e-8], ["1e-11", "1e-8"]),
         ([1e-5, 0.01, 10, 1e4], ["1e-5", "0.01", "10", "1e4"]),
         ([0.01, 0.03, 0.1], ["0.01", "0.03", "0.10"]),
+        ([0.1, 10, 1000], ["0.1", "10", "1000"]),
     ],
 )
 def test_tick_names(ticks: list[float], names: list[str]) -> None:
