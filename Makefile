@@ -13,10 +13,10 @@ FAST := not (slow or chaos or browser or service or gpu)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help study test test-all golden check format clean
+.PHONY: help study test test-all golden recorded-runs screenshots check format clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 study: $(VENV)/.run ## Run the quickstart study (or CONFIG=path/to/study.yaml)
 	$(BIN)/kd-study run $(CONFIG)
@@ -29,6 +29,13 @@ test-all: check ## Check, then run every test (those for a GPU skip without one)
 
 golden: $(VENV)/.dev ## Write the numbers of the golden runs anew (after a change that is meant to change them)
 	$(BIN)/python tests/trainable/test_golden.py
+
+recorded-runs: $(VENV)/.dev ## Train the runs anew that the diagnosis is tested on (after a change of the metrics)
+	$(BIN)/python -m tests.trainable.recorded_runs
+
+screenshots: $(VENV)/.dev ## Take the pictures of docs/reading_a_study.md anew (needs Chromium)
+	$(BIN)/kd-study run configs/quickstart.yaml --set study.name=quickstart-30 --set study.trials=30
+	$(BIN)/python -m tests.browser.screenshots runs/quickstart-30
 
 check: $(VENV)/.dev ## Check format, lint, types and import contracts
 	$(BIN)/ruff format --check .

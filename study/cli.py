@@ -15,11 +15,12 @@ from rich.console import Console
 from study.config import (
     StudyConfig,
     draft_config,
+    embedded_store,
     load_config,
     load_single,
 )
-from study.results import StudyResults, TrialRow, find_results
-from trainable.errors import InputError
+from study.results import StudyResults, TrialRow, all_results, find_results
+from trainable.errors import InputError, input_error
 
 _app = typer.Typer(
     name="kd-study",
@@ -40,6 +41,8 @@ _Name = Annotated[str, typer.Argument(metavar="NAME", help="A study's name.")]
 _Storage = Annotated[
     Path, typer.Option(envvar="KD_STUDY_STORAGE", metavar="PATH", help="Folder of the studies.")
 ]
+
+_Port = Annotated[int, typer.Option(min=1, max=65535, metavar="N", help="Where to listen.")]
 
 NO_USABLE_TRIAL, BAD_INPUT, INTERRUPTED = 1, 2, 130
 _OUT = Console()
@@ -79,9 +82,57 @@ def validate(config: _Config, set_: _Set = None) -> None:
 
 @_app.command()
 def report(name: _Name, storage: _Storage = Path("runs")) -> None:
-    """Print the leaderboard of a study."""
+    """Print the leaderboard of a study, and write its report.html and trials.parquet."""
     with _bad_input_exits():
-        _print_results(find_results(storage.absolute(), name))
+        folder = storage.absolute() / name
+        results = find_results(storage.absolute(), name)
+        from study.report.page import write_report
+
+        try:
+            write_report(results, folder)
+        except OSError as error:
+            rule = f"must take the report's files, but: {error.strerror}"
+            remedy = "give the folder room and write permission; the leaderboard is above"
+            _print_results(results, folder)
+            raise input_error(InputError, str(folder), rule, remedy) from None
+        _print_results(results, folder)
+
+
+@_app.command()
+def ui(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="A study's name.")] = None,
+    storage: _Storage = Path("runs"),
+    port: _Port = 5000,
+) -> None:
+    """Serve MLflow's pages of the studies under --storage until Ctrl-C, and print their addresses.
+
+    A study that is tracked by a server has its page there: with NAME, that is printed.
+    """
+    with _bad_input_exits():
+        from study.report.links import server_of, study_page
+        from study.report.server import ServerError, serve
+
+        folder = storage.absolute()
+        uri = embedded_store(folder)
+        shown = [r for r in all_results(folder) if r.tracking_uri == uri]
+        if name is not None:
+            shown = [find_results(folder, name)]
+            uri = shown[0].tracking_uri
+            if server := server_of(uri):
+                _OUT.print(study_page(server, shown[0]), soft_wrap=True, highlight=False)
+                return
+
+        def ready(address: str) -> None:
+            for results in shown:
+                page = f"{results.name}  {study_page(address, results)}"
+                _OUT.print(page, soft_wrap=True, highlight=False)
+            _OUT.print(f"MLflow at {address}; Ctrl-C stops it", highlight=False)
+
+        try:
+            serve(uri, port, ready)
+        except ServerError as error:
+            print(error, file=sys.stderr)
+            raise typer.Exit(NO_USABLE_TRIAL) from None
 
 
 def main() -> None:
@@ -111,15 +162,17 @@ def _study(load: Callable[[], StudyConfig]) -> None:
         except StudyFailedError as error:
             print(error, file=sys.stderr)
             raise typer.Exit(NO_USABLE_TRIAL) from None
-        _print_results(results)
+        _print_results(results, config.folder)
         if results.winner is None:
             raise typer.Exit(NO_USABLE_TRIAL)
 
 
-def _print_results(results: StudyResults) -> None:
+def _print_results(results: StudyResults, folder: Path) -> None:
+    from study.report.links import PAGE
     from study.report.table import print_leaderboard
 
-    print_leaderboard(results, _OUT)
+    page = folder / PAGE
+    print_leaderboard(results, _OUT, page if page.exists() else None)
 
 
 @contextmanager

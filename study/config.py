@@ -19,12 +19,14 @@ from study.yaml import dump_yaml, parse_yaml
 from trainable.errors import ConfigError, Problem, input_error
 
 __all__ = [
+    "RESOLVED",
     "Draft",
     "StudyConfig",
     "StudySection",
     "differing_keys",
     "draft_config",
     "dump_config",
+    "embedded_store",
     "flat",
     "load_config",
     "load_single",
@@ -32,6 +34,9 @@ __all__ = [
     "with_values",
     "without_search",
 ]
+
+RESOLVED = "config.yaml"
+"""The file in a study's folder that holds the config it began with."""
 
 _STAND_INS = {
     "study.name": "unnamed",
@@ -88,6 +93,11 @@ def parse_config(tree: Any, settings: Sequence[str] = (), where: str = "config")
 def dump_config(config: StudyConfig) -> str:
     """The resolved config as YAML, from which `parse_config` gives an equal one."""
     return dump_yaml(config.model_dump(mode="json", by_alias=True, exclude_none=True))
+
+
+def embedded_store(storage: Path) -> str:
+    """URI of the MLflow store that studies keep under `storage` unless they name another."""
+    return f"sqlite:///{storage / 'mlflow.db'}"
 
 
 def differing_keys(old: StudyConfig, new: StudyConfig) -> list[str]:

@@ -32,6 +32,7 @@ from study.folder import (
 from study.jobs import Job
 from study.preflight import StudyPlan, preflight
 from study.recorder import Recorder, Watcher
+from study.report.page import write_report
 from study.results import StudyResults, TrialRow
 from study.scheduler import build_scheduler
 from study.search import (
@@ -149,8 +150,18 @@ class _Run:
             self._recorder.stopped("interrupted")
             raise
         self._recorder.finished()
+        self._report()
         self._recorder.settle()
         return self._recorder.results
+
+    def _report(self) -> None:
+        """Write the report, and keep it with the parent run; a study never fails of it."""
+        results = self._recorder.results
+        try:
+            page = write_report(results, self._config.folder)
+            self._recorder.keep_report(page)
+        except Exception as error:
+            self._watcher.phase(f"no report, because {error}: `kd-study report` tries again")
 
     @property
     def _teacher_weights(self) -> Path | None:

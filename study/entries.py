@@ -84,8 +84,8 @@ class File(_Entry):
 
     kind: Literal["file"] = "file"
     path: str
-    folder: str
-    """In the artifacts."""
+    folder: str | None = None
+    """In the artifacts; None is their top."""
 
 
 Logged = Params | Points | Tags

@@ -11,7 +11,14 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from study.config import StudyConfig, differing_keys, dump_config, parse_config
+from study.config import (
+    RESOLVED,
+    StudyConfig,
+    differing_keys,
+    dump_config,
+    embedded_store,
+    parse_config,
+)
 from study.entries import STUDY_RUN, Line
 from study.results import LEDGER, StudyResults, load_results, save_results
 from study.spool import Spool, unsent
@@ -21,7 +28,6 @@ from study.tracking import Tracker
 from study.yaml import parse_yaml
 from trainable.errors import ConfigError, Problem, input_error
 
-RESOLVED = "config.yaml"
 LOG = "study.log"
 SPOOL = "spool"
 """Folder of what MLflow was not told yet; see `study.spool`."""
@@ -135,7 +141,7 @@ def _must_hold(tracker: Tracker, parent_run_id: str) -> None:
 def _tracking_uri(config: StudyConfig) -> str:
     if config.tracking.uri is not None:
         return config.tracking.uri
-    return f"sqlite:///{Path(config.storage.path) / 'mlflow.db'}"
+    return embedded_store(Path(config.storage.path))
 
 
 def _artifact_root(config: StudyConfig) -> Path | None:

@@ -158,6 +158,10 @@ class Recorder:
         """Keep a job's weights and config with its MLflow run."""
         self._save(self.results, telling.trial_kept(self._known(job), weights, config_text))
 
+    def keep_report(self, page: Path) -> None:
+        """Keep the study's report with its parent run."""
+        self._save(self.results, telling.study_reported(page))
+
     def finished(self) -> None:
         """The study is over; its parent run gets the winner's figures. Then `settle`."""
         results = self.results.model_copy(update={"finished": True})

@@ -138,6 +138,12 @@ def find_results(storage: Path, name: str) -> StudyResults:
     raise input_error(InputError, str(storage), "must hold the study", remedy, name)
 
 
+def all_results(storage: Path) -> list[StudyResults]:
+    """The ledgers of all studies under `storage`, the youngest first."""
+    found = [load_results(path) for path in storage.glob(f"*/{LEDGER}")]
+    return sorted(found, key=lambda results: -results.started_at)
+
+
 def save_results(results: StudyResults, path: Path) -> None:
     """Write atomically: a reader sees the old file or the new one."""
     temporary = path.with_suffix(".tmp")

@@ -57,7 +57,7 @@ class SearchRange(Config):
         assert bounds is not None
         return bounds
 
-    def suggest(self, trial: optuna.Trial, path: str) -> Value:
+    def suggest(self, trial: optuna.trial.BaseTrial, path: str) -> Value:
         """Ask Optuna for a value."""
         if self.choice is not None:
             return cast(Value, trial.suggest_categorical(path, list(self.choice)))

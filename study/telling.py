@@ -84,6 +84,11 @@ def study_ends(state: StudyState, results: StudyResults, time_ms: int) -> list[E
     return [*told, *_state(STUDY_RUN, state, time_ms)]
 
 
+def study_reported(page: Path) -> list[Entry]:
+    """The study's report becomes an artifact."""
+    return [File(run=STUDY_RUN, path=str(page))]
+
+
 def study_advances(results: StudyResults, gpus: float, time_ms: int) -> list[Entry]:
     """How far the study is, at step = trials that have ended; `gpus` are those of one trial."""
     trials = results.of("trial")

@@ -115,6 +115,10 @@ class DataConfig(Config):
     unseen_classes: tuple[str, ...] | None = None
     """Classes that no network is trained on: pairs of their pictures are verified by their embeddings
     (equal error rate), those of the training split as validation and those of the test split as test."""
+    sampling: Literal["shuffled", "balanced"] = "shuffled"
+    """What an epoch trains on: `shuffled` every training picture once, `balanced` every class equally often
+    in as many draws. There a rare class's pictures are repeated, within an epoch with the same changes
+    (`augment`), and a frequent class has others left out in each epoch. Validation and test keep their mix."""
     batch_size: PositiveInt = 128
     """Pictures an optimizer update, over all workers and micro-batches."""
     drop_last: bool = False
@@ -258,7 +262,7 @@ class BatchNormConfig(Config):
     recalibrate: Annotated[int, Field(ge=0)] = 0
     """Updates' worth of training pictures, an epoch's at most, on which the composed student's running
     statistics are measured anew before a validation, every micro-batch weighing the same (Wu and Johnson
-    2021, PreciseBN); 0 is off."""
+    2021, PreciseBN); 0 is off. Each picture counts once, whatever `data.sampling`."""
     recalibrate_at: Literal["epoch", "stage"] = "epoch"
     """Before which validations: that of each epoch, or those of each stage's last epoch and of `freeze_after`.
     In between, a group's blocks have the statistics of what they train on, the teacher's features."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -48,6 +48,7 @@ from trainable.networks.build import (
 )
 from trainable.networks.weights import load_weights
 from trainable.records import EpochRecord, Finding
+from trainable.statistics import diagnosis
 
 __all__ = [
     "BlockSummary",
@@ -62,6 +63,7 @@ __all__ = [
     "describe_student",
     "describe_teacher",
     "diagnose",
+    "diagnose_study",
     "inspect_data",
     "keep_teacher",
     "score_weights",
@@ -158,14 +160,28 @@ def train(task: TrialTask, report: Callable[[EpochRecord], None], device: torch.
     run(task, report, device)
 
 
-def diagnose(config: TrialConfig, records: Sequence[EpochRecord]) -> tuple[Finding, ...]:
-    """What is wrong with a trial, as the statistics of its epochs tell."""
-    return ()
-
-
 def best_weights(folder: Path) -> Path:
     """Where a trial keeps its best student."""
     return best_student(folder)
+
+
+def diagnose(config: TrialConfig, history: Sequence[EpochRecord]) -> tuple[Finding, ...]:
+    """What is wrong with a trial, as its epochs so far tell; see `statistics.diagnosis.diagnose`."""
+    return diagnosis.diagnose(config, history)
+
+
+def diagnose_study(
+    searched: Collection[str],
+    trials: Sequence[TrialConfig],
+    *,
+    teacher: float | None,
+    students: Mapping[str, float],
+    pictures: int,
+) -> tuple[Finding, ...]:
+    """What is wrong with a study as a whole; see `statistics.diagnosis.diagnose_study`."""
+    return diagnosis.diagnose_study(
+        searched, trials, teacher=teacher, students=students, pictures=pictures
+    )
 
 
 _NOT_IN_WEIGHTS: dict[str, Any] = {

@@ -8,8 +8,11 @@ import sys
 from pathlib import Path
 from urllib.parse import quote, urlencode
 
+from study.results import StudyResults
 from trainable.records import VAL_ACCURACY
 
+PAGE = "report.html"
+"""The report's file in a study's folder."""
 LOCAL_SERVER = "http://127.0.0.1:5000"
 """Where `mlflow ui` listens unless told otherwise."""
 
@@ -29,6 +32,13 @@ def _mlflow() -> str:
     if shutil.which("mlflow"):
         return "mlflow"
     return os.path.relpath(Path(sys.executable).with_name("mlflow"))
+
+
+def study_page(server: str, results: StudyResults) -> str:
+    """A study's runs on a server, or the server itself for a study that does not know its experiment."""
+    if results.experiment_id is None:
+        return server
+    return runs_page(server, results.experiment_id, results.name)
 
 
 def runs_page(server: str, experiment_id: str, study: str) -> str:

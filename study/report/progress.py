@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import heapq
+import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 from types import TracebackType
 
 from rich.console import Console, Group
@@ -19,6 +22,8 @@ from trainable.records import VAL_ACCURACY, EpochRecord
 
 _QUIET_S = 10.0
 _BAR_WIDTH = 16
+_TOLD_SHARE = 2 / 3
+_FEWEST_TOLD = 6
 
 Key = tuple[Role, int]
 
@@ -28,6 +33,7 @@ class RunningTrial:
     """A trial that has started: how far it is, and when that was told."""
 
     row: TrialRow
+    """As it was when it started; it goes on after `row.epochs`."""
     started: float
     epoch: int = 0
     epochs_total: int | None = None
@@ -36,47 +42,72 @@ class RunningTrial:
     accuracy: float | None = None
     """Validation accuracy of its last epoch."""
 
-    def seconds_left(self, now: float) -> float | None:
-        """At the pace of its epochs so far; None before the first."""
-        if not self.epoch or self.epochs_total is None:
-            return None
-        pace = (self.told - self.started) / self.epoch
-        return max(0.0, pace * (self.epochs_total - self.epoch) - (now - self.told))
+    @property
+    def share(self) -> float | None:
+        """Of its epochs that it has run; None before the first."""
+        return self.epoch / self.epochs_total if self.epoch and self.epochs_total else None
 
+    @property
     def seconds_in_all(self) -> float | None:
-        """At the pace of its epochs so far; None before the first."""
-        if not self.epoch or self.epochs_total is None:
+        """At the pace of its epochs since it started, if it is not stopped; None before the first."""
+        new = self.epoch - self.row.epochs
+        if new <= 0 or self.epochs_total is None:
             return None
-        return (self.told - self.started) / self.epoch * self.epochs_total
+        return (self.told - self.started) / new * self.epochs_total
+
+
+@dataclass(frozen=True)
+class EndedTrial:
+    """A trial that is over: what it tells of those to come."""
+
+    row: TrialRow
+    share: float | None = None
+    """Of its epochs that it ran; None where that was not told."""
 
 
 def time_left(
-    ended: Iterable[TrialRow],
-    running: Iterable[RunningTrial],
+    ended: Sequence[EndedTrial],
+    running: Sequence[RunningTrial],
     planned: int,
     concurrency: int,
     now: float,
+    idle: float = 0.0,
 ) -> float | None:
     """Seconds until the last planned trial ends; None while there is nothing to judge by.
 
-    A trial to come takes the mean of those that ended (pruned ones too: more will be), or else of
-    what the running ones seem to take; `concurrency` of them share the time.
+    A trial to come takes as long as those that ended did in the mean, stopped and failed ones too,
+    since more of them will; while none has, as long as the running ones seem to take. The first
+    third does not count: those trials began before the pruner had others to compare them with, and
+    before the sampler knew which sizes it would come back to. A
+    running trial goes on at its own pace as far as those that went farther did. Trials to come then
+    take the free one of `concurrency` places, one after the other, `idle` seconds after it was left.
     """
-    ended, running = list(ended), list(running)
-    measured = [row.seconds for row in ended if row.state in ("complete", "pruned")]
-    projected = [seconds for trial in running if (seconds := trial.seconds_in_all()) is not None]
-    known = measured or projected
+    told = ended[-max(_FEWEST_TOLD, math.ceil(_TOLD_SHARE * len(ended))) :]
+    useful = any(trial.row.state in ("complete", "pruned") for trial in told)
+    projected = [s for trial in running if (s := trial.seconds_in_all) is not None]
+    known = [trial.row.seconds for trial in told] if useful else projected
     waiting = max(0, planned - len(ended) - len(running))
     if not known and (waiting or running):
         return None
-    mean = sum(known) / len(known) if known else 0.0
-    lefts = [
-        max(0.0, mean - (now - trial.started))
-        if (left := trial.seconds_left(now)) is None
-        else left
-        for trial in running
-    ]
-    return max([*lefts, (sum(lefts) + waiting * mean) / concurrency])
+    mean = fmean(known) if known else 0.0
+    places = [_seconds_left(trial, told, mean, now) for trial in running]
+    places += [0.0] * (concurrency - len(places))
+    heapq.heapify(places)
+    for _ in range(waiting):
+        heapq.heapreplace(places, places[0] + idle + mean)
+    return max(places)
+
+
+def _seconds_left(
+    trial: RunningTrial, ended: Iterable[EndedTrial], mean: float, now: float
+) -> float:
+    """Of a running trial."""
+    share, whole = trial.share, trial.seconds_in_all
+    if share is None or whole is None:
+        return max(0.0, mean - (now - trial.started))
+    farther = [other.share for other in ended if other.share is not None and other.share > share]
+    goal = fmean(farther) if farther else 1.0
+    return max(0.0, whole * (goal - share) - (now - trial.told))
 
 
 class Progress:
@@ -102,7 +133,11 @@ class Progress:
         self._phase = ""
         # Replaced, never changed in place: the live display reads them from its own thread.
         self._running: dict[Key, RunningTrial] = {}
-        self._ended: dict[Key, TrialRow] = {(row.role, row.number): row for row in ended}
+        self._ended = {_key(row): EndedTrial(row) for row in ended}
+        self._left: list[float] = []
+        """When places were left that no trial has taken yet."""
+        self._idle: list[float] = []
+        """Seconds for which places then stood empty."""
         self._last_line = clock()
         self._live = Live(self, console=self._console, refresh_per_second=4, transient=True)
 
@@ -134,12 +169,14 @@ class Progress:
     def trial_started(self, row: TrialRow) -> None:
         """A trial begins."""
         trial = RunningTrial(row, self._clock())
-        self._running = {**self._running, (row.role, row.number): trial}
+        if self._left:
+            left, *self._left = self._left
+            self._idle = [*self._idle, trial.started - left]
+        self._running = {**self._running, _key(row): trial}
 
     def epoch(self, row: TrialRow, record: EpochRecord, epochs_total: int) -> None:
         """A trial has reported an epoch."""
-        key = (row.role, row.number)
-        now = self._clock()
+        key, now = _key(row), self._clock()
         trial = replace(
             self._running.get(key, RunningTrial(row, now)),
             epoch=record.epoch,
@@ -153,9 +190,12 @@ class Progress:
 
     def trial_ended(self, row: TrialRow) -> None:
         """A trial is over: complete, pruned or failed."""
-        key = (row.role, row.number)
+        key = _key(row)
+        ran = self._running.get(key)
         self._running = {other: trial for other, trial in self._running.items() if other != key}
-        self._ended = {**self._ended, key: row}
+        self._ended = {**self._ended, key: EndedTrial(row, None if ran is None else ran.share)}
+        if row.role == "trial":
+            self._left = [*self._left, self._clock()]
         if not self._console.is_interactive or row.state == "failed":
             self.message(_ending(row))
 
@@ -166,21 +206,29 @@ class Progress:
 
     def status(self) -> str:
         """`4/12 trials, 1 pruned, best trial 2 91.31 %, 4 min 05 s left`."""
-        ended = [row for row in self._ended.values() if row.role == "trial"]
-        running = [trial for trial in self._running.values() if trial.row.role == "trial"]
+        ended = [trial.row for trial in self._searched()]
         counts = {
             state: [row.state for row in ended].count(state) for state in ("pruned", "failed")
         }
         stopped = [f"{count} {state}" for state, count in counts.items() if count]
-        left = time_left(ended, running, self._planned, self._concurrency, self._clock())
         return ", ".join(
             [
                 f"{len(ended)}/{self._planned} trials",
                 *stopped,
                 f"best {_best(ended)}",
-                f"{duration(left)} left",
+                f"{duration(self.seconds_left())} left",
             ]
         )
+
+    def seconds_left(self) -> float | None:
+        """Of the search; None while there is nothing to judge by."""
+        now = self._clock()
+        running = [trial for trial in self._running.values() if trial.row.role == "trial"]
+        idle = fmean(self._idle) if self._idle else 0.0
+        return time_left(self._searched(), running, self._planned, self._concurrency, now, idle)
+
+    def _searched(self) -> list[EndedTrial]:
+        return [trial for trial in self._ended.values() if trial.row.role == "trial"]
 
 
 def _best(ended: Iterable[TrialRow]) -> str:
@@ -218,3 +266,7 @@ def _ending(row: TrialRow) -> str:
     facts = [f"val {percent(row.value)} %", f"{row.epochs} epochs", duration(row.seconds)]
     params = params_text(row.params, short_names([row]))
     return f"{row.label} {row.state}: {', '.join([*facts, params] if params else facts)}"
+
+
+def _key(row: TrialRow) -> Key:
+    return row.role, row.number

@@ -11,6 +11,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from study.report.health import grouped, health_summary, health_text, sick
 from study.report.links import LOCAL_SERVER, open_command, runs_page, server_of
 from study.report.text import (
     duration,
@@ -20,35 +21,39 @@ from study.report.text import (
     short_names,
     value_text,
 )
+from study.report.verdict import verdict
 from study.results import Role, State, StudyResults, TrialRow
 
 _STATES: tuple[State, ...] = ("complete", "pruned", "running", "failed")
 _STATE_STYLES: dict[State, str] = {"pruned": "dim", "running": "cyan", "failed": "red"}
 _UNLIMITED = 10_000
-_MEASURES: dict[str, Callable[[TrialRow], float | None]] = {
+_SHOWN_FINDINGS = 3
+_HEALTH_WIDTH = 12
+MEASURES: dict[str, Callable[[TrialRow], float | None]] = {
     "val %": lambda row: row.value,
     "test %": lambda row: row.test_accuracy,
     "val\nEER %": lambda row: row.val_eer,
     "test\nEER %": lambda row: row.test_eer,
 }
 """Heading → share in [0, 1]; the equal error rates are of studies with unseen classes."""
-_COMPARED: dict[Role, str] = {
+COMPARED: dict[Role, str] = {
     "baseline": "student without a teacher",
     "teacher": "teacher",
 }
 
 
-def leaderboard(results: StudyResults) -> RenderableType:
+def leaderboard(results: StudyResults, page: Path | None = None) -> RenderableType:
     """The whole report; it folds to the width of the console that prints it.
 
-    With MLflow's `experiment_id` it also gives the address of the study's page.
+    `page` is the study's HTML report, if there is one. With MLflow's `experiment_id` it also gives the
+    address of the study's page there.
     """
-    return _Leaderboard(results)
+    return _Leaderboard(results, page)
 
 
-def print_leaderboard(results: StudyResults, console: Console) -> None:
+def print_leaderboard(results: StudyResults, console: Console, page: Path | None = None) -> None:
     """Print the report; paths and commands stay whole even if the console is narrower."""
-    console.print(leaderboard(results), crop=False, highlight=False)
+    console.print(leaderboard(results, page), crop=False, highlight=False)
 
 
 def ranked(results: StudyResults) -> list[TrialRow]:
@@ -65,8 +70,8 @@ def ranked(results: StudyResults) -> list[TrialRow]:
 
 
 class _Leaderboard:
-    def __init__(self, results: StudyResults) -> None:
-        self._results = results
+    def __init__(self, results: StudyResults, page: Path | None) -> None:
+        self._results, self._page = results, page
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         results = self._results
@@ -81,8 +86,9 @@ class _Leaderboard:
         for row in rows:
             if row.state == "failed":
                 yield Text(f"{row.label} failed: {one_line(row.error)}", style="red")
-        yield Text(_verdict(results), style="bold")
-        yield from _places(results)
+        yield from _findings(results)
+        yield Text(verdict(results), style="bold")
+        yield from _places(results, self._page)
 
 
 def _summary(results: StudyResults) -> str:
@@ -135,8 +141,10 @@ def _add_result_columns(table: Table, rows: Sequence[TrialRow]) -> None:
     table.add_column("#", justify="right", no_wrap=True)
     table.add_column("trial", no_wrap=True)
     table.add_column("state", no_wrap=True)
-    for heading in (*_measured(rows, "val %"), "epochs", "sec"):
+    for heading in (*measured(rows, "val %"), "epochs", "sec"):
         table.add_column(heading, justify="right", no_wrap=True)
+    if sick(rows):
+        table.add_column("health", overflow="fold", min_width=_HEALTH_WIDTH)
 
 
 def _result_cells(row: TrialRow, rank: int, rows: Sequence[TrialRow]) -> Iterator[str]:
@@ -144,18 +152,20 @@ def _result_cells(row: TrialRow, rank: int, rows: Sequence[TrialRow]) -> Iterato
     yield str(rank) if row.state == "complete" else ""
     yield row.label
     yield row.state
-    for heading in _measured(rows, "val %"):
-        share = _MEASURES[heading](row)
+    for heading in measured(rows, "val %"):
+        share = MEASURES[heading](row)
         yield "" if share is None and heading.startswith("test") else percent(share)
     yield str(row.epochs)
     yield f"{row.seconds:.0f}"
+    if sick(rows):
+        yield health_text(row)
 
 
-def _measured(rows: Sequence[TrialRow], *always: str) -> list[str]:
+def measured(rows: Sequence[TrialRow], *always: str) -> list[str]:
     """Headings of the measures to show: those that some row has, and these."""
     return [
         heading
-        for heading, share in _MEASURES.items()
+        for heading, share in MEASURES.items()
         if heading in always or any(share(row) is not None for row in rows)
     ]
 
@@ -168,7 +178,7 @@ def _style(row: TrialRow, rank: int) -> str:
 
 def _comparison(results: StudyResults) -> Table | None:
     """The winner beside the student alone and the teacher."""
-    named = {name: row for role, name in _COMPARED.items() for row in results.of(role)}
+    named = {name: row for role, name in COMPARED.items() for row in results.of(role)}
     named |= {row.label: row for row in results.of("replicate")}
     if not named:
         return None
@@ -176,60 +186,36 @@ def _comparison(results: StudyResults) -> Table | None:
         named = {f"{winner.label}, the best": winner, **named}
     table = _table(gap=2)
     table.add_column("compared")
-    measures = _measured([*named.values()], "val %", "test %")
+    measures = measured([*named.values()], "val %", "test %")
     for heading in (*measures, "epochs", "sec"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, row in named.items():
         label = name if row.state == "complete" else f"{name} ({row.state})"
-        shares = (percent(_MEASURES[heading](row)) for heading in measures)
+        shares = (percent(MEASURES[heading](row)) for heading in measures)
         table.add_row(label, *shares, str(row.epochs), f"{row.seconds:.0f}")
     return table
 
 
-def _verdict(results: StudyResults) -> str:
-    """What the numbers say, and how far they can be trusted."""
-    winner = results.winner
-    if winner is None:
-        return _why_no_winner(results)
-    head = f"Best: {winner.label}"
-    alone = next((row for row in results.of("baseline") if row.state == "complete"), None)
-    if alone is None:
-        measured = (("validation", winner.value), ("test", winner.test_accuracy))
-        parts = [f"{split} accuracy {percent(v)} %" for split, v in measured if v is not None]
-        return f"{', '.join([head, *parts])}."
-    if winner.test_accuracy is not None and alone.test_accuracy is not None:
-        gain = _gain(winner.test_accuracy, alone.test_accuracy, "test")
-        return f"{head}, {gain} One seed each: the difference can be within noise."
-    if winner.value is not None and alone.value is not None:
-        gain = _gain(winner.value, alone.value, "validation")
-        return f"{head}, {gain} One seed each, and the search chose by this number: not proof."
-    return f"{head}; there are no accuracies to compare with the student without a teacher."
+def _findings(results: StudyResults) -> Iterator[Text]:
+    """What is wrong, most important first, in a few lines."""
+    groups = grouped(results)
+    for group in groups[:_SHOWN_FINDINGS]:
+        finding = group.finding
+        yield Text.assemble(
+            (f"{group.title} ({group.where})", "yellow"),
+            f": {one_line(finding.words)} Remedy: {one_line(finding.remedy)}",
+        )
+    if len(groups) > _SHOWN_FINDINGS:
+        more = len(groups) - _SHOWN_FINDINGS
+        yield Text(f"and {more} more finding{'s' * (more > 1)}: see the report for the rest")
+    if summary := health_summary(results):
+        yield Text(f"Health: {summary}.")
 
 
-def _gain(ours: float, theirs: float, split: str) -> str:
-    return (
-        f"{100 * (ours - theirs):+.2f} points of {split} accuracy over the student without a "
-        f"teacher ({percent(ours)} against {percent(theirs)} %)."
-    )
-
-
-def _why_no_winner(results: StudyResults) -> str:
-    rows = results.of("trial")
-    counts = Counter(row.state for row in rows)
-    if not rows:
-        return "No usable trial: none was started."
-    if counts["running"]:
-        return "No usable trial yet: none has run to its end."
-    if counts["failed"] == len(rows):
-        return f"No usable trial: all {len(rows)} failed, for the reasons above."
-    return (
-        f"No usable trial: none ran to its end ({counts['pruned']} pruned, "
-        f"{counts['failed']} failed)."
-    )
-
-
-def _places(results: StudyResults) -> Iterator[Text]:
+def _places(results: StudyResults, report: Path | None) -> Iterator[Text]:
     """Paths, commands and addresses to copy: never wrapped, so that they can be."""
+    if report is not None:
+        yield _place("Report", str(report))
     if winner := results.winner:
         yield _place("Checkpoint", str(Path(winner.directory) / "best.safetensors"))
     server = server_of(results.tracking_uri)

@@ -1,4 +1,4 @@
-"""A small study in a real store, MLflow's pages on it, and a browser to look at them."""
+"""Small studies in real stores, made up and run, MLflow's pages on them, and a browser to look at them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,11 +20,12 @@ from selenium.webdriver.chrome.service import Service
 
 from study import telling
 from study.entries import Entry, Opening
-from study.results import State, StudyResults, TrialRow
+from study.results import LEDGER, State, StudyResults, TrialRow, load_results
 from study.store import open_store
 from study.tracking import Tracker
 from trainable.records import EpochRecord
 
+ROOT = Path(__file__).resolve().parents[2]
 EPOCHS = 3
 STATES: list[State] = ["complete"] * 5 + ["pruned", "pruned", "failed"]
 BROWSER_OPTIONS = [
@@ -123,6 +125,41 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StoredStudy]:
             process.terminate()
 
 
+@dataclass(frozen=True)
+class RunStudy:
+    """A study that `kd-study run` has run, served by `kd-study ui`."""
+
+    results: StudyResults
+    folder: Path
+    server: str
+    page: str
+    """What `kd-study ui` says is the study's page."""
+
+
+@pytest.fixture(scope="session")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunStudy]:
+    """The quickstart study, shortened to six trials of four epochs."""
+    storage = tmp_path_factory.mktemp("ran")
+    settings = [f"storage.path={storage}", "study.trials=6", "study.pruner.grace_epochs=2"]
+    settings += ["train.epochs=4", "teacher.train.epochs=4"]
+    run = [sys.executable, "-m", "study", "run", "configs/quickstart.yaml"]
+    run += [part for setting in settings for part in ("--set", setting)]
+    subprocess.run(run, cwd=ROOT, check=True, capture_output=True, timeout=240)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    show = [sys.executable, "-m", "study", "ui", "--storage", str(storage), "--port", str(port)]
+    with subprocess.Popen(show, cwd=ROOT, stdout=subprocess.PIPE, text=True) as ui:
+        try:
+            assert ui.stdout is not None
+            name, page = ui.stdout.readline().split()
+            folder = storage / name
+            server = f"http://127.0.0.1:{port}"
+            yield RunStudy(load_results(folder / LEDGER), folder, server, page)
+        finally:
+            ui.terminate()
+
+
 def wait_until_healthy(server: str, process: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline and process.poll() is None:
@@ -147,12 +184,18 @@ def program(*names: str) -> str:
 
 @pytest.fixture(scope="session")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    """Headless Chromium with a profile of its own."""
+    with open_browser(tmp_path_factory.mktemp("profile")) as driver:
+        yield driver
+
+
+@contextmanager
+def open_browser(profile: Path) -> Iterator[webdriver.Chrome]:
+    """Headless Chromium with a profile of its own, which keeps what its console says."""
     options = webdriver.ChromeOptions()
     options.binary_location = program("chromium", "chromium-browser", "google-chrome")
-    profile = tmp_path_factory.mktemp("profile")
     for option in [*BROWSER_OPTIONS, f"--user-data-dir={profile}"]:
         options.add_argument(option)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     driver = webdriver.Chrome(options=options, service=Service(program("chromedriver")))
     try:
         yield driver

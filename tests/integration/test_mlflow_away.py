@@ -96,7 +96,9 @@ def must_be_there_once(config: StudyConfig, client: MlflowClient) -> StudyResult
         ]
         assert sorted(curve) == points_of(client, row.run_id), row.label
         run = client.get_run(row.run_id)
-        assert (run.data.tags["kd.state"], run.data.tags["kd.health"]) == (row.state, "healthy")
+        assert row.findings is not None
+        health = ", ".join(finding.name for finding in row.findings) or "healthy"
+        assert (run.data.tags["kd.state"], run.data.tags["kd.health"]) == (row.state, health)
         tested = client.get_metric_history(row.run_id, "test/accuracy")
         assert [point.value for point in tested] == [
             value for value in [row.test_accuracy] if value is not None

@@ -235,13 +235,15 @@ def test_artifacts(whole: Any) -> None:
     def names(run: Any, folder: str | None = None) -> set[str]:
         return {item.path for item in whole.client.list_artifacts(run.info.run_id, folder)}
 
-    assert names(whole.parent) == {"config.yaml"}
+    assert names(whole.parent) == {"config.yaml", "report.html"}
+    kept = whole.client.download_artifacts(whole.parent.info.run_id, "report.html")
+    assert Path(kept).read_bytes() == (whole.config.folder / "report.html").read_bytes()
     winner = whole.child(whole.results.winner.label)
     assert names(winner) == {"checkpoint", "config.yaml", "statistics"}
     assert names(winner, "checkpoint") == {"checkpoint/best.safetensors"}
-    kept = Path(whole.client.download_artifacts(winner.info.run_id, "checkpoint/best.safetensors"))
+    best = Path(whole.client.download_artifacts(winner.info.run_id, "checkpoint/best.safetensors"))
     ours = Path(whole.results.winner.directory) / "best.safetensors"
-    assert kept.read_bytes() == ours.read_bytes()
+    assert best.read_bytes() == ours.read_bytes()
     config = whole.client.download_artifacts(winner.info.run_id, "config.yaml")
     assert f"lr: {whole.results.winner.params['optim.lr']}" in Path(config).read_text()
     for row in whole.results.best_trials[1:3]:
@@ -305,7 +307,11 @@ def test_second_study_finds_the_teacher_and_stops_when_its_time_is_up(
                 assert stops[-1]._deadline > 0
                 stops[-1]._deadline = 0.0
 
+    def no_report(*arguments: Any) -> Path:
+        raise OSError("no room")
+
     monkeypatch.setattr(study.driver, "Stop", Stop)
+    monkeypatch.setattr(study.driver, "write_report", no_report)
     spy = make_spy()
     spy.at_epoch = time_is_up_in_trial_2
     second = conduct(config, spy)
@@ -319,6 +325,8 @@ def test_second_study_finds_the_teacher_and_stops_when_its_time_is_up(
     assert teacher.test_accuracy == trained.test_accuracy
 
     assert second.results.finished
+    assert spy.phases[-1] == "no report, because no room: `kd-study report` tries again"
+    assert not (second.config.folder / "report.html").exists()
     assert second.results.winner is not None
     trials = second.optuna_trials
     assert len(trials) < 50

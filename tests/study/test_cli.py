@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from typer.testing import CliRunner
 import study.driver
 from study.cli import _app
 from study.driver import StudyFailedError, StudyInterruptedError
-from study.results import StudyResults, TrialRow
+from study.results import LEDGER, StudyResults, TrialRow, save_results
+from tests.study.studies import write_study
 
 CONFIG = """
 study: {name: s}
@@ -123,6 +125,65 @@ def test_missing_config_and_unknown_command_exit_2(tmp_path: Path) -> None:
     assert missing.exit_code == 2
     assert "must be a config file" in missing.stderr
     assert invoke("rnu", tmp_path).exit_code == 2
+
+
+def test_report_prints_the_leaderboard_and_writes_page_and_table(tmp_path: Path) -> None:
+    folder = write_study(tmp_path, trials=3, epochs=3)
+    told = invoke("report", "made-up", "--storage", tmp_path)
+    assert told.exit_code == 0
+    assert "Best: trial" in told.stdout
+    assert f"Report      {folder}/report.html\n" in told.stdout
+    assert (folder / "report.html").exists()
+    assert (folder / "trials.parquet").exists()
+
+
+def test_report_that_cannot_be_written_still_prints_the_leaderboard(tmp_path: Path) -> None:
+    folder = write_study(tmp_path, trials=3, epochs=3)
+    (folder / "trials.parquet").mkdir()
+    told = invoke("report", "made-up", "--storage", tmp_path)
+    assert told.exit_code == 2
+    assert "Best: trial" in told.stdout
+    assert told.stderr.startswith(f"{folder}: must take the report's files")
+    assert len(told.stderr.splitlines()) == 1
+
+
+def test_run_names_the_report_where_there_is_one(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ending(monkeypatch, results("complete"))
+    assert "Report" not in invoke("run", config).stdout
+    page = tmp_path / "s" / "report.html"
+    page.parent.mkdir()
+    page.touch()
+    assert f"Report      {page}\n" in invoke("run", config).stdout
+
+
+def test_ui_of_a_study_on_a_server_prints_its_page(tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    known = results("complete").model_copy(update={"experiment_id": "3"})
+    save_results(known, tmp_path / "s" / LEDGER)
+    told = invoke("ui", "s", "--storage", tmp_path)
+    assert (told.exit_code, told.stderr) == (0, "")
+    assert told.stdout.startswith("http://tracking/#/experiments/3/runs?")
+    assert len(told.stdout.splitlines()) == 1
+
+
+def test_ui_needs_a_store_and_a_free_port(tmp_path: Path) -> None:
+    missing = invoke("ui", "--storage", tmp_path)
+    assert missing.exit_code == 2
+    assert missing.stderr.startswith("--storage: must hold an MLflow store, got ")
+    assert len(missing.stderr.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+    (tmp_path / "mlflow.db").touch()
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        taken = invoke("ui", "--storage", tmp_path, "--port", port)
+    assert taken.exit_code == 2
+    assert taken.stderr.startswith(f"--port: must be free, got {port}; ")
+    assert len(taken.stderr.splitlines()) == 1
 
 
 def test_report_finds_storage_by_option_and_by_variable(

@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 
-from study.config import StudyConfig, parse_config
+from study.config import RESOLVED, StudyConfig, parse_config
 from study.folder import (
     LOG,
-    RESOLVED,
     SPOOL,
     check_same_study,
     connect,

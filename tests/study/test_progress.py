@@ -1,4 +1,4 @@
-"""Progress: what the lines say, how often, and the estimate of the time left."""
+"""Progress: what the lines say, and how often."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from study.report.progress import Progress, RunningTrial, time_left
+from study.report.progress import Progress
 from study.results import State, TrialRow
 from trainable.records import VAL_ACCURACY, EpochRecord
 
@@ -78,7 +78,7 @@ def test_plain_progress_is_told_every_ten_seconds_at_most(
             plain.epoch(trial(0), record(epoch), 100)
     lines = out.getvalue().splitlines()
     assert len(lines) == 2
-    assert lines[0] == "0/4 trials, best —, 3 min 15 s left"
+    assert lines[0] == "0/4 trials, best —, 3 min 20 s left"
 
 
 def test_long_lines_are_not_broken(plain: Progress, out: io.StringIO) -> None:
@@ -95,7 +95,7 @@ def test_status_counts_trials_of_the_search_only(plain: Progress) -> None:
     plain.trial_ended(trial(0, "complete", 10.0, value=0.5))
     plain.trial_ended(trial(1, "pruned", 4.0, value=0.7))
     plain.trial_ended(trial(2, "failed", 1.0))
-    assert plain.status() == "3/4 trials, 1 pruned, 1 failed, best trial 0 50.00 %, 4 s left"
+    assert plain.status() == "3/4 trials, 1 pruned, 1 failed, best trial 0 50.00 %, 5 s left"
 
 
 def test_resumed_study_counts_what_ended_before() -> None:
@@ -144,39 +144,3 @@ def test_cursor_returns_after_an_error(clock: Clock) -> None:
     with pytest.raises(KeyboardInterrupt), Progress(4, 2, console=console, clock=clock):
         raise KeyboardInterrupt
     assert "\x1b[?25h" in out.getvalue()
-
-
-def running(number: int, *, started: float, epoch: int, told: float, total: int) -> RunningTrial:
-    return RunningTrial(trial(number), started, epoch, total, told)
-
-
-def test_time_left_is_unknown_at_first() -> None:
-    assert time_left([], [], 4, 2, 0.0) is None
-    assert time_left([], [RunningTrial(trial(0), 0.0)], 1, 1, 5.0) is None
-    assert time_left([trial(0, "failed", 1.0)], [], 4, 2, 0.0) is None
-
-
-def test_time_left_of_finished_trials_means() -> None:
-    ended = [trial(0, "complete", 10.0), trial(1, "pruned", 4.0)]
-    assert time_left(ended, [], 6, 2, 0.0) == pytest.approx(4 * 7 / 2)
-
-
-def test_time_left_is_refined_by_the_epochs_of_running_trials() -> None:
-    # 2 s an epoch, 3 of 5 done, told 1 s ago: 3 s to go, and two more trials of 10 s
-    one = running(0, started=0.0, epoch=3, told=6.0, total=5)
-    assert time_left([], [one], 3, 1, 7.0) == pytest.approx(3 + 20)
-    assert time_left([], [one], 1, 1, 7.0) == pytest.approx(3)
-
-
-def test_time_left_is_at_least_that_of_the_slowest_running_trial() -> None:
-    slow = running(1, started=0.0, epoch=1, told=10.0, total=10)
-    quick = running(2, started=0.0, epoch=9, told=9.0, total=10)
-    assert time_left([trial(0, "complete", 5.0)], [slow, quick], 3, 2, 10.0) == pytest.approx(90)
-
-
-def test_time_left_never_falls_below_zero() -> None:
-    late = running(0, started=0.0, epoch=4, told=4.0, total=5)
-    assert time_left([], [late], 1, 1, 60.0) == 0
-    assert time_left([trial(0, "complete", 5.0)], [], 1, 1, 0.0) == 0
-    waiting = RunningTrial(trial(1), 0.0)
-    assert time_left([trial(0, "complete", 5.0)], [waiting], 2, 1, 60.0) == 0

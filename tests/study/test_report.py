@@ -13,6 +13,7 @@ from study.report.links import open_command
 from study.report.table import print_leaderboard, ranked
 from study.report.text import duration, params_text, percent, short_names, value_text
 from study.results import State, StudyResults, TrialRow, Value
+from trainable.records import Finding
 
 FOLDER = "/home/someone/projects/distillation/runs/quickstart/trials"
 PARAMS: dict[str, Value] = {
@@ -188,6 +189,69 @@ def test_no_usable_trial_says_why(rows: list[TrialRow], why: str) -> None:
     assert why in text
     assert "Checkpoint" not in text
     assert all(f"failed: {row.error}" in text for row in rows if row.error)
+
+
+def finding(name: str) -> Finding:
+    return Finding(name, f"Words of {name}.", "0 of 1", f"remedy of {name}")
+
+
+def test_health_has_a_column_where_a_trial_has_findings() -> None:
+    bad, worse = finding("exploding_gradients"), finding("dead_channels")
+    rows = (
+        trial(0, "complete", 0.9, findings=(bad, worse)),
+        trial(1, "complete", 0.8, findings=()),
+        trial(2, "pruned", 0.7),
+    )
+    for width in (80, 160):
+        text = printed(study_of(*rows), width)
+        assert " health" in text.splitlines()[3] + text.splitlines()[2]
+        assert max(len(line) for line in text.splitlines() if "MLflow" not in line) <= max(
+            width, len(f"Checkpoint  {FOLDER}/0/best.safetensors")
+        )
+    lines = printed(study_of(*rows), 160).splitlines()
+    (first, second, third) = (
+        next(line for line in lines if f"trial {n} " in line) for n in range(3)
+    )
+    assert "exploding gradients +1" in first
+    assert "healthy" in second
+    assert "healthy" not in third
+
+
+def test_findings_stand_below_the_table_the_most_important_first() -> None:
+    rows = (
+        trial(0, "complete", 0.9, findings=(finding("of_the_best"),)),
+        trial(1, "complete", 0.8, findings=(finding("common"), finding("rare"))),
+        trial(2, "pruned", 0.7, findings=(finding("common"),)),
+        trial(3, "pruned", 0.6, findings=()),
+    )
+    results = study_of(*rows, findings=(finding("of_the_study"),))
+    text = unwrapped(results)
+    order = [
+        "of the study (the study): Words of of_the_study. Remedy: remedy of of_the_study",
+        "of the best (trial 0): Words",
+        "common (trial 1, trial 2): Words",
+        "and 1 more finding: see the report for the rest",
+        "Health: 3 of 4 trials have findings.",
+        "Best: trial 0",
+    ]
+    places = [text.index(piece) for piece in order]
+    assert places == sorted(places)
+    assert "rare (" not in text
+
+
+def test_health_is_silent_before_a_diagnosis_and_brief_where_all_is_well() -> None:
+    assert "ealth" not in printed(FULL, 120)
+    healthy = study_of(trial(0, "complete", 0.9, findings=()), trial(1, "pruned", 0.5, findings=()))
+    text = unwrapped(healthy)
+    assert "Health: nothing found wrong in 2 trials." in text
+    assert "healthy" not in text
+
+
+def test_the_report_has_a_place() -> None:
+    out = io.StringIO()
+    print_leaderboard(FULL, Console(file=out, width=40), Path("/a/folder/report.html"))
+    assert "\nReport      /a/folder/report.html\nCheckpoint " in out.getvalue()
+    assert "Report" not in printed(FULL, 80)
 
 
 def test_markup_in_an_error_is_text() -> None:

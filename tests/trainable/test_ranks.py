@@ -16,7 +16,7 @@ from tests.trainable.stepping import gradients_at_step, noise, plain_network
 from tests.trainable.trials import CPU
 from trainable import ranks
 from trainable.config import DistillConfig, OptimConfig, TrainConfig
-from trainable.data.sampling import updates
+from trainable.data.sampling import epoch_order, updates
 from trainable.distill.objective import Objective, method_of
 from trainable.distill.terms import LOSS, Terms
 from trainable.engine.noise import GradientNoise
@@ -62,7 +62,8 @@ def train_epoch(workers: int, accumulate: int, method: str, **train: Any) -> dic
     gradients = gradients_at_step(step)
     sizes: list[int] = []
     rounds: list[int] = []
-    for update in updates(SAMPLES_IN_ALL, BATCH, workers, accumulate, ranks.rank(), 0, 1):
+    order = epoch_order(SAMPLES_IN_ALL, 0, 1)
+    for update in updates(order, BATCH, workers, accumulate, ranks.rank()):
         before = len(counted)
         for number, indices in enumerate(update.micro_batches, start=1):
             part = torch.from_numpy(indices)

@@ -92,6 +92,7 @@ CASES = {
         train={**TRAIN, "batchnorm": {"freeze_after": 2, "recalibrate": 2}},
     ),
     "reviewkd": config(
+        data={"sampling": "balanced"},
         distill={"method": "reviewkd", "alpha": None, "lam": 1.0, "decomposition": None},
         train={**TRAIN, **ALL, "clip_by": "layer"},
     ),

@@ -17,7 +17,9 @@ GOLDEN = 0x9E3779B97F4A7C15
 MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 SHIFTS = (30, 27, 31)
 
-Purpose = Literal["order", "augment", "split", "verify", "noise", "subset", "picture", "mix"]
+Purpose = Literal[
+    "order", "augment", "split", "verify", "noise", "subset", "picture", "mix", "balance"
+]
 _PURPOSES: dict[Purpose, int] = {
     "order": 1,
     "augment": 2,
@@ -27,6 +29,7 @@ _PURPOSES: dict[Purpose, int] = {
     "subset": 6,
     "picture": 7,
     "mix": 8,
+    "balance": 9,
 }
 _MASK = (1 << 64) - 1
 

@@ -29,27 +29,43 @@ def epoch_order(samples: int, seed: int, epoch: int) -> Indices:
     return permutation(stream_key("order", seed, epoch), samples)
 
 
+def balanced_order(labels: npt.NDArray[np.int64], seed: int, epoch: int) -> Indices:
+    """An epoch's samples with every class drawn equally often, in their order, (samples,).
+
+    There are as many draws as samples. Each class that has samples gets the same number of them; the
+    few that are left over go to one class each, others in each epoch. A class's draws go round its
+    samples in an order of the epoch: none is drawn twice before each was drawn once, so a large class
+    leaves some out, others in each epoch, and a small one repeats all of its own alike.
+    """
+    members = np.split(np.argsort(labels, kind="stable"), _ends_of_classes(labels))
+    each, left_over = divmod(len(labels), len(members))
+    turns = permutation(stream_key("balance", seed, epoch), len(members))
+    drawn: list[Indices] = []
+    for turn, own in zip(turns, members, strict=True):
+        label = int(labels[own[0]])
+        order = permutation(stream_key("balance", seed, epoch, label), len(own))
+        drawn.append(np.resize(own[order], each + (1 if turn < left_over else 0)))
+    return np.concatenate(drawn)[epoch_order(len(labels), seed, epoch)]
+
+
 def updates(
-    samples: int,
+    order: Indices,
     batch_size: int,
     workers: int,
     accumulate: int,
     rank: int,
-    seed: int,
-    epoch: int,
     drop_last: bool = False,
 ) -> list[Update]:
-    """Every update of an epoch with this rank's share: each sample once an epoch over all ranks.
+    """Every update of an epoch with this rank's share: each place of `order` once over all ranks.
 
     The samples of an update do not depend on `workers` and `accumulate`, except for a tail so
     short that BatchNorm could not take it on every worker (`plan.update_sizes`). `drop_last`
-    leaves the last samples of the epoch's order out where they do not make a whole update: others
+    leaves the last samples of the order out where they do not make a whole update: others
     in each epoch. ValueError, never a share of fewer than two samples.
     """
-    order = epoch_order(samples, seed, epoch)
     result: list[Update] = []
     start = 0
-    for size in update_sizes(samples, batch_size, workers, drop_last):
+    for size in update_sizes(len(order), batch_size, workers, drop_last):
         micro_batches: list[Indices] = []
         for cells in micro_batch_sizes(size, workers, accumulate):
             own = start + sum(cells[:rank])
@@ -70,3 +86,8 @@ def shards(samples: int, batch_size: int, workers: int, rank: int) -> list[Indic
     own = np.arange(rank, samples, workers, dtype=np.int64)
     count = math.ceil(math.ceil(samples / workers) / batch_size)
     return [own[batch::count] for batch in range(count)]
+
+
+def _ends_of_classes(labels: npt.NDArray[np.int64]) -> Indices:
+    """Where one class ends and the next begins, once sorted."""
+    return np.flatnonzero(np.diff(np.sort(labels))) + 1

@@ -13,7 +13,7 @@ from trainable.config import TrialConfig
 from trainable.data.augment import Normalizer, augment
 from trainable.data.loaders import Batch, Loader, open_loader
 from trainable.data.mix import Mixer
-from trainable.data.sampling import Update, updates
+from trainable.data.sampling import Indices, Update, balanced_order, epoch_order, updates
 from trainable.data.singly import RandomReader
 from trainable.data.store import Dataset
 from trainable.engine.inputs import Place
@@ -40,17 +40,14 @@ class Feed:
 
     def plan(self, epoch: int) -> list[Update]:
         """The updates of an epoch, counted from 1, with this rank's share of each."""
-        data, train = self._config.data, self._config.train
-        return updates(
-            len(self._split),
-            data.batch_size,
-            train.workers,
-            train.accumulate,
-            ranks.rank(),
-            train.seed,
-            epoch,
-            data.drop_last,
-        )
+        if self._config.data.sampling == "shuffled":
+            return self.plan_of_all(epoch)
+        order = balanced_order(self._split.labels, self._config.train.seed, epoch)
+        return self._shared_out(order)
+
+    def plan_of_all(self, epoch: int) -> list[Update]:
+        """As `plan`, of every picture once, whatever `data.sampling`: what is evaluated has such a mix."""
+        return self._shared_out(epoch_order(len(self._split), self._config.train.seed, epoch))
 
     def batches(self, plan: Sequence[Update], epoch: int) -> Iterator[Batch]:
         """The micro-batches of some updates of an epoch, one after the other, before `augmented`."""
@@ -84,6 +81,12 @@ class Feed:
         epoch, number = divmod(place.update, self.updates_per_epoch)
         update = self.plan(epoch + 1)[number]
         return int(self._split.rows[update.micro_batches[place.micro_batch][place.position]])
+
+    def _shared_out(self, order: Indices) -> list[Update]:
+        data, train = self._config.data, self._config.train
+        return updates(
+            order, data.batch_size, train.workers, train.accumulate, ranks.rank(), data.drop_last
+        )
 
     def _loader_of(self, epoch: int) -> Loader:
         """The loader; where single pictures are changed, one that reads them as this epoch has them."""

@@ -47,7 +47,8 @@ class Norms:
 
     def _recalibrate(self, epoch: int) -> None:
         recalibration = Recalibration(self._student)
-        batches = self._feed.batches(self._feed.plan(epoch)[: self._config.recalibrate], epoch)
+        plan = self._feed.plan_of_all(epoch)[: self._config.recalibrate]
+        batches = self._feed.batches(plan, epoch)
         with recalibration.measure():
             for number, batch in enumerate(batches, start=1):
                 recalibration.next_batch(number)

@@ -17,7 +17,7 @@ from trainable.data.loaders import (
     StreamedLoader,
     open_loader,
 )
-from trainable.data.sampling import shards, updates
+from trainable.data.sampling import epoch_order, shards, updates
 from trainable.data.store import Split, open_dataset
 from trainable.errors import DataError
 
@@ -35,7 +35,7 @@ def splits(parquet_set: Make, cache: Path) -> tuple[Split, Split]:
 
 
 def orders(samples: int) -> list[np.ndarray]:
-    order = [m for u in updates(samples, 4, 1, 1, 0, 0, 1) for m in u.micro_batches]
+    order = [m for u in updates(epoch_order(samples, 0, 1), 4, 1, 1, 0) for m in u.micro_batches]
     return [*order, *shards(samples, 5, 1, 0), np.asarray([], dtype=np.int64)]
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 
 from trainable.data.carve import carve
 from trainable.data.hashing import draws, mix, permutation
-from trainable.data.sampling import Update, epoch_order, shards, updates
+from trainable.data.sampling import Update, balanced_order, epoch_order, shards, updates
 
 samples = st.integers(1, 300)
 workers = st.integers(1, 4)
@@ -42,18 +44,17 @@ def test_every_place_is_equally_likely_for_a_sample() -> None:
 
 
 @st.composite
-def epochs(draw: st.DrawFn) -> dict[str, int]:
+def epochs(draw: st.DrawFn) -> dict[str, Any]:
     """Arguments of `updates` for which there is an epoch."""
     workers = draw(st.integers(1, 4))
     batch_size = draw(st.integers(2 * workers, 64))
     drop_last = draw(st.booleans())
+    samples = draw(st.integers(batch_size if drop_last else 2 * workers, 300))
     return {
-        "samples": draw(st.integers(batch_size if drop_last else 2 * workers, 300)),
+        "order": epoch_order(samples, draw(st.integers(0, 5)), draw(st.integers(1, 3))),
         "batch_size": batch_size,
         "workers": workers,
         "accumulate": draw(st.integers(1, 5)),
-        "seed": draw(st.integers(0, 5)),
-        "epoch": draw(st.integers(1, 3)),
         "drop_last": drop_last,
     }
 
@@ -71,7 +72,7 @@ def test_an_epoch_has_each_sample_once_over_all_ranks(arguments) -> None:
     plans = [updates(rank=rank, **arguments) for rank in range(arguments["workers"])]
     seen = [int(i) for cells in cells_of(plans) for cell in cells for i in cell]
     assert len(set(seen)) == len(seen)
-    left_out = set(range(arguments["samples"])) - set(seen)
+    left_out = set(range(len(arguments["order"]))) - set(seen)
     if arguments["drop_last"]:
         assert len(left_out) < arguments["batch_size"]
         assert {part.size for part in plans[0]} == {arguments["batch_size"]}
@@ -93,7 +94,9 @@ def test_an_update_is_shared_evenly_and_its_size_is_that_of_its_cells(arguments)
 
 
 def test_each_epoch_leaves_other_samples_out() -> None:
-    kept = [updates(100, 32, 1, 1, 0, 0, epoch, drop_last=True) for epoch in range(1, 6)]
+    kept = [
+        updates(epoch_order(100, 0, epoch), 32, 1, 1, 0, drop_last=True) for epoch in range(1, 6)
+    ]
     left_out = [
         frozenset(range(100)) - {int(i) for part in plan for i in part.micro_batches[0]}
         for plan in kept
@@ -112,15 +115,16 @@ def test_a_share_of_fewer_than_two_samples_is_never_handed_out(
     """BatchNorm could not take it; without preflight this is where it is met."""
     for rank in range(workers):
         with pytest.raises(ValueError, match="two samples for each of"):
-            updates(samples, batch_size, workers, 1, rank, 0, 1, drop_last)
+            updates(epoch_order(samples, 0, 1), batch_size, workers, 1, rank, drop_last)
 
 
 @given(st.integers(64, 300), st.sampled_from([16, 32]), workers, st.integers(1, 2))
 def test_workers_and_micro_batches_share_the_same_updates(
     samples, batch_size, workers, accumulate
 ) -> None:
-    alone = updates(samples, batch_size, 1, 1, 0, 7, 3)
-    ranks = [updates(samples, batch_size, workers, accumulate, r, 7, 3) for r in range(workers)]
+    order = epoch_order(samples, 7, 3)
+    alone = updates(order, batch_size, 1, 1, 0)
+    ranks = [updates(order, batch_size, workers, accumulate, r) for r in range(workers)]
     for number, update in enumerate(alone):
         if any(len(plan) <= number or plan[number].size != update.size for plan in ranks):
             # A tail too short for so many workers has joined the update before it.
@@ -128,6 +132,64 @@ def test_workers_and_micro_batches_share_the_same_updates(
             continue
         union = [i for plan in ranks for m in plan[number].micro_batches for i in m]
         assert sorted(union) == sorted(update.micro_batches[0])
+
+
+labelled = st.lists(st.sampled_from([0, 1, 2, 5]), min_size=1, max_size=80)
+
+
+@given(labelled, st.integers(0, 2**40), st.integers(1, 50))
+def test_a_balanced_epoch_draws_every_class_equally_often(labels, seed, epoch) -> None:
+    labels = np.asarray(labels, dtype=np.int64)
+    order = balanced_order(labels, seed, epoch)
+    assert order.dtype == np.int64
+    assert len(order) == len(labels)  # as many updates as without
+    draws = np.unique(labels[order], return_counts=True)
+    each = len(labels) / len(set(labels))
+    assert draws[0].tolist() == sorted(set(labels))
+    assert all(abs(count - each) < 1 for count in draws[1])
+
+
+@given(labelled, st.integers(0, 5), st.integers(1, 5))
+def test_within_a_class_no_sample_comes_twice_before_all_came_once(labels, seed, epoch) -> None:
+    labels = np.asarray(labels, dtype=np.int64)
+    times = np.bincount(balanced_order(labels, seed, epoch), minlength=len(labels))
+    for label in set(labels):
+        own = times[labels == label]
+        assert own.max() - own.min() <= 1
+
+
+@given(labelled, st.integers(0, 5), st.integers(1, 5))
+def test_a_balanced_order_is_a_function_of_its_arguments(labels, seed, epoch) -> None:
+    labels = np.asarray(labels, dtype=np.int64)
+    np.random.rand()
+    again = balanced_order(labels.copy(), seed, epoch)
+    assert np.array_equal(balanced_order(labels, seed, epoch), again)
+
+
+def test_balanced_epochs_leave_other_samples_of_a_large_class_out() -> None:
+    """And the draws that are left over go to other classes."""
+    labels = np.repeat(np.arange(3), [60, 5, 5])
+    orders = [balanced_order(labels, 0, epoch) for epoch in range(1, 9)]
+    assert len({frozenset(order[labels[order] == 0]) for order in orders}) == 8
+    left_over = {int(np.bincount(labels[order]).argmax()) for order in orders}
+    assert left_over == {0, 1, 2}
+    # What is drawn is shuffled: no update has one class alone.
+    assert all(len(set(labels[order[:16]])) == 3 for order in orders)
+
+
+def test_the_balanced_order_is_pinned() -> None:
+    """As that of `shuffled`: a change here changes every study that draws so."""
+    labels = np.asarray([0, 0, 0, 0, 0, 1, 1, 2])
+    assert balanced_order(labels, 0, 1).tolist() == [5, 7, 7, 1, 7, 2, 6, 6]
+
+
+def test_balanced_samples_are_shared_among_workers_and_micro_batches() -> None:
+    order = balanced_order(np.repeat(np.arange(2), [90, 10]), 3, 2)
+    plans = [updates(order, 20, 2, 2, rank) for rank in range(2)]
+    for number, cells in enumerate(cells_of(plans)):
+        assert len(cells) == 4
+        drawn = sorted(int(i) for cell in cells for i in cell)
+        assert drawn == sorted(order[20 * number : 20 * number + 20])
 
 
 @given(samples, st.integers(1, 64), workers)

@@ -1,0 +1,50 @@
+"""What the numbers of a study say, in a sentence or two."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from study.report.text import percent
+from study.results import StudyResults
+
+
+def verdict(results: StudyResults) -> str:
+    """What the numbers say, and how far they can be trusted."""
+    winner = results.winner
+    if winner is None:
+        return _why_no_winner(results)
+    head = f"Best: {winner.label}"
+    alone = next((row for row in results.of("baseline") if row.state == "complete"), None)
+    if alone is None:
+        measured = (("validation", winner.value), ("test", winner.test_accuracy))
+        parts = [f"{split} accuracy {percent(v)} %" for split, v in measured if v is not None]
+        return f"{', '.join([head, *parts])}."
+    if winner.test_accuracy is not None and alone.test_accuracy is not None:
+        gain = _gain(winner.test_accuracy, alone.test_accuracy, "test")
+        return f"{head}, {gain} One seed each: the difference can be within noise."
+    if winner.value is not None and alone.value is not None:
+        gain = _gain(winner.value, alone.value, "validation")
+        return f"{head}, {gain} One seed each, and the search chose by this number: not proof."
+    return f"{head}; there are no accuracies to compare with the student without a teacher."
+
+
+def _gain(ours: float, theirs: float, split: str) -> str:
+    return (
+        f"{100 * (ours - theirs):+.2f} points of {split} accuracy over the student without a "
+        f"teacher ({percent(ours)} against {percent(theirs)} %)."
+    )
+
+
+def _why_no_winner(results: StudyResults) -> str:
+    rows = results.of("trial")
+    counts = Counter(row.state for row in rows)
+    if not rows:
+        return "No usable trial: none was started."
+    if counts["running"]:
+        return "No usable trial yet: none has run to its end."
+    if counts["failed"] == len(rows):
+        return f"No usable trial: all {len(rows)} failed, for the reasons above."
+    return (
+        f"No usable trial: none ran to its end ({counts['pruned']} pruned, "
+        f"{counts['failed']} failed)."
+    )
