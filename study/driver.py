@@ -149,7 +149,7 @@ class _Run:
         except BaseException:
             self._recorder.stopped("interrupted")
             raise
-        self._recorder.finished()
+        self._recorder.finished(self._plan.data.test)
         self._report()
         self._recorder.settle()
         return self._recorder.results

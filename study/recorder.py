@@ -162,9 +162,13 @@ class Recorder:
         """Keep the study's report with its parent run."""
         self._save(self.results, telling.study_reported(page))
 
-    def finished(self) -> None:
-        """The study is over; its parent run gets the winner's figures. Then `settle`."""
-        results = self.results.model_copy(update={"finished": True})
+    def finished(self, test_pictures: int) -> None:
+        """The study is over; its parent run gets the winner's figures, and what is wrong. Then `settle`.
+
+        `test_pictures` is the size of the split on which the networks were tested.
+        """
+        findings = self._diagnosed_study(test_pictures)
+        results = self.results.model_copy(update={"finished": True, "findings": findings})
         state = "complete" if results.winner is not None else "failed"
         self._save(results, telling.study_ends(state, results, _now_ms()))
 
@@ -214,6 +218,24 @@ class Recorder:
         except Exception:  # a study must not fail of what is said about it
             _LOG.exception("the diagnosis of %s failed", row.label)
             return None
+
+    def _diagnosed_study(self, test_pictures: int) -> tuple[Finding, ...]:
+        results = self.results
+        students = [row for row in (results.winner, *results.of("baseline")) if row is not None]
+        tested = {r.label: r.test_accuracy for r in students if r.test_accuracy is not None}
+        teacher = next((row.test_accuracy for row in results.of("teacher")), None)
+        trials = [Job.of(row, self._config).config(self._config) for row in results.of("trial")]
+        try:
+            return tasks.diagnose_study(
+                self._config.search,
+                trials,
+                teacher=teacher,
+                students=tested,
+                pictures=test_pictures,
+            )
+        except Exception:  # as above
+            _LOG.exception("the diagnosis of the study failed")
+            return ()
 
     def _known(self, job: Job) -> TrialRow:
         row = self.row(job)

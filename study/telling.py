@@ -75,9 +75,11 @@ def study_goes_on(time_ms: int) -> list[Entry]:
 
 
 def study_ends(state: StudyState, results: StudyResults, time_ms: int) -> list[Entry]:
-    """The parent run is closed, with the winner's test accuracy where it was measured."""
+    """The parent run is closed: once the study is over, with its health and the winner's test accuracy."""
     winner = results.winner
     told: list[Entry] = []
+    if results.finished:
+        told += _health(STUDY_RUN, results.findings)
     if state != "interrupted" and winner is not None and winner.test_accuracy is not None:
         metrics = {records.BEST_TEST_ACCURACY: winner.test_accuracy}
         told.append(Points(run=STUDY_RUN, metrics=metrics, step=0, time_ms=time_ms))
@@ -156,9 +158,7 @@ def trial_ended(
     artifact `error.txt`; of findings the names become the tag `kd.health`, and all the artifact
     `findings.txt`; and the file `statistics` is copied.
     """
-    told: list[Entry] = [Tags(run=row.label, tags={TAG_HEALTH: _health(row.findings)})]
-    if row.findings:
-        told.append(Text(run=row.label, name="findings.txt", text=_findings_text(row.findings)))
+    told = _health(row.label, row.findings)
     if error:
         reason = _shortened(reason_of(error), _REASON_CHARACTERS)
         told.append(Tags(run=row.label, tags={TAG_ERROR: reason}))
@@ -211,10 +211,15 @@ def _params(run: str, params: Mapping[str, Value]) -> Params:
     return Params(run=run, params=texts)
 
 
-def _health(findings: Sequence[Finding] | None) -> str:
-    if findings is None:
-        return UNKNOWN
-    return _shortened(", ".join(one.name for one in findings), _REASON_CHARACTERS) or HEALTHY
+def _health(run: str, findings: Sequence[Finding] | None) -> list[Entry]:
+    """The tag `kd.health`, and the findings' text where there are any."""
+    names = _shortened(", ".join(one.name for one in findings or ()), _REASON_CHARACTERS)
+    told: list[Entry] = [
+        Tags(run=run, tags={TAG_HEALTH: UNKNOWN if findings is None else names or HEALTHY})
+    ]
+    if findings:
+        told.append(Text(run=run, name="findings.txt", text=_findings_text(findings)))
+    return told
 
 
 def _findings_text(findings: Sequence[Finding]) -> str:

@@ -11,7 +11,11 @@ from trainable import records
 
 ROOT = Path(__file__).parent.parent
 MEASURED = ("grad/", "update/", "bn/", "amp/")
-NAMES = {value for name, value in vars(records).items() if name.isupper() and "/" in str(value)}
+NAMES = {
+    value
+    for name, value in vars(records).items()
+    if name.isupper() and isinstance(value, str) and "/" in value
+}
 
 
 def test_every_statistic_is_explained_and_no_other() -> None:

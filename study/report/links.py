@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import quote, urlencode
 
 from study.results import StudyResults
-from trainable.records import VAL_ACCURACY
+from trainable.records import BEST_VAL_ACCURACY
 
 PAGE = "report.html"
 """The report's file in a study's folder."""
@@ -50,7 +50,7 @@ def runs_page(server: str, experiment_id: str, study: str) -> str:
     view = {
         "workflowType": "machine_learning",
         "searchFilter": f"tags.`kd.study` = '{study}'",
-        "orderByKey": f"metrics.`{VAL_ACCURACY}`",
+        "orderByKey": f"metrics.`{BEST_VAL_ACCURACY}`",
         "orderByAsc": "false",
         "compareRunsMode": "CHART",
     }

@@ -48,10 +48,14 @@ def main(folder: Path) -> None:
             address = f"http://127.0.0.1:{PORT}"
             browser.get(compare_page(address, results.experiment_id, trials))
             searched = ["distill.alpha", "optim.lr", "optim.weight_decay", "distill.decomposition"]
-            choose_lines(browser, searched, "val/accuracy")
+            choose_lines(browser, searched, "best/val_accuracy")
             take(browser, None, "mlflow_parallel_coordinates")
             open_tab(browser, "Contour Plot")
-            for axis, name in {"x": "optim.lr", "y": "distill.alpha", "z": "val/accuracy"}.items():
+            for axis, name in {
+                "x": "optim.lr",
+                "y": "distill.alpha",
+                "z": "best/val_accuracy",
+            }.items():
                 choose_axis(browser, axis, name)
             take(browser, None, "mlflow_contour")
         finally:

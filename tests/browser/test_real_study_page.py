@@ -11,7 +11,6 @@ from selenium.common.exceptions import TimeoutException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
 
-from study.curves import read_curve
 from tests.browser.comparing import choose_axis, choose_lines, compare_page, open_tab
 
 if TYPE_CHECKING:
@@ -60,11 +59,8 @@ def test_the_page_that_is_printed_lists_the_runs_the_best_first(
     labels = [row.label for row in ran.results.rows]
     text = shows(browser, ran.page, *labels, "quickstart", "9 matching runs", "val/accuracy")
     listed = [line for line in text.splitlines() if line in labels]
-    last = {
-        row.label: read_curve(Path(row.directory))[-1].metrics["val/accuracy"]
-        for row in ran.results.rows
-    }
-    assert [last[label] for label in listed[:8]] == sorted(last.values(), reverse=True)
+    best = {row.label: row.value for row in ran.results.rows}
+    assert [best[label] for label in listed[:8]] == sorted(best.values(), reverse=True)
     assert complaints(browser) == []
 
 
@@ -96,13 +92,13 @@ def test_comparison_draws_what_was_searched_against_accuracy(
     shows(browser, page, "Comparing 6 Runs", "Parallel Coordinates", *(r.label for r in trials))
     assert complaints(browser) == []  # later ones are of MLflow's plots, as they are drawn anew
     searched = ["distill.alpha", "optim.lr", "distill.decomposition"]
-    choose_lines(browser, searched, "val/accuracy")
-    drawn(browser, ".parcoords .axis-title", *searched, "val/accuracy")
+    choose_lines(browser, searched, "best/val_accuracy")
+    drawn(browser, ".parcoords .axis-title", *searched, "best/val_accuracy")
     browser.save_screenshot(str(tmp_path / "lines.png"))
     for tab, axes in (
-        ("Scatter Plot", {"x": "optim.lr", "y": "val/accuracy"}),
-        ("Box Plot", {"x": "distill.decomposition", "y": "val/accuracy"}),
-        ("Contour Plot", {"x": "optim.lr", "y": "distill.alpha", "z": "val/accuracy"}),
+        ("Scatter Plot", {"x": "optim.lr", "y": "best/val_accuracy"}),
+        ("Box Plot", {"x": "distill.decomposition", "y": "best/val_accuracy"}),
+        ("Contour Plot", {"x": "optim.lr", "y": "distill.alpha", "z": "best/val_accuracy"}),
     ):
         open_tab(browser, tab)
         for axis, name in axes.items():

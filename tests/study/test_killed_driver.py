@@ -83,7 +83,7 @@ def drive(folder: Path) -> None:
             assert winner is not None
             if winner.test_accuracy is None:
                 recorder.tested(Job.of(winner, config), {"test/accuracy": 0.5})
-            recorder.finished()
+            recorder.finished(100)
             recorder.settle()
 
 

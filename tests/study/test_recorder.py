@@ -282,11 +282,27 @@ def test_winners_figures_close_the_study(config: StudyConfig, outlet: Outlet) ->
     recorder.reported(TRIAL, record(1, 0.4), 1)
     recorder.ended(TRIAL, "complete")
     recorder.tested(TRIAL, {"test/accuracy": 0.3})
-    recorder.finished()
+    recorder.finished(100)
     assert outlet.points("study")[-1] == (0, {"best/test_accuracy": 0.3})
     assert outlet.tags("study")["kd.state"] == "complete"
     assert outlet.points("trial 0")[-1] == (1, {"test/accuracy": 0.3})
     assert load_results(config.folder / LEDGER).finished
+
+
+def test_a_teacher_behind_its_student_is_said_of_the_study(tmp_path: Path, outlet: Outlet) -> None:
+    teacher = {"model": "mini_resnet_18_4", "checkpoint": "/weights.pt"}
+    config = build(tmp_path, teacher=teacher, distill={"method": "kd", "alpha": 0.5})
+    config.folder.mkdir()
+    recorder = driver(config, outlet)
+    for job, accuracy in ((Job("teacher"), 0.5), (TRIAL, 0.9)):
+        recorder.started(job)
+        recorder.ended(job, "complete")
+        recorder.tested(job, {"test/accuracy": accuracy})
+    recorder.finished(1000)
+    (finding,) = load_results(config.folder / LEDGER).findings
+    assert finding.name == "teacher_worse_than_student"
+    assert "trial 0 90.0 %" in finding.evidence
+    assert outlet.tags("study")["kd.health"] == finding.name
 
 
 def test_a_study_whose_end_was_not_told_tells_it_when_it_is_run_again(
@@ -296,7 +312,7 @@ def test_a_study_whose_end_was_not_told_tells_it_when_it_is_run_again(
     recorder.started(TRIAL)
     outlet.broken = True
     with pytest.raises(KeyboardInterrupt):
-        recorder.finished()
+        recorder.finished(100)
     outlet.broken = False
     again = driver(config, outlet)
     assert again.results.finished

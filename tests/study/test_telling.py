@@ -87,6 +87,18 @@ def test_a_study_tells_how_far_it_is(gpus: float, hours: dict[str, float]) -> No
     assert told == Points(run="study", metrics=expected, step=4, time_ms=5)
 
 
+def test_a_study_has_a_health_of_its_own_once_it_is_over() -> None:
+    over = results(row(state="complete", value=0.7)).model_copy(
+        update={"finished": True, "findings": (FINDING,)}
+    )
+    told = study_ends("complete", over, 1)
+    assert tags_of(told) == {"kd.health": "dead", "kd.state": "complete"}
+    (text,) = [entry for entry in told if isinstance(entry, Text)]
+    assert (text.run, text.name) == ("study", "findings.txt")
+    stopped = over.model_copy(update={"finished": False})
+    assert tags_of(study_ends("interrupted", stopped, 1)) == {"kd.state": "interrupted"}
+
+
 def test_test_accuracy_is_told_at_the_end_alone() -> None:
     done = results(row(state="complete", value=0.7, test_accuracy=0.6))
     points = [e for e in study_ends("complete", done, 1) if isinstance(e, Points)]
