@@ -1,4 +1,4 @@
-"""MLflow stores for the tests of a study: the embedded one, and a server."""
+"""MLflow stores for the tests of a study: the embedded one, a server, and PostgreSQL."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from mlflow.tracking import MlflowClient
 
 from study.store import Store, open_store
 from tests.study.mlflow_server import MlflowServer
+from tests.study.postgres import Postgres
 
 
 @pytest.fixture(scope="session")
@@ -24,18 +25,34 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """A PostgreSQL database's address, and the folder of artifacts beside it."""
+    server = Postgres()
+    try:
+        server.start()
+        yield server.uri, tmp_path_factory.mktemp("artifacts")
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
 def embedded(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """The embedded store's address and its folder of artifacts."""
     folder = tmp_path_factory.mktemp("embedded")
     return f"sqlite:///{folder}/mlflow.db", folder / "mlartifacts"
 
 
-@pytest.fixture(params=["embedded", pytest.param("server", marks=pytest.mark.service)])
+@pytest.fixture(
+    params=[
+        "embedded",
+        *(pytest.param(p, marks=pytest.mark.service) for p in ("server", "postgres")),
+    ]
+)
 def place(request: pytest.FixtureRequest) -> tuple[str, Path | None]:
     """A tracking URI with its artifact root, once of each kind."""
     if request.param == "server":
         return request.getfixturevalue("server"), None
-    return request.getfixturevalue("embedded")
+    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture

@@ -301,7 +301,7 @@ def test_a_teacher_behind_its_student_is_said_of_the_study(tmp_path: Path, outle
     recorder.finished(1000)
     (finding,) = load_results(config.folder / LEDGER).findings
     assert finding.name == "teacher_worse_than_student"
-    assert "trial 0 90.0 %" in finding.evidence
+    assert "trial 0 90 %" in finding.evidence
     assert outlet.tags("study")["kd.health"] == finding.name
 
 
