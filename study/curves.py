@@ -7,6 +7,7 @@ read them. What a driver that died has written twice or half is read once or not
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -33,8 +34,11 @@ def read_curve(folder: Path) -> tuple[EpochRecord, ...]:
     found: dict[int, EpochRecord] = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            record = EpochRecord(**json.loads(line))
-        except (ValueError, TypeError):
+            told = json.loads(line)
+            # One copy of each name for all epochs: of a large study these are most of what is read.
+            told["metrics"] = {sys.intern(name): value for name, value in told["metrics"].items()}
+            record = EpochRecord(**told)
+        except (ValueError, TypeError, KeyError):
             continue  # cut off
         found[record.epoch] = record
     return tuple(found[epoch] for epoch in sorted(found))

@@ -6,6 +6,7 @@ what came of them. The test split is read in the last one only.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -31,7 +32,8 @@ from study.folder import (
 )
 from study.jobs import Job
 from study.preflight import StudyPlan, preflight
-from study.recorder import Recorder, Watcher
+from study.recorder import REST_S, Recorder, Watcher
+from study.report.links import PAGE
 from study.report.page import write_report
 from study.results import StudyResults, TrialRow
 from study.scheduler import build_scheduler
@@ -54,6 +56,9 @@ from trainable.errors import ConfigError, KdStudyError
 
 KEPT_TRIALS = 3
 """Best trials whose weights and config are kept as artifacts of their MLflow runs."""
+
+
+_LOG = logging.getLogger(__name__)
 
 
 class Display(Watcher, AbstractContextManager[Any], Protocol):
@@ -84,8 +89,8 @@ def run_study(config: StudyConfig, open_display: OpenDisplay) -> StudyResults:
         with sigterm_interrupts():
             if finished is None:
                 return _run(config, open_display)
-            if has_unsent(config.folder, finished):
-                return _send_the_rest(config, finished, open_display)
+            if has_unsent(config.folder, finished) or not (config.folder / PAGE).exists():
+                return _end(config, finished, open_display)
             return finished
     except KeyboardInterrupt:
         raise StudyInterruptedError from None
@@ -101,20 +106,19 @@ def _run(config: StudyConfig, open_display: OpenDisplay) -> StudyResults:
                 return _Run(plan, recorder, show).run()
 
 
-def _send_the_rest(
-    config: StudyConfig, finished: StudyResults, open_display: OpenDisplay
-) -> StudyResults:
-    """Tell MLflow what a study that has finished could not."""
+def _end(config: StudyConfig, finished: StudyResults, open_display: OpenDisplay) -> StudyResults:
+    """What a study that has finished could not: its report, and to tell MLflow the rest."""
     with only_driver(config.folder), log_file(config.folder):
         try:
-            store = connect(config)
+            with _recording(config, connect(config), 1, open_display) as (recorder, display):
+                if not (config.folder / PAGE).exists():
+                    _report(recorder, display, config.folder)
+                recorder.settle(REST_S)
+                return recorder.results
         except ConfigError as error:
             with open_display(1, finished.of("trial")) as display:
                 display.message(f"MLflow has not been told all of this study. {error}")
             return finished
-        with _recording(config, store, 1, open_display) as (recorder, _):
-            recorder.settle()
-            return recorder.results
 
 
 @contextmanager
@@ -127,6 +131,15 @@ def _recording(
         ended = [row for row in results.of("trial") if row.state != "running"]
         with open_display(slots, ended) as display, Writer(spool, Tracker(store)) as writer:
             yield Recorder(config, results, writer, display), display
+
+
+def _report(recorder: Recorder, watcher: Watcher, folder: Path) -> None:
+    """Write the report, and keep it with the parent run; a study never fails of it."""
+    try:
+        recorder.keep_report(write_report(recorder.results, folder))
+    except Exception as error:
+        _LOG.exception("the report failed")
+        watcher.message(f"no report, because {error}: `kd-study report` tries again")
 
 
 class _Run:
@@ -150,18 +163,9 @@ class _Run:
             self._recorder.stopped("interrupted")
             raise
         self._recorder.finished(self._plan.data.test)
-        self._report()
+        _report(self._recorder, self._watcher, self._config.folder)
         self._recorder.settle()
         return self._recorder.results
-
-    def _report(self) -> None:
-        """Write the report, and keep it with the parent run; a study never fails of it."""
-        results = self._recorder.results
-        try:
-            page = write_report(results, self._config.folder)
-            self._recorder.keep_report(page)
-        except Exception as error:
-            self._watcher.phase(f"no report, because {error}: `kd-study report` tries again")
 
     @property
     def _teacher_weights(self) -> Path | None:

@@ -26,6 +26,8 @@ _PATIENCE_S = 60.0
 """How long a study waits in its end for MLflow to take what it was not told yet."""
 _HURRY_S = 2.0
 """The same for a study that is stopped: what stopped it may kill it three seconds later."""
+REST_S = 3600.0
+"""The same for who came back to have the rest sent: a large file takes its time, and Ctrl-C ends it."""
 _SOON_S = 1.0
 """Whoever waits longer is told why."""
 
@@ -178,7 +180,7 @@ class Recorder:
         self.settle(_HURRY_S if state == "interrupted" else _PATIENCE_S)
 
     def settle(self, patience_s: float = _PATIENCE_S) -> None:
-        """Wait for MLflow to take the rest, and say it if it does not."""
+        """Wait for MLflow to take the rest, and say it if it does not; Ctrl-C ends the waiting."""
         self._hand_over()
         remains = self._outlet.drain(_SOON_S)
         if remains.unsent:

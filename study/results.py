@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -139,18 +140,26 @@ def find_results(storage: Path, name: str) -> StudyResults:
 
 
 def all_results(storage: Path) -> list[StudyResults]:
-    """The ledgers of all studies under `storage`, the youngest first."""
-    found = [load_results(path) for path in storage.glob(f"*/{LEDGER}")]
+    """The ledgers of all studies under `storage` that can be read, the youngest first."""
+    found: list[StudyResults] = []
+    for path in storage.glob(f"*/{LEDGER}"):
+        with suppress(InputError):
+            found.append(load_results(path))
     return sorted(found, key=lambda results: -results.started_at)
 
 
 def save_results(results: StudyResults, path: Path) -> None:
     """Write atomically: a reader sees the old file or the new one."""
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(results.model_dump_json(indent=2))
+    temporary.write_text(results.model_dump_json(indent=2), encoding="utf-8")
     os.replace(temporary, path)
 
 
 def load_results(path: Path) -> StudyResults:
-    """Read what `save_results` wrote."""
-    return StudyResults.model_validate_json(path.read_text())
+    """Read what `save_results` wrote; InputError if it was another version, or the file is damaged."""
+    try:
+        return StudyResults.model_validate_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        rule = "must be the ledger of a study that this version of kd-study wrote"
+        remedy = "use the version that did, or restore the file"
+        raise input_error(InputError, str(path), rule, remedy) from error

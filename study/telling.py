@@ -23,6 +23,7 @@ from study.entries import (
     Untagging,
 )
 from study.results import State, StudyResults, TrialRow, Value
+from study.secrets import without_passwords
 from trainable import errors, records
 from trainable.records import EpochRecord, Finding
 
@@ -62,10 +63,10 @@ def study_opening(name: str, study_id: str, note: str, time_ms: int) -> Opening:
 
 
 def study_begins(config: Mapping[str, object], config_text: str) -> list[Entry]:
-    """`config` (nested) becomes flat params, `config_text` the artifact `config.yaml`."""
+    """`config` (nested) becomes flat params, `config_text` the artifact `config.yaml`: without passwords."""
     return [
         _params(STUDY_RUN, flatten(config)),
-        Text(run=STUDY_RUN, name="config.yaml", text=config_text),
+        Text(run=STUDY_RUN, name="config.yaml", text=without_passwords(config_text)),
     ]
 
 
@@ -207,8 +208,9 @@ def _state(run: str, state: State | StudyState, time_ms: int) -> list[Entry]:
 
 
 def _params(run: str, params: Mapping[str, Value]) -> Params:
-    texts = {path: _shortened(str(value), _PARAM_CHARACTERS) for path, value in params.items()}
-    return Params(run=run, params=texts)
+    texts = {path: without_passwords(str(value)) for path, value in params.items()}
+    short = {path: _shortened(text, _PARAM_CHARACTERS) for path, text in texts.items()}
+    return Params(run=run, params=short)
 
 
 def _health(run: str, findings: Sequence[Finding] | None) -> list[Entry]:

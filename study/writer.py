@@ -55,6 +55,7 @@ class Writer:
         self._failures = self._puzzles = 0
         self._news, self._hurry, self._over = (threading.Event() for _ in range(3))
         self._emptied = threading.Condition()
+        self._has_ended = False
         self._thread = threading.Thread(target=self._work, name="mlflow writer", daemon=True)
 
     def __enter__(self) -> Writer:
@@ -85,7 +86,7 @@ class Writer:
         """Give what is there so long to be sent, and hurry from now on; Ctrl-C ends the waiting."""
         self._hurry.set()
         with contextlib.suppress(KeyboardInterrupt), self._emptied:
-            self._emptied.wait_for(lambda: self._spool.is_empty, patience_s)
+            self._emptied.wait_for(lambda: self._has_ended or self._spool.is_empty, patience_s)
         return Remains(unsent(self._spool.folder), self._spool.refused)
 
     def _work(self) -> None:
@@ -93,6 +94,10 @@ class Writer:
             self._send_all()
         except Exception:  # a full disk, say: all is in the spool, and said to be so in the end
             _LOG.exception("no more can be sent to MLflow by this driver")
+        finally:
+            with self._emptied:
+                self._has_ended = True
+                self._emptied.notify_all()
 
     def _send_all(self) -> None:
         while not self._over.is_set():

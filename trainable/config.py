@@ -325,7 +325,7 @@ class TrainConfig(Config):
     seed: Seed = 0
     """Seed of the initial weights, the order of the pictures and their augmentation."""
     observe_every: PositiveInt = 10
-    """Steps between two measurements of the distance that parameters travel."""
+    """Every how many updates gradients and the distance that parameters travel are measured (docs/statistics.md)."""
 
 
 class ResourcesConfig(Config):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import sys
 from pathlib import Path
 from urllib.parse import quote, urlencode
 
 from study.results import StudyResults
+from study.secrets import without_passwords
 from trainable.records import BEST_VAL_ACCURACY
 
 PAGE = "report.html"
@@ -23,8 +25,12 @@ def server_of(tracking_uri: str) -> str | None:
 
 
 def open_command(tracking_uri: str) -> str:
-    """The command that serves MLflow's pages for an embedded store, as it can be typed here."""
-    return f"{_mlflow()} ui --backend-store-uri {tracking_uri}"
+    """The command that serves the pages of a store without a server, as it can be typed here.
+
+    But for a password, which the page and the terminal do not show.
+    """
+    uri = without_passwords(tracking_uri)
+    return shlex.join([_mlflow(), "ui", "--backend-store-uri", uri])
 
 
 def _mlflow() -> str:

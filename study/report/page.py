@@ -6,6 +6,7 @@ import base64
 import hashlib
 import os
 import platform
+import shlex
 import time
 from collections import Counter
 from importlib.metadata import PackageNotFoundError, version
@@ -16,6 +17,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from study.config import RESOLVED
 from study.report.board import board_of, number_text
 from study.report.cost import cost_of, peak_gib
 from study.report.decompositions import decomposition_map
@@ -30,6 +32,7 @@ from study.report.text import duration, percent, short_names
 from study.report.trials_file import TRIALS, write_trials
 from study.report.verdict import verdict
 from study.results import StudyResults
+from study.secrets import without_passwords
 
 _NO_CONFIG = "The config cannot be read, and with it the ranges that were searched."
 _PACKAGES = ("kd-study", "torch", "ray", "optuna", "mlflow")
@@ -127,13 +130,21 @@ def _details(evidence: Evidence) -> dict[str, Any]:
         "diagnosed": any(row.findings is not None for row in results.rows),
         "failures": failures(results),
         "cost": cost_of(evidence),
-        "config_text": evidence.config_text,
-        "folder": evidence.folder,
+        "config_text": without_passwords(evidence.config_text or ""),
+        "again": _again(evidence),
         "trials_file": evidence.folder / TRIALS,
         "ui_command": None if server else open_command(results.tracking_uri),
         "ui_page": study_page(server or LOCAL_SERVER, results),
         "versions": _versions(),
     }
+
+
+def _again(evidence: Evidence) -> str:
+    """The command that runs the study once more, under another name."""
+    config = str(evidence.folder / RESOLVED)
+    return shlex.join(
+        ["kd-study", "run", config, "--set", f"study.name={evidence.results.name}-again"]
+    )
 
 
 def _last_heard(evidence: Evidence) -> str | None:

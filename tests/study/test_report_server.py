@@ -16,6 +16,8 @@ import pytest
 from study.config import embedded_store
 from study.report.server import ServerError, serve
 from study.results import LEDGER, StudyResults, save_results
+from study.store import open_store
+from study.telling import study_opening
 from study.tracking import Tracker
 from tests.study.studies import results_of
 
@@ -33,9 +35,9 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with a study's parent run."""
     folder = tmp_path_factory.mktemp("storage")
     uri = embedded_store(folder)
-    tracker = Tracker(uri, "kd-study", folder / "mlartifacts")
-    parent = tracker.start_study("first", {}, {}, config_text="", note="")
-    known = {"tracking_uri": uri, "experiment_id": tracker.experiment_id, "parent_run_id": parent}
+    store = open_store(uri, "kd-study", folder / "mlartifacts")
+    parent = Tracker(store).open_run(study_opening("first", "id", "", 0), may_be_there=False)
+    known = {"tracking_uri": uri, "experiment_id": store.experiment_id, "parent_run_id": parent}
     results: StudyResults = results_of(name="first", **known)
     (folder / "first").mkdir()
     save_results(results, folder / "first" / LEDGER)

@@ -76,7 +76,7 @@ def test_a_failed_write_leaves_the_old_ledger(
 ) -> None:
     save_results(results(), tmp_path / LEDGER)
 
-    def full_disk(self: Path, text: str) -> int:
+    def full_disk(self: Path, text: str, encoding: str) -> int:
         self.write_bytes(text[:10].encode())
         raise OSError("no space left on device")
 

@@ -48,21 +48,23 @@ class Functional(nn.Module):
         self.by_module, self.by_function, self.in_place, self.added = (
             nn.BatchNorm1d(3) for _ in range(4)
         )
-        self.relu = nn.ReLU()
+        self.capped, self.hard, self.smooth = (nn.BatchNorm1d(3) for _ in range(3))
+        self.relu, self.relu6 = nn.ReLU(), nn.ReLU6()
 
     def forward(self, x: Tensor) -> Tensor:
         a = self.relu(self.by_module(x))
-        b = F.relu(self.by_function(x))
-        c = self.in_place(x).relu_()
-        return a + b + c + torch.relu(self.added(x) + 5)
+        b = torch.relu(input=self.by_function(x))
+        c = self.in_place(x).relu_() + self.relu6(self.capped(x)) + F.hardswish(self.hard(x))
+        return a + b + c + torch.relu(self.added(x) + 5) + F.gelu(self.smooth(x))
 
 
 def test_a_channel_that_no_picture_gets_through_is_silent() -> None:
     torch.manual_seed(0)
     network = Functional().eval()
-    for layer in (network.by_module, network.by_function, network.in_place, network.added):
-        with torch.no_grad():
-            layer.bias[1] = -100.0
+    for layer in network.children():
+        if isinstance(layer, nn.BatchNorm1d):
+            layer.bias.data[1] = -100.0
+    network.hard.bias.data[0] = -1.5  # above −3 for most pictures
     network.by_function.bias.data[2] = -2.0  # only pictures beyond two deviations get through
     silence = Silence(network)
     with silence.watch(), torch.no_grad():
@@ -70,10 +72,20 @@ def test_a_channel_that_no_picture_gets_through_is_silent() -> None:
         network(torch.tensor([[0.0, 0.0, 3.0]]))
     only = [False, True, False]
     found = {name: channels.tolist() for name, channels in silence.channels().items()}
-    assert found == {"by_module": only, "by_function": only, "in_place": only}
+    watched = ("by_module", "by_function", "in_place", "capped", "hard")
+    assert found == dict.fromkeys(watched, only)
     _, layers = channel_state(network, silence.channels())
     assert layers["by_module"][records.BN_DEAD_CHANNELS] == 1
     assert layers["added"][records.BN_DEAD_CHANNELS] == 0
+
+
+def test_a_rank_without_pictures_is_watched_like_the_others(student: BlockNetwork) -> None:
+    student.eval()
+    silence = Silence(student)
+    with silence.watch(), torch.no_grad():
+        assert student(torch.zeros(0, 3, 8, 8)).shape == (0, 10)
+    assert len(silence.channels()) == 5
+    assert all(channels.all() for channels in silence.channels().values())
 
 
 def test_watching_changes_no_output_and_leaves_nothing_behind(student: BlockNetwork) -> None:

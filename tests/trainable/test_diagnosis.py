@@ -358,7 +358,7 @@ def test_running_statistics_that_lag_behind_at_first_are_no_illness() -> None:
 def test_accuracy_lost_with_running_statistics_alone_is_found_although_it_comes_back() -> None:
     lost = [0.4, 0.6, 0.8, 0.3, 0.2, 0.3, *[0.9] * 6]
     finding = the_finding("batchnorm_drift", config(), by_statistics(lost, RISING))
-    assert "in epochs 4–6 val/accuracy was as low as 20 %" in finding.evidence
+    assert "in epochs 4–6 val/accuracy was 20 %" in finding.evidence
     assert diagnose(config(), by_statistics(lost, lost)) == ()
 
 
@@ -386,7 +386,7 @@ def test_before_the_last_stage_blocks_have_the_statistics_of_the_teachers_featur
         ({"train": {"batchnorm": {"recalibrate": 20}}}, "freeze_after: 4", "recalibrate"),
         ({"train": {"batchnorm": {"momentum": 0.01}}}, "momentum (now 0.01)", "balanced"),
         ({"train": {"batchnorm": {"freeze_after": 9}}}, "optim.lr (now 0.05)", "freeze_after"),
-        ({"data": {"sampling": "balanced"}}, "(on every picture once)", "momentum"),
+        ({"data": {"sampling": "balanced"}}, "(on pictures in their own mix)", "momentum"),
     ],
 )
 def test_what_is_set_already_is_no_remedy(sections: dict[str, Any], told: str, untold: str) -> None:

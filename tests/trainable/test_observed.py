@@ -14,6 +14,9 @@ from trainable import records
 from trainable.engine.step import Step
 from trainable.networks.blocks import BlockNetwork
 from trainable.networks.teacher import FrozenTeacher
+from trainable.statistics.gradients import BlockMembership
+from trainable.statistics.observed import Observed
+from trainable.statistics.rows import Rows
 
 EVERY = 2
 
@@ -156,10 +159,20 @@ def test_sums_go_on_after_a_checkpoint(
     assert observing.observed.flush() == other.observed.flush()
 
 
+def test_a_block_without_parameters_has_nothing_to_tell() -> None:
+    membership = BlockMembership([("pool", []), ("head", [torch.nn.Parameter(torch.ones(3))])])
+    observed = Observed(membership, ["weight"], head=1)
+    observed.gradient([torch.full((3,), 2.0)], torch.zeros(()))
+    observed.before()
+    observed.after(torch.zeros(()))
+    measures = observed.flush()
+    assert measures.blocks["pool"] == {}
+    assert measures.blocks["head"][records.GRAD_MEAN] == 2
+    assert records.GRAD_FIRST_TO_LAST not in measures.whole
+
+
 def test_a_layer_longer_than_a_row_is_measured_whole_whatever_its_layout() -> None:
     """Rows are 1,024 wide; channels_last parameters have their strides in another order."""
-    from trainable.statistics.rows import Rows
-
     torch.manual_seed(0)
     shapes = [(1,), (1024,), (1025,), (40, 30, 3, 3)]
     parameters = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]

@@ -90,7 +90,7 @@ def test_a_block_called_as_a_total_is_not_taken_for_it(make_config: MakeConfig) 
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(4, 3, 8, 8, generator=generator)
     update(step, FrozenTeacher(teacher), (images, torch.arange(4)), [4], 0.1)
-    metrics = training_summary(step, {}).metrics
+    metrics = training_summary(step, []).metrics
     total = torch.stack([gradient.norm() for gradient in found[0]]).norm().item()
     assert metrics["grad/norm"] == pytest.approx(total, rel=1e-4)
     assert 0 < metrics["grad/norm.norm"] < total

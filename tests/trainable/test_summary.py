@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.trainable.conftest import MakeConfig
-from tests.trainable.trials import train
+from tests.trainable.trials import train, untrained_teacher
 from trainable import records
 from trainable.engine.summary import fluctuation
 
@@ -30,6 +30,21 @@ def test_the_distance_travelled_adds_up_over_epochs(
             assert record.metrics[name] == pytest.approx(travelled)
 
 
+def test_the_distance_goes_on_in_an_epoch_without_an_observed_update(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    """17 updates an epoch, of which every 40th is observed: in epochs 1, 3 and 5."""
+    train_settings = {"epochs": 3, "observe_every": 40}
+    config = make_config(distill={"method": "none", "alpha": None}, train=train_settings)
+    first, second, third = (record.metrics for record in train(config, tmp_path))
+    assert records.UPDATE_DISTANCE not in second
+    step = first[records.UPDATE_DISTANCE]
+    assert second[records.UPDATE_TRAVELLED] == pytest.approx(2 * 17 * step)
+    assert third[records.UPDATE_TRAVELLED] == pytest.approx(
+        second[records.UPDATE_TRAVELLED] + 17 * third[records.UPDATE_DISTANCE]
+    )
+
+
 def test_fluctuation_is_the_mean_change_between_epochs_of_a_stage() -> None:
     epochs = [{records.VAL_ACCURACY: a} for a in (0.5, 0.75, 0.625)]
     assert fluctuation(epochs) == {records.VAL_FLUCTUATION: pytest.approx((0.25 + 0.125) / 2)}
@@ -38,8 +53,6 @@ def test_fluctuation_is_the_mean_change_between_epochs_of_a_stage() -> None:
 
 
 def test_fluctuation_begins_anew_with_each_stage(make_config: MakeConfig, tmp_path: Path) -> None:
-    from tests.trainable.trials import untrained_teacher
-
     distill = {"method": "stablekd", "alpha": None, "lam": 1.0, "decomposition": "5/1"}
     config = make_config(distill=distill, train={"epochs": 4})
     found = train(config, tmp_path / "trial", untrained_teacher(config, tmp_path))

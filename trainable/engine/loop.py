@@ -154,8 +154,7 @@ class _Trial:
         stage = self._enter_stage(epoch)
         self._enter_randomness(epoch)
         self._train(epoch)
-        before = self.records[-1].metrics if self.records else {}
-        summary = training_summary(self._step, before)
+        summary = training_summary(self._step, [record.metrics for record in self.records])
         summary.metrics |= self._course(epoch, stage)
         self._progress.doing = "settling BatchNorm"
         self._norms.settle(epoch)

@@ -41,10 +41,10 @@ class Summary:
         self.owners = {**self.owners, **other.owners}
 
 
-def training_summary(step: Step, before: Mapping[str, float]) -> Summary:
+def training_summary(step: Step, before: Sequence[Mapping[str, float]]) -> Summary:
     """Of the updates since the last flush, which this is.
 
-    `before` are the metrics of the epoch before, from which distances go on. Means are absent where every
+    `before` are the metrics of all epochs before, from which distances go on. Means are absent where every
     update was skipped.
     """
     losses, gradients = step.losses.flush(over_ranks=True), step.gradients.flush()
@@ -62,14 +62,17 @@ def training_summary(step: Step, before: Mapping[str, float]) -> Summary:
         metrics[records.GRAD_NORM] = gradients.pop(NORM) / good
         metrics[records.GRAD_CLIP_RATE] = gradients.pop(CLIPPED) / good
         metrics |= {records.grad_norm_of(b): total / good for b, total in gradients.items()}
-    distances = {name: unit.get(records.UPDATE_DISTANCE) for name, unit in measures.blocks.items()}
-    travelled = {records.UPDATE_TRAVELLED: measures.whole.get(records.UPDATE_DISTANCE)}
-    for block, distance in distances.items():
-        travelled[records.update_travelled_of(block)] = distance
-        if distance is not None:
-            metrics[records.update_distance_of(block)] = distance
-    for name, distance in travelled.items():
-        metrics[name] = before.get(name, 0.0) + (distance or 0.0) * good
+        for block, total in gradients.items():
+            measures.blocks[block][records.GRAD_NORM] = total / good
+    names = {records.UPDATE_TRAVELLED: records.UPDATE_DISTANCE}
+    for block, unit in measures.blocks.items():
+        names[records.update_travelled_of(block)] = records.update_distance_of(block)
+        if records.UPDATE_DISTANCE in unit:
+            metrics[records.update_distance_of(block)] = unit[records.UPDATE_DISTANCE]
+    for travelled, distance in names.items():
+        # In an epoch without an observed update, steps are taken to be as long as when last observed.
+        length = metrics.get(distance, _last(before, distance))
+        metrics[travelled] = _last(before, travelled) + length * good
     return Summary(metrics, measures.layers, measures.blocks, step.observed.owners)
 
 
@@ -98,6 +101,11 @@ def validation_summary(
         for name, of_layer in zip(statistics.names, each, strict=True):
             found.layers[name][records.BN_DRIFT] = of_layer
     return found
+
+
+def _last(epochs: Sequence[Mapping[str, float]], name: str) -> float:
+    """A metric in the last epoch that has it; 0 where none has."""
+    return next((epoch[name] for epoch in reversed(epochs) if name in epoch), 0.0)
 
 
 def fluctuation(epochs: Sequence[Mapping[str, float]]) -> dict[str, float]:

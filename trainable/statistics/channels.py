@@ -18,14 +18,20 @@ from trainable.statistics.batchnorm import batchnorm_layers
 DEAD_VARIANCE = 1e-12
 """A channel whose running variance is at most this says nothing any more."""
 
-_RELU = (F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_)
+_SILENT_UP_TO: dict[Any, float] = {
+    **dict.fromkeys((F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_), 0.0),
+    F.relu6: 0.0,
+    F.hardtanh: 0.0,  # which nn.ReLU6 calls
+    F.hardswish: -3.0,
+}
+"""Activations that give 0 for every input up to a bound."""
 
 
 class Silence:
-    """Which channels of a network's BatchNorm layers have a ReLU that lets nothing through.
+    """Which channels of a network's BatchNorm layers have a ReLU (or ReLU6, Hardswish) that lets nothing through.
 
-    Looked at are layers whose output a ReLU takes directly. One that adds something first can revive a
-    channel, and other activations are never quite silent.
+    Looked at are layers whose output such an activation takes directly. One that adds something first can
+    revive a channel, and smooth activations are never quite silent.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -37,9 +43,12 @@ class Silence:
     @contextmanager
     def watch(self) -> Generator[None]:
         """Run pictures through the network inside, in eval mode and without gradient."""
+        if not self._layers:
+            yield
+            return
         hooks = [layer.register_forward_hook(self._hook(n)) for n, layer in self._layers.items()]
         try:
-            with _EveryReLU(self._see):
+            with _Activations(self._see):
                 yield
         finally:
             self._last = None
@@ -56,31 +65,35 @@ class Silence:
 
         return remember
 
-    def _see(self, taken: Tensor) -> None:
+    def _see(self, taken: Tensor, bound: float) -> None:
         if self._last is None:
             return
         name, output, version = self._last
         if taken is not output or taken._version != version:
             return
-        now = output.transpose(0, 1).flatten(1).amax(1).float()
+        others = [dimension for dimension in range(output.dim()) if dimension != 1]
+        # A rank without pictures still takes part in every exchange.
+        nothing = output.new_full((output.shape[1],), -torch.inf)
+        now = (output.amax(others) if len(output) else nothing).float() - bound
         before = self._largest.get(name)
         self._largest[name] = now if before is None else before.maximum(now)
         self._last = None
 
 
-class _EveryReLU(TorchFunctionMode):
-    """Tells of the input of every ReLU, whatever it is called by."""
+class _Activations(TorchFunctionMode):
+    """Tells of the input of every activation that can be silent, and the bound up to which it is."""
 
-    def __init__(self, see: Callable[[Tensor], None]) -> None:
+    def __init__(self, see: Callable[[Tensor, float], None]) -> None:
         super().__init__()
         self._see = see
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if func in _RELU:
-            self._see(args[0])
-        return func(*args, **(kwargs or {}))
+        named = kwargs or {}
+        if func in _SILENT_UP_TO and (func is not F.hardtanh or named.get("min_val") == 0):
+            self._see(args[0] if args else named["input"], _SILENT_UP_TO[func])
+        return func(*args, **named)
 
 
 def channel_state(

@@ -55,6 +55,8 @@ class Observed:
         device = membership.parameters[0].device
         sizes = torch.tensor([p.numel() for p in membership.parameters], device=device)
         self._sizes = self._units(sizes.double())
+        self._is_empty = (self._sizes == 0).tolist()
+        """A block may have no parameters."""
         units = len(self._sizes)
         self._sums = torch.zeros(len(MEANS), units, dtype=torch.float64, device=device)
         self._largest, self._nonfinite = (torch.zeros_like(self._sizes) for _ in range(2))
@@ -111,8 +113,11 @@ class Observed:
             part.zero_()
         good, looks, ratios = numbers[-3:].tolist()
         columns = numbers[:-3].view(len(MEANS) + 2, -1).T.tolist()
-        *found, whole = (_means(column, good, looks) for column in columns)
-        if good:
+        *found, whole = (
+            {} if empty else _means(column, good, looks)
+            for column, empty in zip(columns, self._is_empty, strict=True)
+        )
+        if good and not (self._is_empty[self._first] or self._is_empty[self._last]):
             whole[records.GRAD_FIRST_TO_LAST] = ratios / good
         layers = dict(zip(self._names, found, strict=False))
         blocks = dict(zip(self._membership.names, found[len(layers) :], strict=True))

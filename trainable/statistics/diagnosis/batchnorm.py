@@ -42,17 +42,20 @@ def batchnorm_drift(history: History) -> Told | None:
     found = f"in {in_epochs(point.epoch for point in bad)}"
     if accuracy is not None and by_batch is not None:
         found += (
-            f" val/accuracy was as low as {percent(accuracy)} with running statistics and "
+            f" val/accuracy was {percent(accuracy)} with running statistics and "
             f"{percent(by_batch)} with those of the batches (epoch {worst.epoch})"
         )
     if drift is not None:
         found += f"; bn/drift was {number(drift)} there"
-    words = "BatchNorm's running statistics no longer describe the batches"
+    norm, words = (
+        history.config.train.batchnorm,
+        "BatchNorm's running statistics no longer describe the batches",
+    )
     groups = history.stages[-1].groups
     if any(0 < first < groups[-1][1] - 1 for first, _ in groups):
         words += ": later blocks learn from the teacher's features, and have theirs"
-    elif history.config.data.sampling == "balanced":
-        words += ": they are those of the oversampled mix of data.sampling: balanced"
+    elif history.config.data.sampling == "balanced" and not norm.recalibrate:
+        words += ", and are those of the oversampled mix of data.sampling: balanced"
     return Told(f"{words}.", found, _settle(history, bad[0].epoch))
 
 
@@ -62,7 +65,7 @@ def dead_channels(history: History) -> Told | None:
     if len(shares) < 2:
         return None
     first, last = shares[0], shares[-1]
-    if last.value < DEAD or last.value - min(point.value for point in shares) < DYING:
+    if last.value < DEAD or last.value - first.value < DYING:
         return None
     count = history.at(records.BN_DEAD_CHANNELS, last.epoch)
     variance = history.at(records.BN_MIN_VAR, last.epoch)
@@ -122,7 +125,9 @@ def _settle(history: History, since: int) -> str:
     norm, lr = history.config.train.batchnorm, history.config.optim.lr
     remedies: list[str] = []
     if norm.recalibrate == 0:
-        mix = " (on every picture once)" if history.config.data.sampling == "balanced" else ""
+        mix = (
+            " (on pictures in their own mix)" if history.config.data.sampling == "balanced" else ""
+        )
         remedies.append(f"set train.batchnorm.recalibrate, e.g. to 50 updates{mix}")
     if norm.momentum is not None and norm.momentum < SLOW_MOMENTUM:
         remedies.append(f"raise train.batchnorm.momentum (now {number(norm.momentum)})")

@@ -11,6 +11,9 @@ from trainable.config import TrialConfig
 from trainable.plan import Decomposition, Stage, stages
 from trainable.records import EpochRecord
 
+EARLY = 2
+"""A loss of a later epoch says nothing of what there was to learn in the beginning."""
+
 
 class Point(NamedTuple):
     """A metric's value after an epoch."""
@@ -69,9 +72,9 @@ class History:
 
     @property
     def first_loss(self) -> float | None:
-        """The training loss of the first epoch that has one: what there is to learn."""
-        losses = self.values(records.TRAIN_LOSS)
-        return losses[0] if losses else None
+        """The training loss of the first epoch or two: what there is to learn; None if they have none."""
+        losses = self.series(records.TRAIN_LOSS)
+        return losses[0].value if losses and losses[0].epoch <= EARLY else None
 
 
 Check = Callable[[History], Told | None]

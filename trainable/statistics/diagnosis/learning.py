@@ -33,7 +33,8 @@ RECOVERED = 1.05
 NEAR_THE_PEAK = 0.5
 """Share of a stage's peak from which a learning rate counts as near it."""
 WILD_UPDATE = 0.05
-"""‖Δθ‖/‖θ‖ of an update, mean of an epoch: healthy ones stay at some thousandths, rarely a few hundredths."""
+"""‖Δθ‖/‖θ‖ of an update, mean of an epoch: healthy ones stay at some thousandths, and bold ones come here for
+an epoch while their loss falls."""
 IDLE_UPDATE = 1e-4
 """‖Δθ‖/‖θ‖ of an update, mean of an epoch: a tenth of the usual thousandth, at which a student crosses its own
 length in 1,000 updates; here 10,000 and more would be needed."""
@@ -57,7 +58,9 @@ def is_stuck(history: History) -> bool:
 
 def has_diverged(history: History, loss: float, lowest: float) -> bool:
     """Whether a loss lies far above the lowest before it, as the trial's first measures it."""
-    first = history.first_loss or 0.0
+    first = history.first_loss
+    if first is None:
+        return False
     share = DIVERGED_MIXED if history.config.data.augment.mixes else DIVERGED
     return loss - lowest >= share * max(lowest, first)
 
@@ -130,8 +133,12 @@ def _wildness(history: History, stage: Stage) -> str | None:
 
 
 def _saw_peak(own: History, stage: Stage) -> bool:
-    """A trial pruned in its warm-up has not been at its learning rate yet."""
-    return any(lr >= NEAR_THE_PEAK * stage.peak_lr for lr in own.values(records.TRAIN_LR))
+    """Whether an update was observed near the peak: a trial pruned in its warm-up has not been there yet."""
+    return any(
+        own.at(records.GRAD_UPDATE_RATIO, epoch) is not None
+        for epoch, lr in own.series(records.TRAIN_LR)
+        if lr >= NEAR_THE_PEAK * stage.peak_lr
+    )
 
 
 def _bound_by_clipping(own: History) -> bool:
