@@ -82,8 +82,8 @@ def test_a_given_teacher_has_a_run_of_its_own_and_stays_as_it_is(
         assert run.data.tags["kd.state"] == "complete"
         assert run.data.params["teacher.checkpoint"] == str(random_teacher)
         history = left.history("teacher 0")
-        assert set(history) == {"val/accuracy", "test/accuracy"}
-        assert history["val/accuracy"] == [(0, row.value)]
+        assert set(history) == {"val/accuracy", "best/val_accuracy", "test/accuracy"}
+        assert history["val/accuracy"] == history["best/val_accuracy"] == [(0, row.value)]
         assert 0 < row.test_accuracy < 0.5  # it is untrained
         assert not (Path(left.config.storage.path) / "teachers").exists()
     assert random_teacher.read_bytes() == teacher_bytes

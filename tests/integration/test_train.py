@@ -25,5 +25,8 @@ def test_train_without_a_validation_split(tmp_path: Path, configure: Any, conduc
     assert len(history["test/accuracy"]) == 1
     assert left.results.winner == row
     assert row.test_accuracy == history["test/accuracy"][0][1]
-    assert left.parent.data.metrics == {"best/test_accuracy": row.test_accuracy}
+    told = left.parent.data.metrics
+    assert told["best/test_accuracy"] == row.test_accuracy
+    assert "best/val_accuracy" not in told
+    assert (told["study/complete"], told["study/running"]) == (1, 0)
     assert not (config.folder / "optuna.journal").exists()
