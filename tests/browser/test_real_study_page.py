@@ -57,7 +57,7 @@ def test_the_page_that_is_printed_lists_the_runs_the_best_first(
     browser: webdriver.Chrome, ran: RunStudy
 ) -> None:
     labels = [row.label for row in ran.results.rows]
-    text = shows(browser, ran.page, *labels, "quickstart", "9 matching runs", "val/accuracy")
+    text = shows(browser, ran.page, *labels, "quickstart", "9 matching runs", "best/val_accuracy")
     listed = [line for line in text.splitlines() if line in labels]
     best = {row.label: row.value for row in ran.results.rows}
     assert [best[label] for label in listed[:8]] == sorted(best.values(), reverse=True)
