@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,16 +15,15 @@ import pytest
 import torch
 from optuna.trial import TrialState
 
-from study.config import dump_config
 from study.driver import StudyInterruptedError
 from study.results import StudyResults, load_results
+from tests.integration.driving import start
 from tests.trainable.trials import OF_THE_MACHINE
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
 
 TRIALS, EPOCHS = 3, 8
 NOISE = re.compile(r"ray::|\(pid=|Tune|WARNING|INFO|Warning|deprecated|\bray\b.*(started|address)")
-ALONE = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
 
 
 def build(configure: Any, path: Path) -> Any:
@@ -34,20 +32,6 @@ def build(configure: Any, path: Path) -> Any:
         study={"trials": TRIALS, "concurrency": 1},
         train={"epochs": EPOCHS},
         search={"optim.lr": {"loguniform": [0.01, 0.1]}, "data.batch_size": {"choice": [16, 32]}},
-    )
-
-
-def start(config: Any) -> subprocess.Popen[str]:
-    """`kd-study run` with a Ray cluster of its own, in a process group of its own, as in a terminal."""
-    path = Path(config.storage.path) / "config.yaml"
-    path.write_text(dump_config(config))
-    return subprocess.Popen(
-        [sys.executable, "-m", "study", "run", str(path)],
-        env=ALONE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
     )
 
 

@@ -6,7 +6,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,30 +14,15 @@ from typing import Any
 import pytest
 from mlflow.tracking import MlflowClient
 
-from study.config import StudyConfig, dump_config
+from study.config import StudyConfig
 from study.curves import read_curve
 from study.folder import SPOOL
 from study.results import StudyResults, find_results, load_results
 from study.spool import unsent
-from tests.study.mlflow_server import MlflowServer
+from tests.integration.driving import start
+from tests.study.mlflow_server import MlflowServer, running_server
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-
-ALONE = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-
-
-def start(config: StudyConfig) -> subprocess.Popen[str]:
-    """`kd-study run` with a Ray cluster of its own."""
-    path = Path(config.storage.path) / "config.yaml"
-    path.write_text(dump_config(config))
-    return subprocess.Popen(
-        [sys.executable, "-m", "study", "run", str(path)],
-        env=ALONE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
 
 
 def finish(config: StudyConfig) -> str:
@@ -131,12 +115,8 @@ def build(configure: Any, path: Path, **changes: Any) -> StudyConfig:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[MlflowServer]:
-    server = MlflowServer(tmp_path)
-    try:
-        server.start()
+    with running_server(tmp_path) as server:
         yield server
-    finally:
-        server.stop()
 
 
 @pytest.mark.service

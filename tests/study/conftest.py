@@ -9,19 +9,15 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from study.store import Store, open_store
-from tests.study.mlflow_server import MlflowServer
+from tests.study.mlflow_server import running_server
 from tests.study.postgres import Postgres
 
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of an MLflow server on this machine."""
-    server = MlflowServer(tmp_path_factory.mktemp("server"))
-    try:
-        server.start()
+    with running_server(tmp_path_factory.mktemp("server")) as server:
         yield server.uri
-    finally:
-        server.stop()
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,15 +18,10 @@ from study.results import LEDGER, StudyResults, save_results
 from study.store import open_store
 from study.telling import study_opening
 from study.tracking import Tracker
+from tests.study.mlflow_server import free_port
 from tests.study.studies import results_of
 
 pytestmark = [pytest.mark.service, pytest.mark.slow]
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from study.spool import Spool, unsent
 from study.store import Store, open_store
 from study.tracking import VALUES_A_CALL, Tracker
 from study.writer import Writer
-from tests.study.mlflow_server import MlflowServer
+from tests.study.mlflow_server import MlflowServer, running_server
 
 METRICS = 20
 Point = tuple[str, int, int, float]
@@ -322,12 +322,8 @@ def test_a_store_that_says_to_come_back_later_is_believed(driver: Driver, calls:
 
 @pytest.fixture
 def own_server(tmp_path: Path) -> Iterator[MlflowServer]:
-    server = MlflowServer(tmp_path)
-    try:
-        server.start()
+    with running_server(tmp_path) as server:
         yield server
-    finally:
-        server.stop()
 
 
 @pytest.mark.service

@@ -57,7 +57,11 @@ class Silence:
 
     def channels(self) -> dict[str, Tensor]:
         """By layer: (channels,), true where no picture of any rank got through; called by every rank."""
-        return {name: ranks.max_over_ranks(largest) <= 0 for name, largest in self._largest.items()}
+        if not self._largest:
+            return {}
+        joined = ranks.max_over_ranks(torch.cat(list(self._largest.values()))) <= 0
+        parts = joined.split([len(largest) for largest in self._largest.values()])
+        return dict(zip(self._largest, parts, strict=True))
 
     def _hook(self, name: str) -> Callable[[nn.Module, Any, Tensor], None]:
         def remember(module: nn.Module, inputs: Any, output: Tensor) -> None:
@@ -103,11 +107,15 @@ def channel_state(
 
     `silent` are the channels that `Silence` found.
     """
-    layers = {n: _state(layer, silent.get(n)) for n, layer in batchnorm_layers(network).items()}
-    if not layers:
+    found = batchnorm_layers(network)
+    if not found:
         return {}, {}
+    table = torch.stack([_state(layer, silent.get(name)) for name, layer in found.items()]).tolist()
+    layers = {
+        name: dict(zip(_STATE, row, strict=True)) for name, row in zip(found, table, strict=True)
+    }
     dead = sum(state[records.BN_DEAD_CHANNELS] for state in layers.values())
-    channels = sum(layer.num_features for layer in batchnorm_layers(network).values())
+    channels = sum(layer.num_features for layer in found.values())
     whole = {
         records.BN_MIN_VAR: min(state[records.BN_MIN_VAR] for state in layers.values()),
         records.BN_DEAD_CHANNELS: dead,
@@ -118,7 +126,17 @@ def channel_state(
     return whole, layers
 
 
-def _state(layer: _BatchNorm, silent: Tensor | None) -> dict[str, float]:
+_STATE: tuple[str, ...] = (
+    records.BN_MIN_VAR,
+    records.BN_DEAD_CHANNELS,
+    records.BN_DEAD_SHARE,
+    records.BN_MIN_SCALE,
+    records.BN_MAX_SCALE,
+)
+
+
+def _state(layer: _BatchNorm, silent: Tensor | None) -> Tensor:
+    """What `_STATE` names, of one layer."""
     variance = layer.get_buffer("running_var")
     scale = (variance + layer.eps).rsqrt()
     if layer.affine:
@@ -126,11 +144,4 @@ def _state(layer: _BatchNorm, silent: Tensor | None) -> dict[str, float]:
     dead = variance <= DEAD_VARIANCE
     dead = dead if silent is None else dead | silent
     parts = (variance.min(), dead.sum(), dead.float().mean(), scale.min(), scale.max())
-    names = (
-        records.BN_MIN_VAR,
-        records.BN_DEAD_CHANNELS,
-        records.BN_DEAD_SHARE,
-        records.BN_MIN_SCALE,
-        records.BN_MAX_SCALE,
-    )
-    return dict(zip(names, torch.stack([part.float() for part in parts]).tolist(), strict=True))
+    return torch.stack([part.float() for part in parts])
