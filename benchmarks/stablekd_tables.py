@@ -12,7 +12,8 @@ config's own is taken: trained first, or the file that it names.
 
 Written after every run to benchmarks/results/stablekd-tables-<device>.json, and for others than ResNet34 → ResNet18
 on CIFAR-100 to stablekd-tables-<data set>-<student>-<device>.json. Stopped half-way, the same command goes on, with the
-runs that are missing and within the run that was cut off.
+runs that are missing and within the run that was cut off. With `--parallel` so many runs share the machine's GPUs, best
+under MPS (`nvidia-cuda-mps-control -d`), and one Ray cluster: each alone would start hundreds of threads for its own.
 """
 
 from __future__ import annotations
@@ -20,20 +21,21 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import os
 import statistics
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from queue import Queue
 from typing import Any
 
+import ray
 from environment import environment
 from stablekd_cells import CELLS, Cell
 
+from study.cluster import connected
 from study.results import StudyResults, find_results
 
 RESULTS = Path(__file__).parent / "results"
@@ -60,6 +62,8 @@ def arguments(cell: Cell, seed: int, options: argparse.Namespace) -> list[str]:
         "train.seed": seed,
         **cell.settings,
     }
+    if options.share is not None:
+        settings["resources.gpus_per_worker"] = options.share
     if cell.pair[0] == "cifar100":
         settings["data.source"] = "parquet"
     if not cell.has_teacher:
@@ -79,17 +83,9 @@ def train(cell: Cell, seed: int, options: argparse.Namespace) -> StudyResults:
     command = [sys.executable, "-m", "study", "train", str(CONFIGS / cell.config)]
     command += arguments(cell, seed, options)
     options.storage.mkdir(parents=True, exist_ok=True)
-    gpu = options.gpus.get()
-    try:
-        # A Ray of its own for each, in a folder whose path is short enough for a socket's.
-        with (
-            tempfile.TemporaryDirectory() as ray,
-            (options.storage / f"{name}.log").open("a") as log,
-        ):
-            own = {"RAY_TMPDIR": ray} | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": str(gpu)})
-            subprocess.run(command, check=True, stdout=log, stderr=log, env={**os.environ, **own})
-    finally:
-        options.gpus.put(gpu)
+    environ = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    with (options.storage / f"{name}.log").open("a") as log:
+        subprocess.run(command, check=True, stdout=log, stderr=log, env=environ)
     return find_results(options.storage / name, f"{name}-train")
 
 
@@ -102,6 +98,13 @@ def run_of(results: StudyResults) -> dict[str, Any]:
         "seconds": row.seconds,
         "teacher_test_accuracy": teachers[0] if teachers else None,
     }
+
+
+def share_of(gpus: int, parallel: int) -> float | None:
+    """GPUs a run holds where so many run at once; in the four places that Ray counts, rounded down."""
+    if not gpus:
+        return None
+    return math.floor(1e4 / math.ceil(parallel / gpus)) / 1e4
 
 
 def summary(runs: Mapping[str, Any]) -> dict[str, float]:
@@ -182,9 +185,8 @@ def main() -> None:
         command.error(f"--data must name the folder of {pairs[0][0]}")
     options.storage, options.data = options.storage.resolve(), options.data.resolve()
     where = environment()
-    date, gpus, options.gpus = where.pop("date"), where["gpus"], Queue()
-    for number in range(options.parallel):
-        options.gpus.put(number % len(gpus) if gpus else None)
+    date, gpus = where.pop("date"), where["gpus"]
+    options.share = share_of(len(gpus), options.parallel)
     setting: dict[str, Any] = {"environment": where}
     if any(cell.has_teacher for cell in cells):
         setting["teacher"] = teacher_of(options)
@@ -196,14 +198,20 @@ def main() -> None:
     except ValueError as error:
         command.error(str(error))
     record = {**record, "date": date, **setting, "parallel": options.parallel}
-    train_missing(cells, options, record, path)
+    with connected():
+        failed = train_missing(cells, options, record, path)
     print(f"wrote {path}")
+    if failed:
+        sys.exit(
+            f"{failed} run(s) failed: see the logs in {options.storage}, and repeat the command"
+        )
 
 
 def train_missing(
     cells: list[Cell], options: argparse.Namespace, record: dict[str, Any], path: Path
-) -> None:
-    """Every run that the record lacks; it is written after each."""
+) -> int:
+    """Every run that the record lacks; it is written after each. How many failed."""
+    failed = 0
     with ThreadPoolExecutor(options.parallel) as pool:
         futures = {
             pool.submit(train, cell, seed, options): (cell, seed)
@@ -213,12 +221,16 @@ def train_missing(
         }
         for future in as_completed(futures):
             cell, seed = futures[future]
+            if isinstance(future.exception(), subprocess.CalledProcessError):
+                failed += 1
+                continue
             facts = {"scheme": cell.scheme, "epochs": cell.epochs, "paper": cell.paper}
             known = record["cells"].setdefault(cell.name, {**facts, "runs": {}})
             known["runs"][str(seed)] = run_of(future.result())
             known |= summary(known["runs"])
             path.write_text(json.dumps(record, indent=1) + "\n")
             print(json.dumps({"cell": cell.name, "seed": seed, **known["runs"][str(seed)]}))
+    return failed
 
 
 if __name__ == "__main__":

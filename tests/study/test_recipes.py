@@ -116,7 +116,10 @@ def test_every_cell_of_the_papers_tables_makes_a_valid_trial_of_its_own(
     tables: Any, tmp_path: Path
 ) -> None:
     options = argparse.Namespace(
-        storage=tmp_path, data=tmp_path / "data", teacher=tmp_path / "teacher.safetensors"
+        storage=tmp_path,
+        data=tmp_path / "data",
+        teacher=tmp_path / "teacher.safetensors",
+        share=None,
     )
     names: set[str] = set()
     trials: set[str] = set()
@@ -149,12 +152,23 @@ def test_a_cell_has_the_papers_settings(
     tables: Any, tmp_path: Path, name: str, settings: tuple[Any, ...]
 ) -> None:
     (cell,) = [cell for cell in tables.CELLS if cell.name == name]
-    options = argparse.Namespace(storage=tmp_path, data=tmp_path, teacher=None)
+    options = argparse.Namespace(storage=tmp_path, data=tmp_path, teacher=None, share=0.5)
     words = tables.arguments(cell, 0, options)
     config, _ = load_single(tables.CONFIGS / cell.config, words[1::2])
     distill, optim = config.distill, config.optim
     found = (distill.method, distill.alpha, distill.lam, optim.lr, config.data.batch_size)
     assert found == settings
+    assert config.resources.gpus_per_worker == 0.5
+
+
+@pytest.mark.parametrize(
+    ("gpus", "parallel", "share"),
+    [(0, 3, None), (1, 1, 1.0), (2, 1, 1.0), (2, 12, 0.1666), (2, 15, 0.125), (1, 3, 0.3333)],
+)
+def test_runs_that_go_at_once_fit_on_the_gpus(
+    tables: Any, gpus: int, parallel: int, share: float | None
+) -> None:
+    assert tables.share_of(gpus, parallel) == share
 
 
 def test_the_tables_are_trained_one_student_and_data_set_at_a_time(
