@@ -195,9 +195,10 @@ def train_form(form: str, case: Case, device: torch.device) -> dict[str, Any]:
     number, seconds = 0, []
     for epoch in range(1, config.train.epochs + 1):
         module.train()
+        feed.enter(epoch)
         started, plan = time.perf_counter(), feed.plan(epoch)
         for item, batch in zip(plan, feed.batches(plan, epoch), strict=True):
-            images, labels = feed.augmented(batch, epoch)
+            images, labels = feed.augmented(batch)
             if "overflow" in form and number == case.overflow_at and rank == 0:
                 images = images * OVERFLOW
             with precision.forward():

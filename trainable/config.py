@@ -322,6 +322,10 @@ class TrainConfig(Config):
     """Processes a trial, each with a share of the batch (DDP)."""
     deterministic: bool = False
     """Only deterministic algorithms on GPUs, at a cost in speed; CPUs always are."""
+    cuda_graph: bool = True
+    """On one CUDA device, launch each update's kernels at once, as a CUDA graph, whose memory stays reserved beside
+    what validation and an epoch's short last update take. A network must then decide nothing on the host in its
+    forward; one that waits for the device or draws there is seen, and a line in the worker's log says so."""
     seed: Seed = 0
     """Seed of the initial weights, the order of the pictures and their augmentation."""
     observe_every: PositiveInt = 10

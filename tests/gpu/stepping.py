@@ -10,6 +10,7 @@ from torch import Tensor
 
 from trainable.config import BatchNormConfig, DistillConfig, OptimConfig, TrainConfig
 from trainable.distill.objective import Objective, method_of
+from trainable.engine.graph import Graphs
 from trainable.engine.optimizers import build_optimizer
 from trainable.engine.parallel import wrap_for_ranks
 from trainable.engine.step import Step
@@ -22,6 +23,8 @@ from trainable.plan import initial_groups
 CUDA = torch.device("cuda")
 SIZE = 64
 STABLE = {"method": "stablekd", "lam": 1.0, "decomposition": "5/2"}
+CAPTURED = 3
+"""Updates after which those of one kind are replayed."""
 TOO_LARGE = 1e6
 """A finite picture times this is beyond fp16, which ends at 65504."""
 
@@ -49,9 +52,11 @@ class Setup:
         distill: dict[str, Any] | None = None,
         recompute: bool = False,
         sync: bool = False,
+        graph: bool = False,
         device: torch.device = CUDA,
         **train: Any,
     ) -> None:
+        """`graph` launches every update as the loop does, but for the augmentation."""
         config = DistillConfig.model_validate(distill or STABLE)
         self.student = network(0, sync=sync)
         self.student.recompute = recompute
@@ -69,23 +74,29 @@ class Setup:
         self.share = slice(0, SIZE)
         """This rank's."""
         self.number = 0
+        self.graphs = Graphs(self.step.abandon) if graph else None
 
     def update(self, factor: float = 1.0) -> None:
         """As the loop has it, with the health check; `factor` is of the student's pictures alone."""
         images, labels = self.images[self.share], self.labels[self.share]
-        parts = zip(
-            images.tensor_split(self.micro_batches),
-            labels.tensor_split(self.micro_batches),
-            strict=True,
-        )
-        for number, (part, own) in enumerate(parts, start=1):
-            with self.step.precision.forward():
-                outputs = self.teacher(part)
-            last = number == self.micro_batches
-            self.step.accumulate(part * factor, own, outputs, update_size=SIZE, last=last)
-        self.step.finish(0.05)
+        inputs = (images, images * factor, labels)
+        self.step.announce(0.05)
+        if self.graphs is None:
+            self._on_the_device(inputs)
+        else:
+            self.graphs.call(self.step.observes, self._on_the_device, inputs)
+        self.step.count()
         self.number += 1
         self.step.health.check(f"update {self.number}")
+
+    def _on_the_device(self, inputs: Sequence[Tensor]) -> None:
+        parts = zip(*(tensor.tensor_split(self.micro_batches) for tensor in inputs), strict=True)
+        for number, (images, own, labels) in enumerate(parts, start=1):
+            with self.step.precision.forward():
+                outputs = self.teacher(images)
+            last = number == self.micro_batches
+            self.step.accumulate(own, labels, outputs, update_size=SIZE, last=last)
+        self.step.apply()
 
     @property
     def scale(self) -> float:

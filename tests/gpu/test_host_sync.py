@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.gpu.stepping import Setup
+from tests.gpu.stepping import CAPTURED, Setup
 from trainable.engine.step import UPDATES
 
 NoHostSync = Callable[[], AbstractContextManager[None]]
@@ -49,6 +49,20 @@ def test_nothing_waits_for_the_device_between_flushes(
     """The health check, which every update has, copies its counters three times."""
     setup = Setup(**FEATURES[feature])
     setup.update()
+    torch.cuda.synchronize()
+    with no_host_sync():
+        for _ in range(50):
+            setup.update()
+    assert setup.step.gradients.flush()[UPDATES] > 20
+
+
+@pytest.mark.parametrize(
+    "features", [{}, {"precision": "fp16", "accumulate": 2, "clip": 5.0}], ids=["fp32", "fp16"]
+)
+def test_replays_wait_for_nothing(features: dict[str, Any], no_host_sync: NoHostSync) -> None:
+    setup = Setup(**features, observe_every=2, graph=True)
+    for _ in range(2 * CAPTURED):
+        setup.update()
     torch.cuda.synchronize()
     with no_host_sync():
         for _ in range(50):

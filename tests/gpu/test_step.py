@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.amp import GradScaler
 
-from tests.gpu.stepping import CUDA, SIZE, TOO_LARGE, Setup, changed
+from tests.gpu.stepping import CAPTURED, CUDA, SIZE, TOO_LARGE, Setup, changed
 from trainable.config import ResourcesConfig, TrainConfig, TrialConfig
 from trainable.distill.terms import LOSS
 from trainable.engine.inputs import Place
@@ -14,6 +14,7 @@ from trainable.engine.settings import apply_settings
 from trainable.errors import TrainingError
 
 pytestmark = pytest.mark.gpu
+EVERY_FORM = pytest.mark.parametrize("graph", [False, True], ids=["eager", "graph"])
 
 
 def settings_of(precision: str) -> TrialConfig:
@@ -30,10 +31,11 @@ def settings_of(precision: str) -> TrialConfig:
 
 
 @pytest.mark.usefixtures("restored_determinism")
+@EVERY_FORM
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16"])
-def test_every_precision_trains(precision: str) -> None:
+def test_every_precision_trains(precision: str, graph: bool) -> None:
     apply_settings(settings_of(precision))
-    setup = Setup(precision=precision, clip=5.0)
+    setup = Setup(precision=precision, clip=5.0, graph=graph)
     losses: list[float] = []
     for _ in range(30):
         setup.update()
@@ -59,17 +61,18 @@ def test_tf32_rounds_what_fp32_does_not() -> None:
     assert errors["tf32"] > 10 * errors["fp32"]
 
 
-def trained_in_fp16() -> Setup:
+def trained_in_fp16(*, graph: bool = False) -> Setup:
     """Past the first updates, in which the scale comes down to where it fits."""
-    setup = Setup(precision="fp16")
-    for _ in range(20):
+    setup = Setup(precision="fp16", graph=graph)
+    for _ in range(24):
         setup.update()
     setup.step.health.flush()
     return setup
 
 
-def test_an_overflow_in_fp16_halves_the_scale_and_leaves_no_trace() -> None:
-    setup = trained_in_fp16()
+@EVERY_FORM
+def test_an_overflow_in_fp16_halves_the_scale_and_leaves_no_trace(graph: bool) -> None:
+    setup = trained_in_fp16(graph=graph)
     scale, before = setup.scale, setup.state()
     setup.update(factor=TOO_LARGE)
     assert setup.scale == scale / 2
@@ -113,16 +116,20 @@ def test_without_the_guard_the_same_overflow_stays_in_batchnorm_for_good() -> No
     assert setup.student(setup.images).isnan().all()
 
 
+@EVERY_FORM
 @pytest.mark.parametrize("label", [10, -1, 2**40])
-def test_a_label_without_a_class_is_skipped_and_does_not_stop_the_device(label: int) -> None:
-    setup = Setup(accumulate=2)
-    setup.update()
+def test_a_label_without_a_class_is_skipped_and_does_not_stop_the_device(
+    label: int, graph: bool
+) -> None:
+    setup = Setup(accumulate=2, observe_every=1, graph=graph)
+    for _ in range(CAPTURED):
+        setup.update()
     before, good = setup.state(), setup.labels.clone()
     setup.labels[SIZE // 2 + 5] = label
     setup.update()
     torch.cuda.synchronize()
     assert setup.step.health.flush() == (1, {"label": 1})
-    assert setup.step.inputs.place() == Place(update=1, micro_batch=1, position=5)
+    assert setup.step.inputs.place() == Place(update=CAPTURED, micro_batch=1, position=5)
     assert changed(before, setup.state()) == []
     setup.labels.copy_(good)
     setup.update()
@@ -130,19 +137,24 @@ def test_a_label_without_a_class_is_skipped_and_does_not_stop_the_device(label: 
     assert "network.fc.weight" in changed(before, setup.state())
 
 
-def test_a_picture_that_is_not_finite_is_told_to_the_loop() -> None:
-    setup = Setup()
-    setup.update()
+@EVERY_FORM
+def test_a_picture_that_is_not_finite_is_told_to_the_loop(graph: bool) -> None:
+    setup = Setup(observe_every=1, graph=graph)
+    for _ in range(CAPTURED):
+        setup.update()
     assert setup.step.health.check("here", wait=True) is False
     setup.images[7, 0, 3, 3] = float("nan")
     setup.update()
     assert setup.step.health.check("here", wait=True) is True
-    assert setup.step.inputs.place() == Place(update=1, micro_batch=0, position=7)
+    assert setup.step.inputs.place() == Place(update=CAPTURED, micro_batch=0, position=7)
 
 
-def test_too_many_skipped_updates_end_a_trial_though_nobody_waits_for_the_device() -> None:
+@EVERY_FORM
+def test_too_many_skipped_updates_end_a_trial_though_nobody_waits_for_the_device(
+    graph: bool,
+) -> None:
     """The counters are looked at every 16 updates, and each look sees the one before."""
-    setup = Setup(precision="fp16", max_skipped=3, loss_scale={"floor": 1e-9})
+    setup = Setup(precision="fp16", max_skipped=3, loss_scale={"floor": 1e-9}, graph=graph)
 
     def only_bad_updates() -> None:
         for _ in range(100):

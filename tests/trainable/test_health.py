@@ -258,18 +258,20 @@ def test_a_place_names_update_micro_batch_and_position(make_config: MakeConfig) 
 @pytest.mark.parametrize("label", [10, -1, 2**40])
 def test_a_label_without_a_class_is_found_and_brought_into_range(label: int) -> None:
     inputs = Inputs(10, CPU)
+    inputs.enter(70_000)
     inputs.start()
     images, labels = noise(0)
     labels[7] = label
-    seen = inputs.look(images, labels, 70_000, 300)
+    seen = inputs.look(images, labels, 300)
     assert inputs.found.tolist() == [0, 1]
     assert inputs.place() == Place(70_000, 300, 7)
     assert seen[7] in (0, 9)
     assert labels[7] == label
     keep = torch.arange(16) != 7
     assert torch.equal(seen[keep], labels[keep])
+    inputs.enter(70_001)
     inputs.start()
-    inputs.look(*noise(0), 70_001, 0)
+    inputs.look(*noise(0), 0)
     assert inputs.found.tolist() == [0, 0]
 
 

@@ -77,8 +77,9 @@ def test_a_label_without_a_class_is_found_where_it_is_and_not_where_it_was_mixed
     distributions = (labels[:, None] == torch.arange(10)).float()
     mixed = distributions * share + distributions.roll(1, 0) * (1 - share)
     inputs = Inputs(10, CPU)
+    inputs.enter(4)
     inputs.start()
-    seen = inputs.look(torch.zeros(8, 3, 4, 4), mixed, 4, 1)
+    seen = inputs.look(torch.zeros(8, 3, 4, 4), mixed, 1)
     assert torch.equal(seen, mixed)
     assert inputs.found.tolist() == [0, 1]
     assert inputs.place() == Place(4, 1, position)
@@ -89,14 +90,15 @@ def test_mixed_labels_that_are_whole_are_let_by() -> None:
     inputs.start()
     share = torch.rand(64, 1, generator=torch.Generator().manual_seed(0))
     labels = share * torch.eye(10)[torch.arange(64) % 10] + (1 - share) * torch.eye(10)[3]
-    inputs.look(torch.zeros(64, 3, 4, 4), labels, 0, 0)
+    inputs.look(torch.zeros(64, 3, 4, 4), labels, 0)
     assert inputs.found.tolist() == [0, 0]
 
 
 def micro_batches(config: TrialConfig, epoch: int, skip: int = 0) -> list[tuple[Tensor, Tensor]]:
     feed = Feed(open_dataset(config.data), config, CPU)
     plan = feed.plan(epoch)[skip:]
-    return [feed.augmented(batch, epoch) for batch in feed.batches(plan, epoch)]
+    feed.enter(epoch)
+    return [feed.augmented(batch) for batch in feed.batches(plan, epoch)]
 
 
 @pytest.mark.parametrize("augment", [ALL, {"mixup": 0.8}, {"cutmix": 1.0, "crop": 1}])

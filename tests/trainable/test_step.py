@@ -146,6 +146,18 @@ def test_an_update_that_is_not_finite_leaves_no_trace(
     assert step.health.flush().total == 1
 
 
+def test_state_of_another_device_is_taken_without_its_settings_for_graphs(
+    student: BlockNetwork, make_config: MakeConfig
+) -> None:
+    """AdamW captured on a GPU, going on on a CPU; the other way round it could not be captured."""
+    step = step_of(student, make_config(), {"name": "adamw", "lr": 0.1})
+    shared = step.shared_state()
+    for group in shared["optimizer"]["param_groups"]:
+        group["capturable"] = True
+    step.load(shared, step.own_state())
+    assert [group["capturable"] for group in step.optimizer.param_groups] == [False]
+
+
 def test_the_first_update_may_be_skipped(
     student: BlockNetwork, teacher: FrozenTeacher, batch: Batch, make_config: MakeConfig
 ) -> None:

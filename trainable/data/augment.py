@@ -17,16 +17,18 @@ from trainable.data.hashing import GOLDEN, MULTIPLIERS, SHIFTS, stream_key
 _FIELD_BITS = 24
 
 
-def augment(
-    images: Tensor, indices: Tensor, *, seed: int, epoch: int, crop: int, flip: bool
-) -> Tensor:
+def augmentation_key(seed: int, epoch: int) -> int:
+    """The word that an epoch's draws come from, as the int64 with its bits; epochs are counted from 1."""
+    return _signed(stream_key("augment", seed, epoch))
+
+
+def augment(images: Tensor, indices: Tensor, key: Tensor, *, crop: int, flip: bool) -> Tensor:
     """Zero-pad by `crop` pixels and crop back at a random place, then mirror with probability 1/2.
 
     Args:
         images: uint8 (B, C, H, W).
         indices: int64 (B,), the samples' indices in their split, on the same device.
-        seed: The trial's seed.
-        epoch: Counted from 1.
+        key: int64 (), the `augmentation_key` of seed and epoch, on the same device.
         crop: Pixels of padding on each side; offsets are uniform in 0 .. 2·crop. 0 is off.
         flip: Whether to mirror at all.
 
@@ -37,7 +39,7 @@ def augment(
     if crop == 0 and not flip:
         return images
     height, width = images.shape[-2:]
-    words = _draws(indices, stream_key("augment", seed, epoch))
+    words = _draws(indices, key)
     rows = torch.arange(height, device=images.device).expand(len(images), height)
     columns = torch.arange(width, device=images.device).expand(len(images), width)
     if flip:
@@ -58,9 +60,9 @@ def _gather(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return picked.view(batch, channels, rows.shape[1], columns.shape[1])
 
 
-def _draws(indices: Tensor, key: int) -> Tensor:
+def _draws(indices: Tensor, key: Tensor) -> Tensor:
     """Word `indices[b]` of the stream `key` (`hashing.draws`), 64 bits in an int64, (B,)."""
-    value = (indices + 1) * _signed(GOLDEN) + _signed(key)
+    value = (indices + 1) * _signed(GOLDEN) + key
     value = _xor_shift(value, SHIFTS[0]) * _signed(MULTIPLIERS[0])
     value = _xor_shift(value, SHIFTS[1]) * _signed(MULTIPLIERS[1])
     return _xor_shift(value, SHIFTS[2])

@@ -65,17 +65,17 @@ def explained(progress: Progress, config: TrialConfig, device: torch.device) -> 
 def _memory_problem(place: str, doing: str, config: TrialConfig, device: torch.device) -> str:
     used = ""
     if device.type == "cuda":
-        own = torch.cuda.max_memory_allocated(device) / _GIB
+        own = torch.cuda.max_memory_reserved(device) / _GIB
         used = f"; it held {own:.1f} GiB at most"
     problem = Problem(
         f"{place}: out of memory on {device}",
         f"{doing} must fit into memory{used}",
-        _remedies(config) if doing.startswith(TRAINING) else _MORE_MEMORY,
+        _remedies(config, device) if doing.startswith(TRAINING) else _MORE_MEMORY,
     )
     return str(problem)
 
 
-def _remedies(config: TrialConfig) -> str:
+def _remedies(config: TrialConfig, device: torch.device) -> str:
     """The settings that trade time or precision for memory, without those that are on already."""
     train = config.train
     remedies = [
@@ -85,6 +85,8 @@ def _remedies(config: TrialConfig) -> str:
         remedies.append("set train.activation_checkpointing: true")
     if train.precision not in ("bf16", "fp16"):
         remedies.append(f"use train.precision: bf16 (now {train.precision})")
+    if train.cuda_graph and device.type == "cuda":
+        remedies.append("set train.cuda_graph: false")
     return ", or ".join(remedies)
 
 

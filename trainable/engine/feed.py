@@ -10,7 +10,7 @@ from torch import Tensor
 
 from trainable import ranks
 from trainable.config import TrialConfig
-from trainable.data.augment import Normalizer, augment
+from trainable.data.augment import Normalizer, augment, augmentation_key
 from trainable.data.loaders import Batch, Loader, open_loader
 from trainable.data.mix import Mixer
 from trainable.data.sampling import Indices, Update, balanced_order, epoch_order, updates
@@ -34,6 +34,7 @@ class Feed:
         """On all ranks."""
         self._loader = open_loader(data.train, device, config.data.decode_workers)
         self._normalize = Normalizer(data.mean, data.std, device)
+        self._epoch, self._key = 0, torch.zeros((), dtype=torch.int64, device=device)
         self._mixer = None
         if config.data.augment.mixes:
             self._mixer = Mixer(config.data.augment, len(data.classes), config.train.seed)
@@ -53,23 +54,23 @@ class Feed:
         """The micro-batches of some updates of an epoch, one after the other, before `augmented`."""
         return self._loader_of(epoch).batches([m for update in plan for m in update.micro_batches])
 
-    def augmented(self, batch: Batch, epoch: int) -> tuple[Tensor, Tensor]:
+    def enter(self, epoch: int) -> None:
+        """From now on `augmented` draws what this epoch has; its key lies where it is on the device."""
+        self._epoch = epoch
+        self._key.fill_(augmentation_key(self._config.train.seed, epoch))
+
+    def augmented(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """A micro-batch as the networks take it in training: float32 (B, C, H, W), and its labels.
 
         Those are int64 (B,), or float32 (B, classes) distributions where pictures are mixed.
         """
-        augmentation, seed = self._config.data.augment, self._config.train.seed
+        changes = self._config.data.augment
         images = augment(
-            batch.images,
-            batch.indices,
-            seed=seed,
-            epoch=epoch,
-            crop=augmentation.crop,
-            flip=augmentation.flip,
+            batch.images, batch.indices, self._key, crop=changes.crop, flip=changes.flip
         )
         images, labels = self._normalize(images), batch.labels
         if self._mixer is not None:
-            images, labels = self._mixer(images, labels, epoch=epoch, first=batch.first)
+            images, labels = self._mixer(images, labels, epoch=self._epoch, first=batch.first)
         return self._laid_out(images), labels
 
     def prepare(self, images: Tensor) -> Tensor:
@@ -98,6 +99,4 @@ class Feed:
         return open_loader(replace(self._split, reader=reader), self._device, data.decode_workers)
 
     def _laid_out(self, images: Tensor) -> Tensor:
-        if self._device.type == "cuda":
-            return images.contiguous(memory_format=torch.channels_last)
-        return images
+        return images.contiguous(memory_format=torch.channels_last)

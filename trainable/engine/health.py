@@ -28,8 +28,8 @@ class Skipped(NamedTuple):
 class Health:
     """Counts what the guard skips, and raises where a trial would skip for ever.
 
-    The counters are on the device. On a GPU they are copied to the host without waiting, and looked at up
-    to 32 updates later; what they count is looked at in every update.
+    The counters stay where they are in the device's memory. On a GPU they are copied to the host without
+    waiting, and looked at up to 32 updates later; what they count is looked at in every update.
     """
 
     def __init__(self, config: TrainConfig, precision: Precision, device: torch.device) -> None:
@@ -60,10 +60,10 @@ class Health:
         first = (flags * (len(names) - self._order)).argmax()
         blamed = bad * (self._order == first)
         self._since_flush += blamed
-        self._in_a_row = (self._in_a_row + 1) * bad
-        self._row = (self._row + blamed) * bad
-        self._worst = torch.where(self._in_a_row > self._longest, self._row, self._worst)
-        self._longest = torch.maximum(self._longest, self._in_a_row)
+        self._in_a_row.add_(1).mul_(bad)
+        self._row.add_(blamed).mul_(bad)
+        self._worst.copy_(torch.where(self._in_a_row > self._longest, self._row, self._worst))
+        self._longest.copy_(torch.maximum(self._longest, self._in_a_row))
         self._look((flags * self._is_input).amax())
         return bad
 
@@ -116,7 +116,7 @@ class Health:
     def _look(self, bad_input: Tensor) -> None:
         """Remember trouble; the scale is that which the update before has left."""
         now = torch.stack([bad_input, self._precision.below_floor(bad_input)])
-        self._trouble = torch.maximum(self._trouble, now)
+        self._trouble.copy_(torch.maximum(self._trouble, now))
 
     def _name(self, names: tuple[str, ...]) -> None:
         if self._names == names:

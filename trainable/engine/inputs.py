@@ -33,12 +33,17 @@ class Inputs:
         self.found = torch.zeros(2, device=device)
         """(2,): 1.0 where this update has had a bad picture, and a bad label, so far."""
         self._place = torch.full((), -1, dtype=torch.int64, device=device)
+        self._update = torch.zeros((), dtype=torch.int64, device=device)
+
+    def enter(self, update: int) -> None:
+        """Updates are counted on the device: the next one has this number."""
+        self._update.fill_(update)
 
     def start(self) -> None:
         """A new update begins."""
         self.found.zero_()
 
-    def look(self, images: Tensor, labels: Tensor, update: int, number: int) -> Tensor:
+    def look(self, images: Tensor, labels: Tensor, number: int) -> Tensor:
         """Look at micro-batch `number` of an update; the labels, brought into range.
 
         (B, C, H, W) and int64 (B,), or float (B, classes): distributions, of which a label that no class
@@ -54,9 +59,9 @@ class Inputs:
             outside = (labels < 0) | (labels >= self._classes)
         found = torch.stack([broken.any(), outside.any()])
         first = (broken | outside).to(torch.float32).argmax()
-        place = first + (((update << _NUMBER_BITS) + number) << _POSITION_BITS)
-        self._place = torch.where((self._place < 0) & found.any(), place, self._place)
-        self.found = torch.maximum(self.found, found.to(torch.float32))
+        place = first + (((self._update << _NUMBER_BITS) + number) << _POSITION_BITS)
+        self._place.copy_(torch.where((self._place < 0) & found.any(), place, self._place))
+        self.found.copy_(torch.maximum(self.found, found.to(torch.float32)))
         return labels if labels.is_floating_point() else labels.clamp(0, self._classes - 1)
 
     def place(self) -> Place | None:

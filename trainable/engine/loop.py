@@ -14,27 +14,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from trainable import ranks, records
 from trainable.config import TrialConfig
-from trainable.data.loaders import Batch, open_loader
+from trainable.data.loaders import open_loader
 from trainable.data.store import Dataset, open_dataset
 from trainable.distill.maps import feature_shapes
 from trainable.distill.objective import Objective, method_of
 from trainable.engine.checkpoint import CheckpointFolder
 from trainable.engine.evaluate import Evaluator
-from trainable.engine.failures import TRAINING, Progress, explained
+from trainable.engine.failures import Progress, explained
 from trainable.engine.feed import Feed
 from trainable.engine.norms import Norms
 from trainable.engine.optimizers import build_optimizer, reset_state
 from trainable.engine.parallel import wrap_for_ranks
 from trainable.engine.randomness import generator_states, restore_generators, seed_everything
+from trainable.engine.reading import Reading
 from trainable.engine.schedule import learning_rates
 from trainable.engine.series import add_epoch
 from trainable.engine.settings import apply_settings
 from trainable.engine.step import Step
 from trainable.engine.summary import Summary, fluctuation, training_summary, validation_summary
+from trainable.engine.updater import Updater
 from trainable.engine.verify import Verifier
 from trainable.errors import DataError, Problem
 from trainable.methods import METHODS
@@ -70,7 +71,8 @@ def run(task: TrialTask, report: Report, device: torch.device) -> None:
     progress = Progress()
     with explained(progress, task.config, device):
         if device.type == "cuda":
-            # Lack of memory is told with the peak, and a used process has other trials' too.
+            # The peak is told, and a used process has held other trials.
+            torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(device)
         apply_settings(task.config)
         trial = _Trial(task, device, progress)
@@ -98,11 +100,13 @@ class _Trial:
         self._objective = self._build_objective(pictures)
         for module in (self._objective, self._teacher):
             if module is not None:
-                _place(module, device)
+                module.to(device).to(memory_format=torch.channels_last)
         optimizer = build_optimizer(config.optim, self._objective.parameters(), device)
         wrapped = wrap_for_ranks(self._objective)
         self._step = Step(wrapped, optimizer, config.train, device, classes=pictures.classes)
         self._open_data(data)
+        self._reading = Reading(progress, device)
+        self._updater = Updater(config, self._feed, self._teacher, self._step, progress, device)
         self._folder = task.folder
         self._checkpoints = CheckpointFolder(task.folder, device)
         self._best = -1.0
@@ -178,7 +182,7 @@ class _Trial:
             records.TRAIN_DATA_WAIT: progress.waited / progress.seconds,
         }
         if device.type == "cuda":
-            peak = ranks.max_number_over_ranks(torch.cuda.max_memory_allocated(device), device)
+            peak = ranks.max_number_over_ranks(torch.cuda.max_memory_reserved(device), device)
             metrics[records.TRAIN_PEAK_MEMORY] = peak / 2**30
         return metrics
 
@@ -190,6 +194,8 @@ class _Trial:
         self._objective.regroup(stage.groups)
         self._objective.train()
         self._norms.enter(epoch)
+        self._feed.enter(epoch)
+        self._updater.enter((stage.number, self._norms.is_frozen(epoch)))
         return stage
 
     def _enter_randomness(self, epoch: int) -> None:
@@ -205,19 +211,13 @@ class _Trial:
         progress, every = self._progress, self._config.train.checkpoint.every
         plan = self._feed.plan(epoch)
         rest = plan[progress.done :]
-        batches = self._feed.batches(rest, epoch)
+        batches = self._reading.over(self._feed.batches(rest, epoch))
         first = (epoch - 1) * len(plan)
         before, started = progress.seconds, time.perf_counter()
         for update in rest:
             progress.update = progress.done + 1
-            for number in range(len(update.micro_batches)):
-                progress.doing, asked = "reading pictures", time.perf_counter()
-                batch = next(batches)
-                progress.waited += time.perf_counter() - asked
-                last = number == len(update.micro_batches) - 1
-                self._micro_batch(batch, epoch, update.size, last=last)
-            progress.doing = "applying the gradient"
-            self._step.finish(self._rates[first + progress.done])
+            count, lr = len(update.micro_batches), self._rates[first + progress.done]
+            self._updater.take(batches, count, update.size, lr)
             progress.done += 1
             self._check_health()
             progress.seconds = before + time.perf_counter() - started
@@ -226,17 +226,7 @@ class _Trial:
                 self._save(is_best=False)
         self._check_health(wait=True)
         progress.seconds = before + time.perf_counter() - started
-
-    def _micro_batch(self, batch: Batch, epoch: int, update_size: int, *, last: bool) -> None:
-        precision = self._config.train.precision
-        self._progress.doing = f"{TRAINING} of {len(batch.labels)} pictures in {precision}"
-        images, labels = self._feed.augmented(batch, epoch)
-        outputs = None
-        if self._teacher is not None:
-            with self._step.precision.forward():
-                ask = self._teacher.with_slope if self._traits.slope else self._teacher
-                outputs = ask(images)
-        self._step.accumulate(images, labels, outputs, update_size=update_size, last=last)
+        self._reading.settle()
 
     def _check_health(self, *, wait: bool = False) -> None:
         where = f"epoch {self._progress.epoch}, update {self._progress.done}"
@@ -279,6 +269,7 @@ class _Trial:
     def _save(self, *, is_best: bool) -> None:
         progress = self._progress
         progress.doing = "writing a checkpoint"
+        self._reading.settle()
         shared = {
             "records": [asdict(record) for record in self.records],
             "best": self._best,
@@ -299,12 +290,6 @@ class _Trial:
         self._checkpoints.save(
             updates_done, self._student, shared, own, is_best=is_best, keep=1 if is_over else keep
         )
-
-
-def _place(module: nn.Module, device: torch.device) -> None:
-    module.to(device)
-    if device.type == "cuda":
-        module.to(memory_format=torch.channels_last)
 
 
 def _teacher(task: TrialTask, pictures: Pictures) -> FrozenTeacher | None:

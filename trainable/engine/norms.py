@@ -24,12 +24,12 @@ class Norms:
 
     def enter(self, epoch: int) -> None:
         """Begin an epoch with a student in training mode: freeze its statistics if that is due."""
-        if self._is_frozen(epoch):
+        if self.is_frozen(epoch):
             freeze_batchnorm(self._student)
 
     def settle(self, epoch: int) -> None:
         """End an epoch's training: bring the running statistics to what is evaluated and kept."""
-        if self._is_frozen(epoch):
+        if self.is_frozen(epoch):
             return  # all ranks have had the same since the last epoch that changed them
         if self._config.recalibrate and self._is_due(epoch):
             self._recalibrate(epoch)
@@ -37,7 +37,8 @@ class Norms:
         layers = batchnorm_layers(self._student).values()
         ranks.average_over_ranks(buffer for layer in layers for buffer in layer.buffers())
 
-    def _is_frozen(self, epoch: int) -> bool:
+    def is_frozen(self, epoch: int) -> bool:
+        """Whether an epoch's training leaves the statistics as they are."""
         after = self._config.freeze_after
         return after is not None and epoch > after
 
@@ -52,5 +53,5 @@ class Norms:
         with recalibration.measure():
             for number, batch in enumerate(batches, start=1):
                 recalibration.next_batch(number)
-                images, _ = self._feed.augmented(batch, epoch)
+                images, _ = self._feed.augmented(batch)
                 self._student(images)

@@ -21,7 +21,14 @@ def build_optimizer(
     lr = torch.tensor(config.lr, device=device)
     if config.name == "adamw":
         betas = (config.momentum, _ADAM_BETA2)
-        return AdamW(parameters, lr, betas=betas, weight_decay=config.weight_decay, fused=True)
+        return AdamW(
+            parameters,
+            lr,
+            betas=betas,
+            weight_decay=config.weight_decay,
+            fused=True,
+            capturable=device.type == "cuda",
+        )
     optimizer = SGD(
         parameters,
         lr,

@@ -31,7 +31,13 @@ class Precision:
 
     def forward(self) -> autocast:
         """The context of the forward pass."""
-        return autocast(self._device_type, dtype=self._dtype, enabled=self._dtype is not None)
+        # No cast of a weight is kept: a CUDA graph may not read one, and rounds as its eager form does.
+        return autocast(
+            self._device_type,
+            dtype=self._dtype,
+            enabled=self._dtype is not None,
+            cache_enabled=False,
+        )
 
     def scale(self, loss: Tensor) -> Tensor:
         """The loss times the scale."""
@@ -44,6 +50,10 @@ class Precision:
     def update(self, optimizer: Optimizer, skipped: Tensor) -> None:
         """Halve the scale after a skipped update, double it after many good ones; `skipped` is 0 or 1."""
         self.scaler.update_after(optimizer, skipped)
+
+    def abandon(self, optimizer: Optimizer) -> None:
+        """Forget whether this update's gradients are unscaled."""
+        self.scaler.forget(optimizer)
 
     def below_floor(self, like: Tensor) -> Tensor:
         """1.0 if the scale is below its floor, else 0.0: () on the device, of the type of `like`."""
@@ -61,6 +71,9 @@ class _AgreedGradScaler(GradScaler):
         for found in state["found_inf_per_device"].values():
             found.copy_(skipped)
         self.update()
+
+    def forget(self, optimizer: Optimizer) -> None:
+        self._per_optimizer_states.pop(id(optimizer), None)
 
     def on_device(self) -> Tensor | None:
         """The scale; None without scaling, or before the first loss."""

@@ -18,15 +18,20 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def generator_states(device: torch.device) -> dict[str, Any]:
-    """The state of every generator, as plain numbers and tensors."""
+def host_states() -> dict[str, Any]:
+    """The states of the generators on the host, as plain numbers."""
     name, keys, position, has_gauss, cached = np.random.get_state()
     version, internal, gauss_next = random.getstate()
-    states: dict[str, Any] = {
+    return {
         "python": [version, list(internal), gauss_next],
         "numpy": [name, np.asarray(keys).tolist(), position, has_gauss, cached],
-        "torch": torch.get_rng_state(),
+        "torch": torch.get_rng_state().tolist(),
     }
+
+
+def generator_states(device: torch.device) -> dict[str, Any]:
+    """The state of every generator, as plain numbers and tensors."""
+    states = {**host_states(), "torch": torch.get_rng_state()}
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)
     return states

@@ -93,7 +93,7 @@ class Step:
             self._guard.remember()
             self.inputs.start()
             self._samples.zero_()
-        labels = self.inputs.look(images, labels, self._updates, self._micro_batches)
+        labels = self.inputs.look(images, labels, self._micro_batches)
         with self._exchange(last):
             with self.precision.forward():
                 terms = self._objective(images, labels, teacher)
@@ -106,12 +106,27 @@ class Step:
 
     def finish(self, lr: float) -> None:
         """Take the update with learning rate `lr`, or skip it on every rank if anything in it is not finite."""
+        self.announce(lr)
+        self.apply()
+        self.count()
+
+    @property
+    def observes(self) -> bool:
+        """Whether this update's gradient, and the distance that it moves the parameters, are measured."""
+        return self._updates % self._observe_every == 0
+
+    def announce(self, lr: float) -> None:
+        """Write the learning rate of the update to the device."""
+        set_learning_rate(self.optimizer, lr)
+
+    def apply(self) -> None:
+        """The update's work on the device, and nothing else: a CUDA graph can hold it."""
         self.precision.unscale(self.optimizer)
         gradients = self.membership.gradients()
         each = norms_of(gradients)
         norms = self.membership.joined(each)
         bad = self._judge(norms)
-        is_observed = self._updates % self._observe_every == 0
+        is_observed = self.observes
         if is_observed:
             self.observed.gradient(gradients, bad)
         if self._noise is not None:
@@ -119,7 +134,6 @@ class Step:
             each = norms_of(gradients)
         clipped = self._zero if self._clip is None else self._clip(gradients, each)
         self._observe_gradients(norms, clipped, bad)
-        set_learning_rate(self.optimizer, lr)
         if is_observed:
             self.observed.before()
         self._guard.step(self.optimizer, bad)
@@ -129,7 +143,16 @@ class Step:
         self.optimizer.zero_grad(set_to_none=False)
         self._terms = {}
         self._micro_batches = 0
+
+    def abandon(self) -> None:
+        """Forget an update that broke off before anything of it ran on the device."""
+        self._terms, self._micro_batches = {}, 0
+        self.precision.abandon(self.optimizer)
+
+    def count(self) -> None:
+        """The update is over: another one comes."""
         self._updates += 1
+        self.inputs.enter(self._updates)
 
     def shared_state(self) -> dict[str, Any]:
         """What is equal on all ranks: optimizer, scaler and the number of updates."""
@@ -149,9 +172,12 @@ class Step:
         if shared["scaler"]:
             self.precision.scaler.load_state_dict(shared["scaler"])
         for group in self.optimizer.param_groups:
-            # The optimizer brings its state to the device, but leaves this where it was read.
+            # The optimizer brings its state to the device, but leaves these as they were where it was written.
             group["lr"] = group["lr"].to(self._zero.device)
+            if "capturable" in group:
+                group["capturable"] = self._zero.device.type == "cuda"
         self._updates = shared["updates"]
+        self.inputs.enter(self._updates)
         for name, part in self._own().items():
             part.load_state_dict(own[name])
 

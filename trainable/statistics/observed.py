@@ -79,7 +79,7 @@ class Observed:
         layers = self._rows.largest()
         blocks = self._membership.largest(layers)
         largest = torch.cat([layers, blocks, blocks.amax().view(1)])
-        self._largest = torch.where(bad > 0, self._largest, self._largest.maximum(largest))
+        self._largest.copy_(torch.where(bad > 0, self._largest, self._largest.maximum(largest)))
         self._nonfinite += nonfinite / self._sizes
         good = 1.0 - bad.double()
         ratio = torch.where(norm[self._last] > 0, norm[self._first] / norm[self._last], 0.0)

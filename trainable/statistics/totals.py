@@ -42,5 +42,5 @@ class Totals:
         """The sums (over all ranks if asked), and start again from 0. The one transfer to the host."""
         sums = ranks.sum_over_ranks(self._sums) if over_ranks else self._sums
         result = dict(zip(self._names, sums.tolist(), strict=True))
-        self._sums = torch.zeros_like(self._sums)
+        self._sums.zero_()
         return result

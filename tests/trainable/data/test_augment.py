@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from trainable.data.augment import Normalizer, augment
+from trainable.data.augment import Normalizer, augment, augmentation_key
 from trainable.data.hashing import stream_key
 
 NoHostSync = Callable[[], AbstractContextManager[None]]
@@ -32,6 +32,10 @@ def reference(image: np.ndarray, bits: int, crop: int, flip: bool) -> np.ndarray
     return result[:, :, ::-1] if flip and bits & 1 else result
 
 
+def key_of(seed: int, epoch: int, device: str = "cpu") -> torch.Tensor:
+    return torch.tensor(augmentation_key(seed, epoch), device=device)
+
+
 def batch(count: int, shape: tuple[int, int, int] = (3, 6, 8)) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, 256, (count, *shape), dtype=torch.uint8, generator=generator)
@@ -41,7 +45,7 @@ def batch(count: int, shape: tuple[int, int, int] = (3, 6, 8)) -> torch.Tensor:
 @pytest.mark.parametrize(("crop", "flip"), [(2, True), (3, False), (0, True), (0, False)])
 def test_is_the_same_as_one_picture_at_a_time(shape, crop: int, flip: bool) -> None:
     images, indices = batch(40, shape), torch.arange(40) * 1_000_003
-    found = augment(images, indices, seed=5, epoch=2, crop=crop, flip=flip)
+    found = augment(images, indices, key_of(5, 2), crop=crop, flip=flip)
     assert found.dtype == torch.uint8
     key = stream_key("augment", 5, 2)
     for image, index, result in zip(images.numpy(), indices.tolist(), found.numpy(), strict=True):
@@ -50,21 +54,21 @@ def test_is_the_same_as_one_picture_at_a_time(shape, crop: int, flip: bool) -> N
 
 def test_does_not_depend_on_the_rest_of_the_batch() -> None:
     images, indices = batch(30), torch.arange(100, 130)
-    whole = augment(images, indices, seed=1, epoch=1, crop=2, flip=True)
+    whole = augment(images, indices, key_of(1, 1), crop=2, flip=True)
     order = torch.randperm(30, generator=torch.Generator().manual_seed(1))
     for part in order.split([1, 12, 17]):
-        alone = augment(images[part], indices[part], seed=1, epoch=1, crop=2, flip=True)
+        alone = augment(images[part], indices[part], key_of(1, 1), crop=2, flip=True)
         assert torch.equal(alone, whole[part])
 
 
 def test_draws_no_number_from_torch() -> None:
     state = torch.get_rng_state()
-    augment(batch(4), torch.arange(4), seed=1, epoch=1, crop=2, flip=True)
+    augment(batch(4), torch.arange(4), key_of(1, 1), crop=2, flip=True)
     assert torch.equal(state, torch.get_rng_state())
 
 
 def test_an_empty_batch_stays_empty() -> None:
-    found = augment(batch(0), torch.arange(0), seed=1, epoch=1, crop=2, flip=True)
+    found = augment(batch(0), torch.arange(0), key_of(1, 1), crop=2, flip=True)
     assert found.shape == (0, 3, 6, 8)
 
 
@@ -73,7 +77,7 @@ def offsets(count: int, seed: int, epoch: int, crop: int) -> tuple[torch.Tensor,
     side = 2 * crop + 1
     images = torch.zeros(count, 1, side, side, dtype=torch.uint8)
     images[:, :, crop, crop] = 255
-    moved = augment(images, torch.arange(count), seed=seed, epoch=epoch, crop=crop, flip=False)
+    moved = augment(images, torch.arange(count), key_of(seed, epoch), crop=crop, flip=False)
     place = moved.flatten(1).int().argmax(1)
     return place // side, place % side
 
@@ -88,9 +92,7 @@ def test_half_are_mirrored_independently_of_seed_and_epoch() -> None:
     images = torch.tensor([0, 255], dtype=torch.uint8).expand(4000, 1, 1, 2).contiguous()
     flipped = torch.stack(
         [
-            augment(images, torch.arange(4000), seed=seed, epoch=epoch, crop=0, flip=True)[
-                :, 0, 0, 0
-            ]
+            augment(images, torch.arange(4000), key_of(seed, epoch), crop=0, flip=True)[:, 0, 0, 0]
             for seed, epoch in [(0, 1), (0, 2), (1, 1), (1, 0)]
         ]
     ).bool()
@@ -110,10 +112,11 @@ def test_normalizes_as_the_formula_says() -> None:
 @pytest.mark.gpu
 def test_cuda_gives_the_bits_of_the_cpu_without_waiting(no_host_sync: NoHostSync) -> None:
     images, indices = batch(64, (3, 32, 32)), torch.arange(64) * 77_777
-    expected = augment(images, indices, seed=5, epoch=2, crop=4, flip=True)
+    expected = augment(images, indices, key_of(5, 2), crop=4, flip=True)
     images, indices = images.cuda(), indices.cuda()
     normalizer = Normalizer([0.5] * 3, [0.2] * 3, torch.device("cuda"))
+    key = key_of(5, 2, "cuda")
     with no_host_sync():
-        found = augment(images, indices, seed=5, epoch=2, crop=4, flip=True)
+        found = augment(images, indices, key, crop=4, flip=True)
         normalizer(found)
     assert torch.equal(found.cpu(), expected)

@@ -1,0 +1,112 @@
+"""Launching the kernels of an update at once, as a CUDA graph.
+
+A function of device tensors that returns nothing, waits for nothing, decides nothing on the host, and keeps all that
+outlives it where it lies in memory can be captured while it runs, and replayed: the host then launches one graph in
+place of thousands of kernels.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Generator, Hashable, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainable.engine.randomness import host_states
+
+Function = Callable[[Sequence[Tensor]], None]
+_log = logging.getLogger(__name__)
+
+_EAGER = 2
+"""Calls that run kernel by kernel first: in the first, cuDNN chooses its algorithms, and gradients and other tensors
+that stay get their place in memory; the second is watched."""
+_WAITS = "called a synchronizing CUDA operation"
+"""In torch's warning."""
+
+
+class Graphs:
+    """Calls a function, from the third call on by a graph for each kind of call.
+
+    All calls have inputs of the same shapes and types. Calls of one kind do the same on the host: whatever a call
+    depends on beside its inputs and what lies on the device, its kind must tell. A function that waits for the device
+    or draws random numbers on the host is not captured: the reason is logged once, and it runs kernel by kernel.
+    """
+
+    def __init__(self, abandon: Callable[[], None]) -> None:
+        """`abandon` brings the host's side back to where it was before a call that broke off while captured."""
+        self._abandon = abandon
+        self._calls = 0
+        self._refusal: str | None = None
+        self._graphs: dict[Hashable, Any] = {}
+        self._inputs: list[Tensor] = []
+        """What the graphs read; filled before each replay."""
+        self._pool: Any = None
+        """Memory that the graphs share: they run one after the other."""
+
+    def call(self, kind: Hashable, function: Function, inputs: Sequence[Tensor]) -> None:
+        """The function on these inputs, on the current stream."""
+        if kind not in self._graphs and self._calls >= _EAGER and self._refusal is None:
+            self._capture(kind, function, inputs)
+        self._calls += 1
+        if kind in self._graphs:
+            for own, given in zip(self._inputs, inputs, strict=True):
+                own.copy_(given)
+            self._graphs[kind].replay()
+        elif self._calls == _EAGER:
+            with _watched() as seen:
+                function(inputs)
+            self._refuse(seen)
+        else:
+            function(inputs)
+
+    def forget(self) -> None:
+        """Capture anew, after a change of what the function does; the graphs' memory is given back."""
+        self._calls = 0
+        self._graphs.clear()
+        self._inputs.clear()
+        self._pool = None
+
+    def _capture(self, kind: Hashable, function: Function, inputs: Sequence[Tensor]) -> None:
+        stream = torch.cuda.current_stream()
+        try:
+            self._inputs = self._inputs or [tensor.clone() for tensor in inputs]
+            self._pool = self._pool or torch.cuda.graph_pool_handle()
+            graph = torch.cuda.CUDAGraph()
+            # Other threads may allocate meanwhile: pictures are pinned by one.
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                function(self._inputs)
+        except RuntimeError as error:
+            torch.cuda.set_stream(stream)  # a capture that cannot even be ended leaves its own
+            self.forget()
+            self._abandon()
+            self._refuse([str(error.__context__ or error)])
+            return
+        self._graphs[kind] = graph
+
+    def _refuse(self, reasons: Sequence[str]) -> None:
+        if not reasons or self._refusal is not None:
+            return
+        self._refusal = reasons[0].partition("\n")[0]
+        _log.warning("updates run kernel by kernel, not as CUDA graphs: %s", self._refusal)
+
+
+@contextmanager
+def _watched() -> Generator[list[str]]:
+    """Afterwards the list has what a call inside did that a graph cannot repeat."""
+    seen: list[str] = []
+    before = host_states()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield seen
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    if any(_WAITS in str(warning.message) for warning in caught):
+        seen.append("a network or method waits for the device")
+    if host_states() != before:
+        seen.append("a network or method draws random numbers on the host")

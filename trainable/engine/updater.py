@@ -1,0 +1,113 @@
+"""An update from its micro-batches' pictures to the moved parameters: augmentation, teacher, student, optimizer.
+
+On one CUDA device it is replayed as a CUDA graph, wherever nothing in it is drawn or decided on the host.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Hashable, Iterator, Sequence
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from trainable import ranks
+from trainable.config import TrialConfig
+from trainable.data.loaders import Batch
+from trainable.engine.failures import TRAINING, Progress
+from trainable.engine.feed import Feed
+from trainable.engine.graph import Graphs
+from trainable.engine.step import Step
+from trainable.methods import METHODS
+from trainable.networks.teacher import FrozenTeacher, TeacherOutputs
+
+_log = logging.getLogger(__name__)
+
+
+class Updater:
+    """Takes the updates of a trial on this rank."""
+
+    def __init__(
+        self,
+        config: TrialConfig,
+        feed: Feed,
+        teacher: FrozenTeacher | None,
+        step: Step,
+        progress: Progress,
+        device: torch.device,
+    ) -> None:
+        self._feed, self._teacher, self._step, self._progress = feed, teacher, step, progress
+        self._precision, self._size = config.train.precision, config.data.batch_size
+        self._asks_slope = METHODS[config.distill.method].slope
+        self._phase: Hashable = None
+        self._graphs = None
+        if device.type == "cuda" and config.train.cuda_graph:
+            self._graphs = _graphs(config, step)
+
+    def enter(self, phase: Hashable) -> None:
+        """Updates of another phase do something else: other groups are trained, or statistics are frozen."""
+        if self._graphs is not None and phase != self._phase:
+            self._graphs.forget()
+        self._phase = phase
+
+    def take(self, batches: Iterator[Batch], count: int, size: int, lr: float) -> None:
+        """One update with learning rate `lr`: the next `count` micro-batches, of its `size` samples on all ranks."""
+        if self._graphs is None or size != self._size:
+            self._accumulate(batches, count, size)
+            self._progress.doing = "applying the gradient"
+            self._step.finish(lr)
+            return
+        own = list(islice(batches, count))
+        inputs = [tensor for b in own for tensor in (b.images, b.labels, b.indices)]
+        self._say_training(own[0])
+        self._step.announce(lr)
+        self._graphs.call(self._step.observes, self._of_usual_size, inputs)
+        self._step.count()
+
+    def _of_usual_size(self, inputs: Sequence[Tensor]) -> None:
+        """What an update does on the device; the inputs are the micro-batches' pictures, labels and indices."""
+        parts = zip(*(inputs[kind::3] for kind in range(3)), strict=True)
+        own = [Batch(*part, first=-1) for part in parts]
+        self._accumulate(iter(own), len(own), self._size)
+        self._progress.doing = "applying the gradient"
+        self._step.apply()
+
+    def _accumulate(self, batches: Iterator[Batch], count: int, size: int) -> None:
+        for number, batch in enumerate(islice(batches, count), start=1):
+            self._say_training(batch)
+            images, labels = self._feed.augmented(batch)
+            outputs, last = self._ask(images), number == count
+            self._step.accumulate(images, labels, outputs, update_size=size, last=last)
+
+    def _ask(self, images: Tensor) -> TeacherOutputs | None:
+        if self._teacher is None:
+            return None
+        with self._step.precision.forward():
+            ask = self._teacher.with_slope if self._asks_slope else self._teacher
+            return ask(images)
+
+    def _say_training(self, batch: Batch) -> None:
+        self._progress.doing = f"{TRAINING} of {len(batch.labels)} pictures in {self._precision}"
+
+
+def _graphs(config: TrialConfig, step: Step) -> Graphs | None:
+    """None, with a line in the log, where it is known beforehand that updates cannot be captured."""
+    if (reason := _reason_for_none(config)) is None:
+        return Graphs(step.abandon)
+    if ranks.rank() == 0:
+        _log.warning("updates run kernel by kernel, not as CUDA graphs: %s", reason)
+    return None
+
+
+def _reason_for_none(config: TrialConfig) -> str | None:
+    train = config.train
+    if ranks.world_size() > 1:
+        return "the ranks of train.workers exchange gradients while they are computed"
+    if train.gradient_noise:
+        return "train.gradient_noise draws from a seed that the host sets"
+    if train.activation_checkpointing:
+        return "train.activation_checkpointing has the host keep the generators' states"
+    if config.data.augment.mixes:
+        return "data.augment.mixup and cutmix draw on the host"
+    return None
