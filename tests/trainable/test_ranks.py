@@ -5,29 +5,38 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.trainable.stepping import gradients_at_step, noise, plain_network
 from tests.trainable.trials import CPU
-from trainable import ranks
+from trainable import ranks, records
 from trainable.config import DistillConfig, OptimConfig, TrainConfig
+from trainable.data.loaders import MappedLoader
 from trainable.data.sampling import epoch_order, updates
+from trainable.data.split import Split
 from trainable.distill.objective import Objective, method_of
 from trainable.distill.terms import LOSS, Terms
+from trainable.engine.evaluate import Evaluator
 from trainable.engine.noise import GradientNoise
 from trainable.engine.optimizers import build_optimizer
 from trainable.engine.parallel import wrap_for_ranks
 from trainable.engine.step import NORM, SAMPLES, Step
+from trainable.engine.summary import Summary, validation_summary
+from trainable.networks.blocks import BlockNetwork
 from trainable.networks.teacher import FrozenTeacher
 
 SAMPLES_IN_ALL, BATCH = 43, 16
 ACCUMULATE = (1, 2, 3, 4)
 METHODS = ("kd", "mse")
+VALIDATED = 40
+"""Pictures, of which rank 0 sees every other one, and rank 1 those between."""
 NOISE = {"gradient_noise": 0.1, "clip": 0.2, "seed": 3}
 
 
@@ -114,6 +123,36 @@ def skip_one() -> dict[str, Any]:
     }
 
 
+def pictures() -> Tensor:
+    """Uint8: those of rank 0 dark with a few white pixels, those of rank 1 of all greys."""
+    generator = torch.Generator().manual_seed(0)
+    found = torch.rand(VALIDATED, 3, 8, 8, generator=generator)
+    found[::2] = (found[::2] > 0.95).float()
+    return (255 * found).to(torch.uint8)
+
+
+def validated() -> Summary:
+    """Of a student whose first BatchNorm is further off on rank 1, and whose second on rank 0."""
+    images, rows = pictures().numpy(), np.arange(VALIDATED)
+    split = Split(rows % 10, rows, (3, 8, 8), images, None)
+    evaluator = Evaluator(MappedLoader(split), VALIDATED, Tensor.float, CPU)
+    network = nn.Sequential(
+        nn.BatchNorm2d(3), nn.ReLU(), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(3 * 64, 10)
+    )
+    network[0].running_var[:] = 100.0
+    network[2].running_mean[:] = 1.0
+    return validation_summary(evaluator, BlockNetwork(network, ("2",)), watch_batch_statistics=True)
+
+
+def drifts_of(rank: int) -> list[float]:
+    """Of the first layer and of the second, on one rank's pictures."""
+    seen, eps = pictures()[rank::2].double(), nn.BatchNorm2d(3).eps
+    mean, variance = seen.mean((0, 2, 3), True), seen.var((0, 2, 3), unbiased=False, keepdim=True)
+    second = ((seen - mean) / (variance + eps).sqrt()).relu().mean((0, 2, 3))
+    first = mean.abs().mean() / (100 + eps) ** 0.5
+    return [first.item(), (1 - second).abs().mean().item() / (1 + eps) ** 0.5]
+
+
 def _rank(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
@@ -124,6 +163,7 @@ def _rank(rank: int, folder: str) -> None:
     }
     results["noise"] = train_epoch(2, 2, "kd", **NOISE)
     results["skip"] = skip_one()
+    results["validated"] = asdict(validated())
     torch.save(results, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -184,3 +224,16 @@ def test_ranks_add_the_same_noise(on_ranks: list[dict[str, Any]]) -> None:
 def test_ranks_skip_an_update_and_halve_the_scale_together(on_ranks: list[dict[str, Any]]) -> None:
     for results in on_ranks:
         assert results["skip"] == {"same": True, "skipped": {"loss": 1}, "scale": 32}
+
+
+def test_drift_is_that_of_the_rank_where_it_is_largest(on_ranks: list[dict[str, Any]]) -> None:
+    (first, second), (first_too, second_too) = drifts_of(0), drifts_of(1)
+    assert first_too > 2 * first
+    assert second > 1.2 * second_too
+    whole = max(first + second, first_too + second_too) / 2
+    for results in on_ranks:
+        metrics, layers = results["validated"]["metrics"], results["validated"]["layers"]
+        assert metrics[records.BN_DRIFT] == pytest.approx(whole, rel=1e-5)
+        assert metrics[records.BN_DRIFT_MAX] == pytest.approx(first_too, rel=1e-5)
+        assert layers["0"][records.BN_DRIFT] == pytest.approx(first_too, rel=1e-5)
+        assert layers["2"][records.BN_DRIFT] == pytest.approx(second, rel=1e-5)
