@@ -19,7 +19,7 @@ def test_state_finds_variances_dead_channels_and_scales() -> None:
     with torch.no_grad():
         first.weight[:] = torch.tensor([2.0, 0.0, -3.0, 1e-4])
     whole, layers = channel_state(nn.Sequential(first, second), {"1": torch.tensor([False] * 3)})
-    scales = first.weight.abs() / (first.running_var + first.eps).sqrt()
+    scales = first.weight.double().abs() / (first.running_var.double() + first.eps).sqrt()
     assert layers["0"] == pytest.approx(
         {
             records.BN_MIN_VAR: 0.0,
@@ -27,10 +27,12 @@ def test_state_finds_variances_dead_channels_and_scales() -> None:
             records.BN_DEAD_SHARE: 0.5,
             records.BN_MIN_SCALE: 0.0,
             records.BN_MAX_SCALE: scales.max().item(),
-        }
+        },
+        rel=1e-5,
     )
-    assert layers["1"][records.BN_MAX_SCALE] == pytest.approx(2.0, rel=1e-4)
-    assert layers["1"][records.BN_MIN_SCALE] == pytest.approx(0.5, rel=1e-4)
+    unweighted = 1 / (second.running_var.double() + second.eps).sqrt()
+    assert layers["1"][records.BN_MAX_SCALE] == pytest.approx(unweighted.max().item(), rel=1e-5)
+    assert layers["1"][records.BN_MIN_SCALE] == pytest.approx(unweighted.min().item(), rel=1e-5)
     assert whole[records.BN_DEAD_CHANNELS] == 2
     assert whole[records.BN_DEAD_SHARE] == pytest.approx(2 / 7)
     assert whole[records.BN_MAX_SCALE] == layers["0"][records.BN_MAX_SCALE]

@@ -32,12 +32,13 @@ def test_drift_is_the_standardised_distance_from_the_batches() -> None:
             normed = (batch - batch.mean(0)) / (batch.var(0, unbiased=False) + layer.eps).sqrt()
             torch.testing.assert_close(network[0](batch), normed)
             other(normed)
-    mean = torch.stack([batch.mean(0) for batch in batches]).mean(0)
-    distance = (torch.tensor([0.0, 1.0, -2.0]) - mean).abs()
-    first = (distance / (torch.tensor([1.0, 4.0, 0.25]) + layer.eps).sqrt()).mean()
-    expected = torch.stack([(first + 0.5) / 2, first, torch.tensor(0.5)])
+    running_mean, running_var = layer.running_mean.double(), layer.running_var.double()
+    mean = torch.stack([batch.double().mean(0) for batch in batches]).mean(0)
+    first = ((running_mean - mean).abs() / (running_var + layer.eps).sqrt()).mean().item()
+    second = 0.5 / (1 + other.eps) ** 0.5  # `normed` has mean 0
+    expected = [(first + second) / 2, first, second]
     assert statistics.names == ("0", "1")
-    torch.testing.assert_close(statistics.drifts, expected, rtol=1e-4, atol=0)
+    assert statistics.drifts.tolist() == pytest.approx(expected, rel=1e-5)
 
 
 def test_measuring_leaves_the_network_as_it_was(student: BlockNetwork) -> None:

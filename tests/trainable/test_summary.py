@@ -5,11 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
-from tests.trainable.conftest import MakeConfig
-from tests.trainable.trials import train, untrained_teacher
-from trainable import records
+from tests.trainable.conftest import PICTURES, MakeConfig
+from tests.trainable.trials import CPU, train, untrained_teacher
+from trainable import records, tasks
+from trainable.data.augment import Normalizer
+from trainable.data.sampling import shards
+from trainable.data.store import open_dataset
+from trainable.engine import evaluate
 from trainable.engine.summary import fluctuation
+from trainable.networks.build import build_student
+from trainable.networks.weights import load_weights
 
 
 def test_the_distance_travelled_adds_up_over_epochs(
@@ -61,3 +68,28 @@ def test_fluctuation_begins_anew_with_each_stage(make_config: MakeConfig, tmp_pa
     values = [record.metrics[records.VAL_ACCURACY] for record in found]
     last = found[-1].metrics[records.VAL_FLUCTUATION]
     assert last == pytest.approx(abs(values[3] - values[2]))
+
+
+def test_accuracy_with_batch_statistics_is_that_of_training_mode(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate, "EVALUATION_BATCH", 100)
+    config = make_config(distill={"method": "none", "alpha": None}, train={"epochs": 1})
+    (record,) = train(config, tmp_path)
+    data = open_dataset(config.data)
+    assert data.val is not None
+    normalize = Normalizer(data.mean, data.std, CPU)
+    student = build_student(config, PICTURES)
+    load_weights(student.whole, tasks.best_weights(tmp_path), config_path="best")
+    student.train()
+    correct = 0
+    batches = shards(len(data.val), 100, workers=1, rank=0)
+    assert len(batches) == 4
+    with torch.no_grad():
+        for indices in batches:
+            images = normalize(torch.from_numpy(data.val.images(indices)))
+            labels = torch.from_numpy(data.val.labels[indices])
+            correct += int((student(images).argmax(1) == labels).sum())
+    by_batch = record.metrics[records.VAL_ACCURACY_BATCH_STATS]
+    assert by_batch == correct / len(data.val)
+    assert abs(by_batch - record.metrics[records.VAL_ACCURACY]) > 0.02
