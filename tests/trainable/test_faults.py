@@ -25,14 +25,22 @@ from tests.trainable.stepping import (
 from trainable.config import TrialConfig
 from trainable.distill.objective import method_of
 from trainable.distill.terms import CE, FEATURE, KL, LOSS
-from trainable.networks.build import Pictures, build_student
+from trainable.networks.build import Pictures, build_student, build_teacher_network
 from trainable.networks.teacher import FrozenTeacher
 from trainable.plan import initial_groups
 
 METHODS: dict[str, dict[str, Any]] = {
-    "kd_mse": {"method": "kd_mse", "alpha": 0.5},
-    "stablekd": {"method": "stablekd", "alpha": 0.5, "decomposition": "5/2"},
+    "kd_mse": {
+        "distill": {"method": "kd_mse", "alpha": 0.5},
+        "student": {"model": "mini_resnet_10_4"},
+    },
+    "stablekd": {
+        "distill": {"method": "stablekd", "alpha": 0.5, "decomposition": "5/2"},
+        "student": {"model": "mini_resnet_10_2", "projectors": "keep"},
+    },
 }
+"""How a trial distils and into what: with StableKD, into half the teacher's width, with projectors at all cuts."""
+PICTURES = Pictures(10, 3, (8, 8))
 BEFORE, AFTER = 2, 20
 PARTS = (8, 8)
 NAN, INF = float("nan"), float("inf")
@@ -41,20 +49,19 @@ NAN, INF = float("nan"), float("inf")
 class Trial:
     """A step with everything on that could leave a trace: noise, clipping, observation, accumulation."""
 
-    def __init__(self, distill: dict[str, Any], optim: str = "sgd") -> None:
+    def __init__(self, sections: dict[str, Any], optim: str = "sgd") -> None:
         config = TrialConfig.model_validate(
             {
                 "data": {"source": "digits"},
                 "teacher": {"model": "mini_resnet_10_4", "checkpoint": "/nowhere.safetensors"},
-                "student": {"model": "mini_resnet_10_4"},
-                "distill": distill,
                 "train": {"observe_every": 2, "clip": 5.0, "gradient_noise": 1e-3},
+                **sections,
             }
         )
         torch.manual_seed(0)
-        self.student = build_student(config, Pictures(10, 3, (8, 8)))
-        self.teacher = FrozenTeacher(build_student(config, Pictures(10, 3, (8, 8))))
-        k = int(distill.get("decomposition", "1/0")[0])
+        self.student = build_student(config, PICTURES)
+        self.teacher = FrozenTeacher(build_teacher_network(config, PICTURES))
+        k = int((config.distill.decomposition or "1/0")[0])
         method = method_of(config.distill, self.student, initial_groups(5, k))
         self.method = Breakable(method)
         self.step = step_of(self.student, config, {"name": optim, "lr": 0.05}, self.method)
@@ -72,9 +79,9 @@ def rate(number: int) -> float:
     return 0.01 * (1 + number % 5)
 
 
-def without_the_batch(distill: dict[str, Any], seed: int = 0, optim: str = "sgd") -> Trial:
+def without_the_batch(sections: dict[str, Any], seed: int = 0, optim: str = "sgd") -> Trial:
     """What a faulty update must come out as."""
-    trial = Trial(distill, optim)
+    trial = Trial(sections, optim)
     trial.updates(0, BEFORE, seed)
     leave_out(trial.step)
     trial.updates(BEFORE + 1, BEFORE + 1 + AFTER, seed)
@@ -159,7 +166,7 @@ FAULTS: dict[str, tuple[Callable[..., AbstractContextManager[Batch]], str, str]]
 @pytest.fixture(scope="module")
 def clean() -> dict[str, dict[str, bytes]]:
     """By method."""
-    return {name: without_the_batch(distill).owned() for name, distill in METHODS.items()}
+    return {name: without_the_batch(sections).owned() for name, sections in METHODS.items()}
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -172,6 +179,7 @@ def test_a_faulty_update_leaves_no_trace_and_is_blamed_on_its_place(
     trial.updates(0, BEFORE, seed=0)
     before = trial.owned()
     assert any(name.endswith("num_batches_tracked") for name in before)
+    assert any(name.startswith("projectors.") for name in before) == (method == "stablekd")
     with broken(trial, noise(BEFORE)) as batch:
         update(trial.step, trial.teacher, batch, PARTS, rate(BEFORE))
     assert changed(before, trial.owned()) == []
@@ -185,8 +193,8 @@ def test_a_faulty_update_leaves_no_trace_and_is_blamed_on_its_place(
 @pytest.mark.parametrize("fault", ["picture", "gradient"])
 def test_adamw_forgets_a_faulty_update_too(fault: str) -> None:
     """Its moments and its count of steps."""
-    distill = METHODS["kd_mse"]
-    trial = Trial(distill, "adamw")
+    sections = METHODS["kd_mse"]
+    trial = Trial(sections, "adamw")
     trial.updates(0, BEFORE, seed=0)
     before = trial.owned()
     assert "optimizer 0 step" in before
@@ -194,7 +202,7 @@ def test_adamw_forgets_a_faulty_update_too(fault: str) -> None:
         update(trial.step, trial.teacher, batch, PARTS, rate(BEFORE))
     assert changed(before, trial.owned()) == []
     trial.updates(BEFORE + 1, BEFORE + 1 + AFTER, seed=0)
-    assert changed(without_the_batch(distill, optim="adamw").owned(), trial.owned()) == []
+    assert changed(without_the_batch(sections, optim="adamw").owned(), trial.owned()) == []
 
 
 def changed(before: dict[str, bytes], after: dict[str, bytes]) -> list[str]:
@@ -212,18 +220,18 @@ def _rank(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     results = {
         method: {
-            "clean": digests(without_the_batch(distill, seed=1000 * rank).owned()),
-            **{fault: with_fault_on_one_rank(fault, distill, rank) for fault in ON_RANKS},
+            "clean": digests(without_the_batch(sections, seed=1000 * rank).owned()),
+            **{fault: with_fault_on_one_rank(fault, sections, rank) for fault in ON_RANKS},
         }
-        for method, distill in METHODS.items()
+        for method, sections in METHODS.items()
     }
     torch.save(results, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
-def with_fault_on_one_rank(fault: str, distill: dict[str, Any], rank: int) -> dict[str, Any]:
+def with_fault_on_one_rank(fault: str, sections: dict[str, Any], rank: int) -> dict[str, Any]:
     seed = 1000 * rank
-    trial = Trial(distill)
+    trial = Trial(sections)
     trial.updates(0, BEFORE, seed)
     before = trial.owned()
     batch = noise(seed + BEFORE)
