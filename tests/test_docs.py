@@ -10,7 +10,7 @@ import pytest
 from trainable import records
 
 ROOT = Path(__file__).parent.parent
-MEASURED = ("grad/", "update/", "bn/", "amp/")
+MEASURED = ("train/", "val/", "test/", "grad/", "update/", "bn/", "amp/", "best/")
 NAMES = {
     value
     for name, value in vars(records).items()
