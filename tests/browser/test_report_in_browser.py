@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
+from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webelement import WebElement
 
 from study.report.page import write_report
 from study.results import LEDGER, load_results
@@ -39,6 +41,21 @@ def window(browser: webdriver.Chrome) -> Iterator[webdriver.Chrome]:
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": []})
     browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+    browser.execute_cdp_cmd("Emulation.setEmulatedVisionDeficiency", {"type": "none"})
+
+
+@pytest.fixture
+def colourless(window: webdriver.Chrome, large: Path, tmp_path: Path) -> webdriver.Chrome:
+    """The large report as someone sees it who sees no colour; leaves pictures of its parts to look at."""
+    blind = {"type": "achromatopsia"}
+    window.execute_cdp_cmd("Emulation.setEmulatedVisionDeficiency", blind)
+    for part in ("leaderboard", "learning", "slices", "findings"):
+        window.get(f"{large.as_uri()}#{part}")
+        window.save_screenshot(str(tmp_path / f"{part}.png"))
+        with Image.open(tmp_path / f"{part}.png") as picture:
+            red, green, blue = picture.convert("RGB").split()
+        assert red.tobytes() == green.tobytes() == blue.tobytes()
+    return window
 
 
 def look(browser: webdriver.Chrome, script: str) -> Any:
@@ -154,6 +171,86 @@ def test_paper_is_white_and_has_every_trial(window: webdriver.Chrome, large: Pat
     assert look(window, f"{findings}.every(item => item.checkVisibility())")
     printed = base64.b64decode(window.execute_cdp_cmd("Page.printToPDF", {})["data"])
     assert printed.startswith(b"%PDF")
+
+
+def test_curves_are_told_apart_without_colour(colourless: webdriver.Chrome) -> None:
+    """Winner, baseline and teacher by dash and width, stopped trials by the mark at their end."""
+    curves = "#learning figure:first-of-type"
+    (winner,), (baseline,), (teacher,), (other,) = (
+        {Look(seen.dash, seen.width) for seen in looks(colourless, f"{curves} .line.{kind}")}
+        for kind in ("winner", "baseline", "teacher", "other")
+    )
+    assert len({winner.dash, baseline.dash, teacher.dash}) == 3
+    assert winner.dash == other.dash == "none"
+    assert winner.width >= 2 * other.width
+    labels = {label.text for label in colourless.find_elements(By.CSS_SELECTOR, ".label")}
+    assert {"teacher", "no teacher"} < labels
+    marked = {seen.trial for seen in looks(colourless, f"{curves} .mark")}
+    for state in ("pruned", "failed"):
+        ends = {seen.trial for seen in looks(colourless, f"{curves} .mark.{state}")}
+        assert ends == {seen.trial for seen in looks(colourless, f"{curves} .line.{state}")}
+        assert ends
+        marked -= ends
+    assert marked == set()
+
+
+def test_marks_are_told_apart_without_colour(colourless: webdriver.Chrome) -> None:
+    """Complete, pruned and failed trials by shape, the best by its outline."""
+    (complete,), (pruned,), (failed,) = (
+        {seen.shape for seen in looks(colourless, f".mark.{state}, .icon .{state}")}
+        for state in ("complete", "pruned", "failed")
+    )
+    assert len({complete, pruned, failed}) == 3
+    best, others = (
+        {seen.width for seen in looks(colourless, f".mark.complete{which}")}
+        for which in (".best", ":not(.best)")
+    )
+    assert min(best) >= 2 * max(others)
+
+
+def test_states_and_findings_are_told_in_words(colourless: webdriver.Chrome) -> None:
+    rows = colourless.find_elements(By.CSS_SELECTOR, "#leaderboard tbody tr")
+    told = {(row.get_attribute("class"), text_of(row, ".state")) for row in rows}
+    ended = {"winner": "complete", "": "complete", "stopped": "pruned", "failed": "failed"}
+    assert told == set(ended.items())
+    (best,), (other,) = (
+        {seen.weight for seen in looks(colourless, f"#leaderboard tr{which} td:nth-child(2)")}
+        for which in (".winner", ":not(.winner)")
+    )
+    assert best >= other + 200
+    titles = ("exploding gradients", "batchnorm drift")
+    warned = colourless.find_elements(By.CSS_SELECTOR, "span.warn, .finding h3")
+    assert len(warned) > 20
+    assert all(str(e.get_attribute("textContent")).strip().startswith(titles) for e in warned)
+    assert all("failed:" in e.text for e in colourless.find_elements(By.CSS_SELECTOR, "p.bad"))
+
+
+class Look(NamedTuple):
+    """What an element looks like besides its colour, as the browser computes it."""
+
+    dash: str
+    width: float
+    """Of the stroke, in pixels."""
+    weight: int = 400
+    """Of the font."""
+    shape: str | None = None
+    """Of a mark: what is drawn."""
+    trial: str | None = None
+
+
+def looks(browser: webdriver.Chrome, selector: str) -> list[Look]:
+    found = look(
+        browser,
+        f"[...document.querySelectorAll('{selector}')].map(part => {{"
+        "const style = getComputedStyle(part), mark = document.querySelector(part.getAttribute('href'));"
+        "return [style.strokeDasharray, parseFloat(style.strokeWidth), parseInt(style.fontWeight),"
+        "mark && mark.tagName + mark.getAttribute('d'), part.dataset.trial]})",
+    )
+    return [Look(*each) for each in found]
+
+
+def text_of(row: WebElement, selector: str) -> str:
+    return row.find_element(By.CSS_SELECTOR, selector).text
 
 
 def test_page_says_all_without_scripts(window: webdriver.Chrome, large: Path) -> None:
