@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.gpu.stepping import CUDA, Setup, changed
+from tests.gpu.stepping import CUDA, SIZE, Setup, changed
 from tests.gpu.test_trial import config_of
 from tests.trainable.trials import numbers, student_with_dropout, train, untrained_teacher
 from trainable.engine import loop
@@ -159,6 +159,28 @@ def test_after_a_capture_that_broke_off_the_stream_is_as_before(
     assert total.tolist() == [5.0] * 3
     assert replays.count == 0
     assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_step_whose_capture_breaks_off_trains_on(
+    precision: str, replays: Replays, caplog: pytest.LogCaptureFixture
+) -> None:
+    setup = Setup(precision=precision, graph=True)
+    method = setup.objective.method
+
+    def waits_when_captured(*inputs: Any) -> Any:
+        terms = method(*inputs)
+        if torch.cuda.is_current_stream_capturing():
+            next(iter(terms.values())).item()
+        return terms
+
+    setup.objective.method = waits_when_captured
+    for _ in range(12):
+        setup.update()
+    torch.cuda.synchronize()
+    assert replays.count == 0
+    assert len(caplog.records) == 1
+    assert setup.step.losses.flush()["samples"] == SIZE * (12 - setup.step.health.flush().total)
 
 
 def test_a_trial_leaves_no_memory_behind(tmp_path: Path, replays: Replays) -> None:

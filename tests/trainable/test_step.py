@@ -13,6 +13,7 @@ from tests.trainable.conftest import PICTURES
 from tests.trainable.stepping import (
     Batch,
     Breakable,
+    accumulate,
     gradients_at_step,
     owned,
     plain_network,
@@ -156,6 +157,25 @@ def test_state_of_another_device_is_taken_without_its_settings_for_graphs(
         group["capturable"] = True
     step.load(shared, step.own_state())
     assert [group["capturable"] for group in step.optimizer.param_groups] == [False]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_an_update_that_is_abandoned_does_not_enter_the_next(
+    precision: str,
+    student: BlockNetwork,
+    teacher: FrozenTeacher,
+    batch: Batch,
+    make_config: MakeConfig,
+) -> None:
+    """As where its capture breaks off."""
+    step = step_of(student, make_config(train={"precision": precision}))
+    update(step, teacher, batch, [16], 0.1)
+    accumulate(step, teacher, batch, [16])
+    step.precision.unscale(step.optimizer)
+    step.abandon()
+    step.optimizer.zero_grad(set_to_none=False)
+    update(step, teacher, batch, [8, 8], 0.1)
+    assert step.losses.flush()[SAMPLES] == 16 * (2 - step.health.flush().total)
 
 
 def test_the_first_update_may_be_skipped(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -33,6 +35,22 @@ CUTS = {
     "squeezenet1_1": ("features.5",),
     "regnet_y_400mf": ("stem", "trunk_output.block2"),
 }
+
+
+def test_a_network_that_was_cut_is_freed_with_its_last_reference() -> None:
+    """Not when Python next looks for cycles: it may fill a GPU."""
+    network = torchvisions("squeezenet1_1")
+    gc.collect()
+    gc.disable()
+    try:
+        cut = BlockNetwork(network, CUTS["squeezenet1_1"])
+        with pytest.raises(ConfigError):
+            BlockNetwork(network, ("nowhere",))
+        kept = weakref.ref(network)
+        del cut, network
+        assert kept() is None
+    finally:
+        gc.enable()
 
 
 def torchvisions(name: str) -> nn.Module:

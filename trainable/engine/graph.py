@@ -24,8 +24,8 @@ _log = logging.getLogger(__name__)
 _EAGER = 2
 """Calls that run kernel by kernel first: in the first, cuDNN chooses its algorithms, and gradients and other tensors
 that stay get their place in memory; the second is watched."""
-_WAITS = "called a synchronizing CUDA operation"
-"""In torch's warning."""
+_WAITS, _PROTOTYPE = "called a synchronizing CUDA operation", "Synchronization debug mode is"
+"""In torch's warnings: of a wait, and of the mode that finds it."""
 
 
 class Graphs:
@@ -108,5 +108,10 @@ def _watched() -> Generator[list[str]]:
             torch.cuda.set_sync_debug_mode("default")
     if any(_WAITS in str(warning.message) for warning in caught):
         seen.append("a network or method waits for the device")
+    for warning in caught:
+        if not any(text in str(warning.message) for text in (_WAITS, _PROTOTYPE)):
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )
     if host_states() != before:
         seen.append("a network or method draws random numbers on the host")

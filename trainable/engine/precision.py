@@ -73,7 +73,8 @@ class _AgreedGradScaler(GradScaler):
         self.update()
 
     def forget(self, optimizer: Optimizer) -> None:
-        self._per_optimizer_states.pop(id(optimizer), None)
+        if self.is_enabled():
+            self._per_optimizer_states.pop(id(optimizer), None)
 
     def on_device(self) -> Tensor | None:
         """The scale; None without scaling, or before the first loss."""

@@ -132,6 +132,15 @@ class _Tracer(fx.Tracer):
         self._opened = opened
         self._contexts = _contexts()
 
+    def trace(self, *args: Any, **kwargs: Any) -> fx.Graph:
+        try:
+            return super().trace(*args, **kwargs)
+        finally:
+            # A tracer lives on in cycles of its own; the network, which may fill a GPU, must not.
+            self.root = nn.Module()
+            self.submodule_paths = None
+            self.tensor_attrs.clear()
+
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         if _contexts() != self._contexts:
             raise RuntimeError("it switches gradients or autocast on or off")
