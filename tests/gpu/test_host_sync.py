@@ -42,18 +42,22 @@ FEATURES |= {
 }
 
 
-@pytest.mark.parametrize("feature", FEATURES)
-def test_nothing_waits_for_the_device_between_flushes(
-    feature: str, no_host_sync: NoHostSync
-) -> None:
+def updates_without_waiting(setup: Setup, no_host_sync: NoHostSync) -> None:
     """The health check, which every update has, copies its counters three times."""
-    setup = Setup(**FEATURES[feature])
-    setup.update()
     torch.cuda.synchronize()
     with no_host_sync():
         for _ in range(50):
             setup.update()
     assert setup.step.gradients.flush()[UPDATES] > 20
+
+
+@pytest.mark.parametrize("feature", FEATURES)
+def test_nothing_waits_for_the_device_between_flushes(
+    feature: str, no_host_sync: NoHostSync
+) -> None:
+    setup = Setup(**FEATURES[feature])
+    setup.update()
+    updates_without_waiting(setup, no_host_sync)
 
 
 @pytest.mark.parametrize(
@@ -63,11 +67,7 @@ def test_replays_wait_for_nothing(features: dict[str, Any], no_host_sync: NoHost
     setup = Setup(**features, observe_every=2, graph=True)
     for _ in range(2 * CAPTURED):
         setup.update()
-    torch.cuda.synchronize()
-    with no_host_sync():
-        for _ in range(50):
-            setup.update()
-    assert setup.step.gradients.flush()[UPDATES] > 20
+    updates_without_waiting(setup, no_host_sync)
 
 
 def test_a_wait_would_be_seen(no_host_sync: NoHostSync) -> None:
