@@ -7,6 +7,7 @@ the device, nor the draws before it, change a bit of the result.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,18 +39,55 @@ def augment(images: Tensor, indices: Tensor, key: Tensor, *, crop: int, flip: bo
     """
     if crop == 0 and not flip:
         return images
+    return _moved(images, _moves(indices, key, crop=crop, flip=flip), crop)
+
+
+def count_views(*, crop: int, flip: bool) -> int:
+    """How many pictures `augment` can make of one."""
+    return (2 * crop + 1) ** 2 * (2 if flip else 1)
+
+
+def views(indices: Tensor, key: Tensor, *, crop: int, flip: bool) -> Tensor:
+    """Which of its `count_views` each picture gets from `augment`, arguments as there: int64 (B,)."""
+    moves, side = _moves(indices, key, crop=crop, flip=flip), 2 * crop + 1
+    found = moves.top * side + moves.left
+    return found * 2 + moves.mirrored if flip else found
+
+
+def viewed(images: Tensor, numbers: Tensor, *, crop: int, flip: bool) -> Tensor:
+    """Each picture in one of its views (`views`): uint8 (B, C, H, W), int64 (B,) → uint8 (B, C, H, W)."""
+    side = 2 * crop + 1
+    mirrored = numbers % 2 if flip else torch.zeros_like(numbers)
+    place = numbers // 2 if flip else numbers
+    return _moved(images, _Moves(place // side, place % side, mirrored), crop)
+
+
+class _Moves(NamedTuple):
+    """Where each picture of a batch is cropped, int64 (B,) each."""
+
+    top: Tensor
+    """In 0 .. 2·crop."""
+    left: Tensor
+    """In 0 .. 2·crop."""
+    mirrored: Tensor
+    """0 or 1."""
+
+
+def _moves(indices: Tensor, key: Tensor, *, crop: int, flip: bool) -> _Moves:
+    words, still = _draws(indices, key), torch.zeros_like(indices)
+    top = _uniform(words, 40, 2 * crop + 1) if crop else still
+    left = _uniform(words, 16, 2 * crop + 1) if crop else still
+    return _Moves(top, left, words & 1 if flip else still)
+
+
+def _moved(images: Tensor, moves: _Moves, crop: int) -> Tensor:
     height, width = images.shape[-2:]
-    words = _draws(indices, key)
     rows = torch.arange(height, device=images.device).expand(len(images), height)
     columns = torch.arange(width, device=images.device).expand(len(images), width)
-    if flip:
-        mirrored = (words & 1).bool()[:, None]
-        columns = torch.where(mirrored, width - 1 - columns, columns)
+    columns = torch.where(moves.mirrored.bool()[:, None], width - 1 - columns, columns)
     if crop:
         images = F.pad(images, (crop, crop, crop, crop))
-        rows = rows + _uniform(words, 40, 2 * crop + 1)[:, None]
-        columns = columns + _uniform(words, 16, 2 * crop + 1)[:, None]
-    return _gather(images, rows, columns)
+    return _gather(images, rows + moves.top[:, None], columns + moves.left[:, None])
 
 
 def _gather(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
