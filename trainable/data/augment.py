@@ -7,6 +7,7 @@ the device, nor the draws before it, change a bit of the result.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -42,24 +43,28 @@ def augment(images: Tensor, indices: Tensor, key: Tensor, *, crop: int, flip: bo
     return _moved(images, _moves(indices, key, crop=crop, flip=flip), crop)
 
 
-def count_views(*, crop: int, flip: bool) -> int:
-    """How many pictures `augment` can make of one."""
-    return (2 * crop + 1) ** 2 * (2 if flip else 1)
+@dataclass(frozen=True)
+class Views:
+    """The pictures that `augment` can make of one, numbered from 0."""
 
+    crop: int
+    flip: bool
 
-def views(indices: Tensor, key: Tensor, *, crop: int, flip: bool) -> Tensor:
-    """Which of its `count_views` each picture gets from `augment`, arguments as there: int64 (B,)."""
-    moves, side = _moves(indices, key, crop=crop, flip=flip), 2 * crop + 1
-    found = moves.top * side + moves.left
-    return found * 2 + moves.mirrored if flip else found
+    def __len__(self) -> int:
+        return (2 * self.crop + 1) ** 2 * (2 if self.flip else 1)
 
+    def drawn(self, indices: Tensor, key: Tensor) -> Tensor:
+        """Which of them each picture gets from `augment`, arguments as there: int64 (B,)."""
+        moves = _moves(indices, key, crop=self.crop, flip=self.flip)
+        place = moves.top * (2 * self.crop + 1) + moves.left
+        return place * 2 + moves.mirrored if self.flip else place
 
-def viewed(images: Tensor, numbers: Tensor, *, crop: int, flip: bool) -> Tensor:
-    """Each picture in one of its views (`views`): uint8 (B, C, H, W), int64 (B,) → uint8 (B, C, H, W)."""
-    side = 2 * crop + 1
-    mirrored = numbers % 2 if flip else torch.zeros_like(numbers)
-    place = numbers // 2 if flip else numbers
-    return _moved(images, _Moves(place // side, place % side, mirrored), crop)
+    def shown(self, images: Tensor, numbers: Tensor) -> Tensor:
+        """Each picture in one of them: uint8 (B, C, H, W), int64 (B,) → uint8 (B, C, H, W)."""
+        side, ways = 2 * self.crop + 1, 2 if self.flip else 1
+        place = numbers // ways
+        moves = _Moves(place // side, place % side, numbers % ways)
+        return _moved(images, moves, self.crop)
 
 
 class _Moves(NamedTuple):

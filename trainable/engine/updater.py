@@ -15,6 +15,7 @@ from torch import Tensor
 from trainable import ranks
 from trainable.config import TrialConfig
 from trainable.data.loaders import Batch
+from trainable.engine.answers import Answers
 from trainable.engine.failures import TRAINING, Progress
 from trainable.engine.feed import Feed
 from trainable.engine.graph import Graphs
@@ -32,7 +33,7 @@ class Updater:
         self,
         config: TrialConfig,
         feed: Feed,
-        teacher: FrozenTeacher | None,
+        teacher: FrozenTeacher | Answers | None,
         step: Step,
         progress: Progress,
         device: torch.device,
@@ -77,12 +78,14 @@ class Updater:
         for number, batch in enumerate(islice(batches, count), start=1):
             self._say_training(batch)
             images, labels = self._feed.augmented(batch)
-            outputs, last = self._ask(images), number == count
+            outputs, last = self._ask(batch, images), number == count
             self._step.accumulate(images, labels, outputs, update_size=size, last=last)
 
-    def _ask(self, images: Tensor) -> TeacherOutputs | None:
+    def _ask(self, batch: Batch, images: Tensor) -> TeacherOutputs | None:
         if self._teacher is None:
             return None
+        if isinstance(self._teacher, Answers):
+            return self._teacher(self._feed.row(batch))
         with self._step.precision.forward():
             ask = self._teacher.with_slope if self._asks_slope else self._teacher
             return ask(images)
