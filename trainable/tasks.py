@@ -29,7 +29,7 @@ from trainable.data.store import (
 )
 from trainable.distill.maps import feature_shapes
 from trainable.distill.objective import method_of
-from trainable.engine.asking import check_shapes
+from trainable.engine.asking import check_shapes, is_asked_once
 from trainable.engine.checkpoint import best_student
 from trainable.engine.evaluate import Evaluator
 from trainable.engine.loop import TrialTask, run
@@ -159,6 +159,8 @@ def check_checkpoint(config: TrialConfig, data: DataSummary, weights: Path) -> N
 
 def check_teacher_cache(config: TrialConfig, data: DataSummary) -> None:
     """ConfigError if `teacher.cache` would keep more than `data.cache_budget_gib`."""
+    if not is_asked_once(config):
+        return
     pictures = _pictures(data)
     with torch.device("meta"):
         shapes = output_shapes(build_teacher_network(config, pictures), pictures)

@@ -57,6 +57,12 @@ class OtherAnswersError(ValueError):
     """The teacher says something else than was kept."""
 
 
+def is_asked_once(config: TrialConfig) -> bool:
+    """Whether trials are given what the teacher once said, not the teacher."""
+    is_cached = config.teacher is not None and config.teacher.cache
+    return is_cached and METHODS[config.distill.method].teacher
+
+
 def open_answers(question: Question) -> Answers:
     """The answers in the node's cache folder, made by the first of its processes that asks.
 
@@ -98,12 +104,6 @@ def check_shapes(config: TrialConfig, pictures: int, shapes: Sequence[Shape]) ->
 
     Autocast gives some outputs in 16 bits, and which is not known: all of them count as such.
     """
-    if (
-        config.teacher is None
-        or not config.teacher.cache
-        or not METHODS[config.distill.method].teacher
-    ):
-        return
     kept = shapes if reads_features(config) else shapes[-1:]
     each = 2 if config.train.precision in ("bf16", "fp16") else 4
     views = Views(config.data.augment.crop, config.data.augment.flip)

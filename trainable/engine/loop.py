@@ -22,7 +22,7 @@ from trainable.data.store import Dataset, open_dataset
 from trainable.distill.maps import feature_shapes
 from trainable.distill.objective import Objective, method_of
 from trainable.engine.answers import Answers
-from trainable.engine.asking import Question, open_answers
+from trainable.engine.asking import Question, is_asked_once, open_answers
 from trainable.engine.checkpoint import CheckpointFolder
 from trainable.engine.evaluate import Evaluator
 from trainable.engine.failures import Progress, explained
@@ -127,7 +127,7 @@ class _Trial:
     ) -> FrozenTeacher | Answers | None:
         """The teacher, or what it once said."""
         config, weights = task.config, task.teacher_weights
-        if teacher is None or weights is None or config.teacher is None or not config.teacher.cache:
+        if teacher is None or weights is None or not is_asked_once(config):
             return teacher
         self._progress.doing = "asking the teacher about every picture"
         precision = self._step.precision
