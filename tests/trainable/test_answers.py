@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import shutil
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,10 +30,12 @@ from trainable.config import TrialConfig
 from trainable.data.cache import Arrays
 from trainable.engine import asking, loop
 from trainable.engine.answers import Answers, Layout
-from trainable.engine.asking import CHECKED
+from trainable.engine.asking import ASKED, CHECKED
 from trainable.engine.checkpoint import BEST
+from trainable.engine.loop import TrialTask, run
 from trainable.errors import ConfigError, DataError
 from trainable.networks.teacher import FrozenTeacher, TeacherOutputs
+from trainable.records import EpochRecord
 
 PICTURES = 1079
 """Of the digits, without those held out."""
@@ -112,9 +116,36 @@ def test_a_trial_ends_in_the_same_bits(
     pictures = int(0.3 * PICTURES) if case == "subset" else PICTURES
     views = {"views, features": 18, "balanced": 2, "streamed": 2}.get(case, 1)
     assert sum(asked) == pytest.approx(pictures * views + CHECKED, abs=10)
+    *of_all, again = asked
+    assert again == CHECKED
+    assert 64 <= min(of_all) <= max(of_all) <= min(of_all) + 1 <= ASKED
     asked.clear()
     assert ended(cached(config), tmp_path / "second", weights) == live
     assert sum(asked) == CHECKED
+
+
+def test_the_teacher_is_freed(
+    make_config: MakeConfig, tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU has its memory for the student."""
+    load, kept = loop.load_teacher, list[weakref.ref[FrozenTeacher]]()
+    held: list[bool] = []
+
+    def loaded(*arguments: Any) -> FrozenTeacher:
+        teacher = load(*arguments)
+        kept.append(weakref.ref(teacher))
+        return teacher
+
+    def report(_: EpochRecord) -> None:
+        gc.collect()
+        held.append(kept[-1]() is not None)
+
+    monkeypatch.setattr(loop, "load_teacher", loaded)
+    config = make_config(train={"epochs": 1})
+    for on in (False, True, True):
+        task = TrialTask(cached(config, on=on), tmp_path / str(len(held)), weights)
+        run(task, report, CPU)
+    assert held == [True, False, False]
 
 
 def test_a_stopped_trial_goes_on_with_the_file_or_a_new_one(

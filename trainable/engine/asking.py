@@ -31,7 +31,7 @@ from trainable.networks.teacher import FrozenTeacher
 FORMAT = "1"
 """Version of the files: raise it whenever equal keys would stand for other answers."""
 ASKED = 128
-"""Pictures that the teacher is asked about at a time."""
+"""Pictures that the teacher is asked about at a time, at most."""
 CHECKED = 32
 """Pictures, evenly spaced, that it is asked about again before what was kept is used."""
 
@@ -146,7 +146,8 @@ def _outputs(question: Question, images: Tensor) -> dict[str, Tensor]:
 
 def _asked_about_all(question: Question, folder: Path) -> Arrays:
     count, columns, facts = question.feed.rows, dict[str, Bytes](), dict[str, str]()
-    parts = np.split(np.arange(count, dtype=np.int64), range(ASKED, count, ASKED))
+    # As equal as they can be: in a last one of a few pictures, some layers would round otherwise.
+    parts = np.array_split(np.arange(count, dtype=np.int64), math.ceil(count / ASKED))
     for rows, images in zip(parts, question.feed.views(parts), strict=True):
         outputs = _outputs(question, images)
         layouts = {name: Layout.of(tensor) for name, tensor in outputs.items()}
