@@ -424,14 +424,14 @@ def test_what_a_cached_teacher_says_must_fit_into_the_budget() -> None:
     plan_of(*cached)
     features = (*cached, "distill={method: stablekd, lam: 1, decomposition: 5/2}")
     (line,) = wrong(*features)
-    rule = "teacher.cache needs at least 0.00236 GiB for logits and features of 1,295 (views of) pictures"
+    rule = "teacher.cache needs at least 0.00236 GiB for logits and features of 1,295 pictures"
     assert line == (
         f"data.cache_budget_gib: {rule}, got 0.001; raise it, or set teacher.cache to false"
     )
     (line,) = wrong(*features, "train.precision=bf16")
     assert "needs at least 0.00118 GiB" in line
     (line,) = wrong(*cached, "data.augment={crop: 2, flip: true}")
-    assert "GiB for logits of 64,750 (views of) pictures" in line
+    assert "GiB for logits of 50 views of each of 1,295 pictures" in line
     plan_of(*features[1:])
 
 

@@ -70,11 +70,11 @@ class Answers:
 
     def __init__(self, arrays: Arrays, device: torch.device) -> None:
         """`arrays` are a column for each output, the logits last, and its layout among the facts."""
-        kind = _Resident if device.type == "cuda" else _Mapped
-        self._columns = [
-            kind(stored, Layout.parsed(arrays.facts[name]), device)
-            for name, stored in arrays.columns.items()
-        ]
+        self._columns: list[_Mapped | _Resident] = []
+        for name, stored in arrays.columns.items():
+            layout, is_cuda = Layout.parsed(arrays.facts[name]), device.type == "cuda"
+            column = _Resident(stored, layout, device) if is_cuda else _Mapped(stored, layout)
+            self._columns.append(column)
 
     def __call__(self, rows: Tensor) -> TeacherOutputs:
         """int64 (B,) → what the teacher said; features only where they were kept."""
@@ -85,8 +85,7 @@ class Answers:
 class _Mapped:
     """One of the outputs, in the file that all processes of the node share."""
 
-    def __init__(self, stored: Bytes, layout: Layout, device: torch.device) -> None:
-        del device
+    def __init__(self, stored: Bytes, layout: Layout) -> None:
         self._stored, self._layout = stored, layout
 
     def gathered(self, rows: Tensor) -> Tensor:

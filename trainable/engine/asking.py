@@ -89,28 +89,30 @@ def open_answers(question: Question) -> Answers:
         raise ConfigError([Problem("teacher.cache", rule, "set it to false", "true")]) from error
 
 
-def check_budget(config: TrialConfig, views: int, size: int) -> None:
-    """ConfigError if answers of `size` bytes about each of so many views of pictures are too many to keep."""
-    gib, budget = views * size / _GIB, config.data.cache_budget_gib
+def check_shapes(config: TrialConfig, pictures: int, shapes: Sequence[Shape]) -> None:
+    """ConfigError if the answers about so many pictures are larger than `data.cache_budget_gib`, before any is given.
+
+    `shapes` are those of the teacher's outputs, the logits last. Autocast gives some of them in 16 bits, and which
+    is not known: all count as such.
+    """
+    kept = shapes if _reads_features(config) else shapes[-1:]
+    each = 2 if config.train.precision in ("bf16", "fp16") else 4
+    _check_budget(config, pictures, each * sum(math.prod(shape) for shape in kept))
+
+
+def _check_budget(config: TrialConfig, pictures: int, size: int) -> None:
+    """`size` is that of the answers about one view of a picture, in bytes."""
+    views = len(Views(config.data.augment.crop, config.data.augment.flip))
+    gib, budget = pictures * views * size / _GIB, config.data.cache_budget_gib
     if gib > budget:
-        what = "logits and features" if reads_features(config) else "logits"
-        rule = f"teacher.cache needs at least {gib:.3g} GiB for {what} of {views:,} (views of) pictures"
+        what = "logits and features" if _reads_features(config) else "logits"
+        of = f"{views} views of each of {pictures:,}" if views > 1 else f"{pictures:,}"
+        rule = f"teacher.cache needs at least {gib:.3g} GiB for {what} of {of} pictures"
         remedy = "raise it, or set teacher.cache to false"
         raise ConfigError([Problem("data.cache_budget_gib", rule, remedy, f"{budget:g}")])
 
 
-def check_shapes(config: TrialConfig, pictures: int, shapes: Sequence[Shape]) -> None:
-    """As `check_budget`, before anything is asked: from the shapes of the teacher's outputs, the logits last.
-
-    Autocast gives some outputs in 16 bits, and which is not known: all of them count as such.
-    """
-    kept = shapes if reads_features(config) else shapes[-1:]
-    each = 2 if config.train.precision in ("bf16", "fp16") else 4
-    views = Views(config.data.augment.crop, config.data.augment.flip)
-    check_budget(config, pictures * len(views), each * sum(math.prod(shape) for shape in kept))
-
-
-def reads_features(config: TrialConfig) -> bool:
+def _reads_features(config: TrialConfig) -> bool:
     """Whether the features at the cuts are kept beside the logits."""
     return METHODS[config.distill.method].features != "none"
 
@@ -129,7 +131,7 @@ def _key(question: Question) -> str:
         (data.mean, data.std),
         (augment.crop, augment.flip),
         teacher.model_dump_json(include={"model", "head"}),
-        (teacher.cuts or config.student.cuts) if reads_features(config) else "logits",
+        (teacher.cuts or config.student.cuts) if _reads_features(config) else "logits",
         (train.precision, torch.__version__, kind),
     )
     return combine(FORMAT, data.fingerprint, rows, weights, *(repr(s) for s in settings))
@@ -139,7 +141,7 @@ def _outputs(question: Question, images: Tensor) -> dict[str, Tensor]:
     """What is kept of the teacher's outputs, by name, the logits last."""
     with question.precision.forward():
         outputs = question.teacher(images)
-    features = outputs.features if reads_features(question.config) else ()
+    features = outputs.features if _reads_features(question.config) else ()
     named = {f"features {number}": tensor for number, tensor in enumerate(features)}
     return {**named, "logits": outputs.logits}
 
@@ -153,7 +155,7 @@ def _asked_about_all(question: Question, folder: Path) -> Arrays:
         layouts = {name: Layout.of(tensor) for name, tensor in outputs.items()}
         if not columns:
             size = sum(layout.size for layout in layouts.values())
-            check_budget(question.config, count, size)
+            _check_budget(question.config, len(question.data.train), size)
             _check_room(folder, count * size)
             facts = {name: layout.text() for name, layout in layouts.items()}
             columns = {n: np.empty((count, own.size), np.uint8) for n, own in layouts.items()}
@@ -186,6 +188,7 @@ def _check(question: Question, answers: Answers) -> None:
             raise OtherAnswersError(f"{name} of another type or shape")
         expected = now.double()
         largest = float(expected.nan_to_num(0, 0, 0).abs().max())
-        if not torch.allclose(then.double(), expected, 0, bound * largest, equal_nan=True):
-            apart = float((then.double() - expected).abs().max()) / largest
-            raise OtherAnswersError(f"{name} differ by {apart:.2g} of the largest")
+        kept_ones, atol = then.double(), bound * largest
+        if not torch.allclose(kept_ones, expected, rtol=0, atol=atol, equal_nan=True):
+            apart = float((kept_ones - expected).abs().max())
+            raise OtherAnswersError(f"{name} differ by {apart:.2g}, the largest is {largest:.2g}")

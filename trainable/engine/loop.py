@@ -129,11 +129,8 @@ class _Trial:
         config, weights = task.config, task.teacher_weights
         if teacher is None or weights is None or not is_asked_once(config):
             return teacher
-        self._progress.doing = "asking the teacher about every picture"
-        precision = self._step.precision
-        return open_answers(
-            Question(config, teacher, precision, weights, data, self._feed, self._device)
-        )
+        precision, device = self._step.precision, self._device
+        return open_answers(Question(config, teacher, precision, weights, data, self._feed, device))
 
     def _open_data(self, data: Dataset) -> None:
         config, device, workers = self._config, self._device, self._config.data.decode_workers
