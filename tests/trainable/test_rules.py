@@ -242,6 +242,11 @@ def test_a_trial_without_a_method_needs_no_teacher() -> None:
         ),
         ({"train.clip_by": "value"}, "train.clip_by", "needs train.clip"),
         (
+            {"train.compile": True, "train.activation_checkpointing": True},
+            "train.compile",
+            "kernels that train.activation_checkpointing cannot repeat, got true",
+        ),
+        (
             {"train.batchnorm": {"group_norm": 8, "freeze_after": 3}},
             "train.batchnorm.freeze_after",
             "belongs to BatchNorm",

@@ -126,6 +126,12 @@ def _group_norm_stands_alone(config: TrialConfig, _: int | None) -> Iterator[Pro
             yield Problem(f"train.batchnorm.{name}", rule, "remove one of the two", str(value))
 
 
+def _compiled_blocks_are_kept(config: TrialConfig, _: int | None) -> Iterator[Problem]:
+    if config.train.compile and config.train.activation_checkpointing:
+        rule = "computes blocks in kernels that train.activation_checkpointing cannot repeat"
+        yield Problem("train.compile", rule, "set one of the two to false", "true")
+
+
 _METHOD, _WORKERS, _GPUS = "distill.method", "train.workers", "resources.gpus_per_worker"
 _SCHEDULE = (_METHOD, "optim.schedule")
 _RECALIBRATION = ("train.batchnorm.recalibrate", "train.batchnorm.recalibrate_at")
@@ -143,6 +149,7 @@ RULES: tuple[Rule, ...] = (
     Rule((_GPUS, "train.precision"), _precision_has_a_gpu),
     Rule(("train.loss_scale.initial", "train.loss_scale.floor"), _loss_scale_is_above_its_floor),
     Rule(("train.clip", "train.clip_by"), _clip_by_has_a_bound),
+    Rule(("train.compile", "train.activation_checkpointing"), _compiled_blocks_are_kept),
     Rule(_RECALIBRATION, _recalibration_at_stages_is_on),
     Rule((_GROUP_NORM, *_OF_BATCHNORM), _group_norm_stands_alone),
 )
