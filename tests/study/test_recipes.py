@@ -65,13 +65,15 @@ def variants() -> Iterator[tuple[Path, tuple[str, ...]]]:
 VARIANTS = list(variants())
 
 
-def plan_of(config: StudyConfig, monkeypatch: pytest.MonkeyPatch) -> StudyPlan:
+def plan_of(
+    config: StudyConfig, monkeypatch: pytest.MonkeyPatch, machine: Capacity = MACHINE
+) -> StudyPlan:
     """Everything that `validate` checks, but for the data and the teacher's file, which are not here."""
     side = config.data.image_size or (8 if config.data.source == "digits" else 32)
     data = replace(DATA, channels=config.data.channels, image_size=(side, side))
     monkeypatch.setattr(tasks, "inspect_data", lambda _: data)
     monkeypatch.setattr(tasks, "check_checkpoint", lambda *_: None)
-    return preflight(config, MACHINE)
+    return preflight(config, machine)
 
 
 @pytest.fixture(autouse=True)
@@ -103,6 +105,16 @@ def test_what_a_recipe_says_can_be_set_makes_a_valid_trial(
     assert single != load_single(path, ())[0]  # it changes something
     if any(setting.startswith(("student.", "teacher.model", "distill.")) for setting in settings):
         plan_of(single, monkeypatch)
+
+
+def test_the_speakers_can_be_trained_without_a_gpu_as_the_recipe_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recipe = ROOT / "configs" / "speaker_amsoftmax.yaml"
+    (line,) = re.findall(r"^# Without a GPU: (.*)$", header(recipe), flags=re.MULTILINE)
+    settings = shlex.split(line)[1::2]
+    plan = plan_of(load_single(recipe, settings)[0], monkeypatch, Capacity(cpus=2, gpus=0))
+    assert plan.config.resources.gpus_per_worker == 0
 
 
 @pytest.fixture
