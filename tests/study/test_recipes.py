@@ -107,6 +107,16 @@ def test_what_a_recipe_says_can_be_set_makes_a_valid_trial(
         plan_of(single, monkeypatch)
 
 
+def test_every_method_has_a_recipe_on_cifar100() -> None:
+    found = {load_config(path).distill.method for path in RECIPES if "cifar100" in path.stem}
+    found |= {
+        load_single(path, settings)[0].distill.method
+        for path, settings in VARIANTS
+        if "cifar100" in path.stem
+    }
+    assert found == set(METHODS)
+
+
 def test_the_speakers_can_be_trained_without_a_gpu_as_the_recipe_says(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
