@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -241,6 +242,30 @@ def test_the_document_on_networks_has_configs_that_can_be_had(
         [block.projector for block in plan.student.blocks if block.projector is not None]
         for plan in plans
     ] == [[(24, 40), (48, 112)], [(8, 16)]]
+
+
+def test_the_readme_trains_the_tables_teacher_as_the_records_say() -> None:
+    def settings(command: str) -> list[str]:
+        return [word for word in shlex.split(command)[3:] if word != "--set"]
+
+    results = ROOT / "benchmarks" / "results"
+    teacher = json.loads(
+        (results / "cifar100-teacher-130-epochs-nvidia-h100-80gb-hbm3.json").read_text()
+    )
+    tables = json.loads((results / "stablekd-tables-nvidia-h100-80gb-hbm3.json").read_text())
+    assert teacher["rounded_file_sha256"] == tables["teacher"]
+    readme = (ROOT / "README.md").read_text("utf-8")
+    (command,) = re.findall(
+        r"^\$ (kd-study train (?:[^\\\n]*\\\n)+.*)$", readme, flags=re.MULTILINE
+    )
+    told = settings(command.replace("\\\n", ""))
+    told.remove("data.root=/path/to/cifar100")
+    assert told == settings(teacher["command"])
+    recipe = ROOT / "configs" / "cifar100_kd.yaml"
+    config, _ = load_single(recipe, told)
+    assert config.teacher is not None
+    assert config.teacher.train is not None
+    assert config.teacher.train.epochs == 130
 
 
 def test_the_readme_lists_what_each_method_reads() -> None:
