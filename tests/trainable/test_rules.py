@@ -221,11 +221,6 @@ def test_a_trial_without_a_method_needs_no_teacher() -> None:
             "NCCL needs a whole GPU",
         ),
         (
-            {"resources.gpus_per_worker": 0, "train.batchnorm": {"sync": True}},
-            "train.batchnorm.sync",
-            "GPUs only",
-        ),
-        (
             {"resources.gpus_per_worker": 0, "train.precision": "fp16"},
             "train.precision",
             "fp16 needs a GPU",

@@ -13,6 +13,18 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
+from tests.trainable.norm_layers import (
+    BATCHES,
+    CHANNELS,
+    LAYERS,
+    check_close,
+    check_joined,
+    joined_batch,
+    layer_of,
+    own_share,
+    results_of,
+    sync,
+)
 from tests.trainable.stepping import gradients_at_step, noise
 from tests.trainable.trials import CPU
 from trainable import ranks
@@ -29,20 +41,6 @@ from trainable.networks.zoo import Pictures, build
 from trainable.statistics.batchnorm import Recalibration
 
 WORLDS = (2, 3)
-SHARES = {2: (5, 2), 3: (4, 1, 2)}
-"""Pictures of each rank in a batch of seven."""
-CHANNELS, BATCHES = 3, 3
-LAYERS: dict[str, tuple[type[nn.Module], dict[str, Any], tuple[int, ...]]] = {
-    "pictures": (nn.BatchNorm2d, {}, (4, 5)),
-    "one pixel": (nn.BatchNorm2d, {}, (1, 1)),
-    "vectors": (nn.BatchNorm1d, {}, ()),
-    "sequences": (nn.BatchNorm1d, {}, (6,)),
-    "volumes": (nn.BatchNorm3d, {}, (2, 3, 2)),
-    "plain": (nn.BatchNorm2d, {"affine": False}, (4, 5)),
-    "cumulative": (nn.BatchNorm2d, {"momentum": None}, (4, 5)),
-    "settings": (nn.BatchNorm2d, {"momentum": 0.7, "eps": 0.3}, (4, 5)),
-    "no statistics": (nn.BatchNorm2d, {"track_running_stats": False}, (4, 5)),
-}
 TYPES = {"fp64": torch.float64, "fp32": torch.float32}
 BOUNDS = {"fp64": 1e-9, "fp32": 1e-6, "bf16": 2e-2}
 STEPS: dict[str, dict[str, Any]] = {
@@ -51,72 +49,6 @@ STEPS: dict[str, dict[str, Any]] = {
     "accumulated": {"accumulate": 3},
     "frozen": {"frozen": True},
 }
-
-
-def layer_of(case: str, kind: torch.dtype) -> nn.Module:
-    """With weights and running statistics that are not those of a new layer."""
-    make, settings, _ = LAYERS[case]
-    generator = torch.Generator().manual_seed(1)
-    layer = make(CHANNELS, **settings)
-    for tensor in layer.state_dict().values():
-        if tensor.is_floating_point():
-            tensor.copy_(0.5 + torch.rand(CHANNELS, generator=generator))
-    return layer.to(kind)
-
-
-def joined_batch(case: str, number: int, kind: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Seven samples whose ranks' means lie apart, and the gradient of the layer's output."""
-    generator = torch.Generator().manual_seed(number)
-    shape = (7, CHANNELS, *LAYERS[case][2])
-    x, gradient = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2))
-    x = x * 3 + torch.arange(7.0).view(-1, *[1] * (len(shape) - 1))
-    return x.to(kind), gradient.to(kind)
-
-
-def own_share() -> slice:
-    """All of the batch, where there is one rank."""
-    if ranks.world_size() == 1:
-        return slice(None)
-    before = sum(SHARES[ranks.world_size()][: ranks.rank()])
-    return slice(before, before + SHARES[ranks.world_size()][ranks.rank()])
-
-
-def results_of(
-    layer: nn.Module,
-    case: str,
-    kind: torch.dtype,
-    *,
-    channels_last: bool = False,
-    autocast: bool = False,
-) -> dict[str, Any]:
-    """Of some batches in training, the last one's outputs and gradients; then of one in eval mode."""
-    share = own_share()
-    for number in range(BATCHES):
-        x, gradient = (tensor[share] for tensor in joined_batch(case, number, kind))
-        if autocast:
-            x, gradient = x.bfloat16(), gradient.bfloat16()
-        if channels_last:
-            x = x.contiguous(memory_format=torch.channels_last)
-        layer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            output = layer(x.requires_grad_())
-        output.backward(gradient)
-    evaluated = layer.eval()(x.detach())
-    of_weights = {
-        name: ranks.sum_over_ranks(p.grad.clone()) for name, p in layer.named_parameters()
-    }  # type: ignore[union-attr]
-    return {
-        "output": output.detach(),
-        "input": x.grad,
-        "evaluated": evaluated.detach(),
-        "weights": of_weights,
-        "state": layer.state_dict(),
-        "is last": output.is_contiguous(memory_format=torch.channels_last),
-    }
-
-
-def sync(layer: nn.Module) -> nn.Module:
-    return with_norms(nn.Sequential(layer), BatchNormConfig(sync=True), workers=2)[0]  # type: ignore[index]
 
 
 @contextmanager
@@ -205,7 +137,7 @@ def found_here(make: Callable[[nn.Module], nn.Module]) -> dict[str, Any]:
         make(layer_of("pictures", torch.float32)), "pictures", torch.float32, **last
     )
     found["half bf16"] = results_of(
-        make(layer_of("pictures", torch.float32)), "pictures", torch.float32, autocast=True
+        make(layer_of("pictures", torch.float32)), "pictures", torch.float32, half=torch.bfloat16
     )
     found |= {name: steps_of(**settings) for name, settings in STEPS.items()}
     found["recalibrated"] = recalibrated()
@@ -242,12 +174,6 @@ def alone() -> dict[str, Any]:
     return found_here(lambda layer: layer)
 
 
-def check_close(mine: Tensor, theirs: Tensor, bound: float) -> None:
-    """Up to `bound` of the largest."""
-    assert mine.dtype == theirs.dtype
-    assert (mine - theirs).abs().max() <= bound * max(1.0, float(theirs.abs().max()))
-
-
 CASES = [f"{case} {kind}" for case in LAYERS for kind in TYPES] + ["last fp32", "half bf16"]
 
 
@@ -259,21 +185,8 @@ def test_ranks_together_are_batchnorm_of_the_joined_batch(
     on_ranks: dict[int, list[dict[str, Any]]],
     alone: dict[str, Any],
 ) -> None:
-    found, expected = [results[case] for results in on_ranks[world]], alone[case]
-    bound = BOUNDS[case.rpartition(" ")[2]]
-    # A layer without running statistics evaluates by those of each rank's own batch, as torch's layers do.
-    evaluated = () if case.startswith("no statistics") else ("evaluated",)
-    for name in ("output", "input", *evaluated):
-        check_close(torch.cat([each[name] for each in found]), expected[name], bound)
-    for each in found:
-        assert each["is last"] == expected["is last"]
-        for name in ("weights", "state"):
-            assert each[name].keys() == expected[name].keys()
-            for key, value in expected[name].items():
-                check_close(each[name][key], value, bound)
-                assert torch.equal(each[name][key], found[0][name][key]), key
-    if "num_batches_tracked" in expected["state"]:
-        assert found[0]["state"]["num_batches_tracked"] == BATCHES
+    found = [results[case] for results in on_ranks[world]]
+    check_joined(found, alone[case], BOUNDS[case.rpartition(" ")[2]])
 
 
 @pytest.mark.parametrize("world", WORLDS)
