@@ -19,8 +19,9 @@ def wrap_for_ranks(
 ) -> Objective | DistributedDataParallel:
     """The objective in DDP where there are several ranks, itself where there is one.
 
-    Gradients are the sum over ranks, exchanged bucket by bucket while the backward pass goes on. A student that
-    `may_skip` parameters in some updates costs a search for them in each.
+    Gradients are the sum over ranks, exchanged bucket by bucket while the backward pass goes on. Every method
+    uses every parameter in each of its stages; a student that `may_skip` some in an update has DDP search the
+    graph of each for them, and ask the other ranks.
     """
     if ranks.world_size() == 1:
         return objective
@@ -36,9 +37,9 @@ def wrap_for_ranks(
     return parallel
 
 
-# DDP's own exchange gives the mean, and its first backward rounds it otherwise than the later ones: times 1/ranks
-# there, by the ranks where gradients are views of the buckets. On three ranks a resumed trial would end in
-# other bits. Without annotations, since DDP refuses those that are strings.
+# DDP's own exchange gives the mean, which it rounds in two ways: a gradient that is no view of its bucket yet, as
+# in a process's first update, is multiplied by 1/ranks, and later ones are divided by the ranks. With three
+# ranks a resumed trial would end in other bits. Without annotations, since DDP refuses those that are strings.
 def _sum(state, bucket):  # type: ignore[no-untyped-def]
     """DDP's hook: the future sum of a bucket of gradients over the ranks."""
     del state

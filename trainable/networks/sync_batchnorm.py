@@ -51,7 +51,7 @@ class SyncBatchNorm(_BatchNorm):
             momentum = self.momentum
             if momentum is None:
                 momentum = 1.0 / float(self.num_batches_tracked)
-        return _Joined.apply(input, self.weight, self.bias, running, momentum, self.eps)  # type: ignore[no-any-return]
+        return _Joined.apply(input, self.weight, self.bias, running, momentum, self.eps)
 
 
 class _Joined(torch.autograd.Function):
@@ -74,7 +74,7 @@ class _Joined(torch.autograd.Function):
         count = mean.new_full((1,), x.numel() // channels)
         rows = mean.new_zeros(ranks.world_size(), 2 * channels + 1)
         torch.cat([mean, invstd, count], out=rows[ranks.rank()])
-        # The sum with zeros gathers the rows, to the bit, by what every backend has under the same name.
+        # A sum with zeros, which changes nothing: gathering has another name in each torch and backend.
         ranks.sum_over_ranks(rows)
         means, invstds, counts = rows.split([channels, channels, 1], dim=1)
         counts = counts.reshape(-1)
