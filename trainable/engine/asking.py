@@ -148,9 +148,12 @@ def _outputs(question: Question, images: Tensor) -> dict[str, Tensor]:
 
 def _asked_about_all(question: Question, folder: Path) -> Arrays:
     count, columns, facts = question.feed.rows, dict[str, Bytes](), dict[str, str]()
-    # As equal as they can be: in a last one of a few pictures, some layers would round otherwise.
-    parts = np.array_split(np.arange(count, dtype=np.int64), math.ceil(count / ASKED))
+    # All of one size, the last over some of the one before: the teacher is fused for it, and rounds alike in all.
+    starts = [*range(0, count - ASKED, ASKED), max(0, count - ASKED)]
+    parts = [np.arange(start, min(start + ASKED, count), dtype=np.int64) for start in starts]
     for rows, images in zip(parts, question.feed.views(parts), strict=True):
+        with question.precision.forward():
+            question.teacher.fuse(images)
         outputs = _outputs(question, images)
         layouts = {name: Layout.of(tensor) for name, tensor in outputs.items()}
         if not columns:
