@@ -5,12 +5,13 @@
 
 Every form augments the same pictures of noise (crop and flip), and takes the same update: KD at α = 1/2, the norm of
 the gradient bounded, SGD with momentum, a GradScaler in fp16. The first three are the loop that one writes with torch
-alone: the student run once for each loss term, run once for both, and that in channels_last. `eager` is the
+alone: the student run once for each loss term, run once for both, and that in channels_last. Its two parts follow by
+themselves: `student alone` learns from the labels, `teacher alone` is the teacher's forward. `eager` is the
 product's step, and `graph` that replayed as a CUDA graph; these two also look at every picture, label and gradient,
 undo what a bad update does to BatchNorm, and measure gradients in every tenth update.
 
-Times are medians over rounds in turns, ratios those of the rounds' pairs. Written to
-benchmarks/results/step-<device>.json.
+Times are medians over rounds in turns, ratios those of the rounds' pairs; `of_parts` is a form's time over the sum of
+the two parts'. Written to benchmarks/results/step-<device>.json.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import copy
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -31,6 +32,7 @@ from torch import Tensor, nn
 from torch.amp import GradScaler, autocast
 from torch.nn import functional as F
 
+from trainable import ranks
 from trainable.config import OptimConfig, TrialConfig
 from trainable.data.augment import Normalizer, augment, augmentation_key
 from trainable.data.loaders import Batch
@@ -39,6 +41,7 @@ from trainable.distill.objective import Objective, method_of
 from trainable.engine.failures import Progress
 from trainable.engine.feed import Feed
 from trainable.engine.optimizers import build_optimizer
+from trainable.engine.parallel import wrap_for_ranks
 from trainable.engine.settings import apply_settings
 from trainable.engine.step import Step
 from trainable.engine.updater import Updater
@@ -83,8 +86,11 @@ class Case:
     pixels: Pixels
 
 
+Form = Callable[[Case], Update]
+
+
 def plain(case: Case, *, passes: int, channels_last: bool) -> Update:
-    """The loop of torch alone; with two passes, the student is run for each of the two terms."""
+    """The loop of torch alone; the student is run in so many passes for the two terms, with 0 for its CE alone."""
     layout = torch.channels_last if channels_last else torch.contiguous_format
     student = copy.deepcopy(case.student).to(case.device).to(memory_format=layout).train()
     teacher = copy.deepcopy(case.teacher).to(case.device).to(memory_format=layout).eval()
@@ -96,15 +102,17 @@ def plain(case: Case, *, passes: int, channels_last: bool) -> Update:
         images, labels = case.pixels.augmented(case.pixels.batch)
         images = images.contiguous(memory_format=layout)
         with autocast(kind, half, enabled=half is not None):
-            with torch.no_grad():
-                theirs = teacher(images)
             logits = student(images)
             again = student(images) if passes == 2 else logits
-        ce = F.cross_entropy(logits.float(), labels)
-        log_p, log_q = (F.log_softmax(x.float(), 1) for x in (again, theirs))
-        kl = F.kl_div(log_p, log_q, reduction="batchmean", log_target=True)
+        loss = F.cross_entropy(logits.float(), labels)
+        if passes:
+            with torch.no_grad(), autocast(kind, half, enabled=half is not None):
+                theirs = teacher(images)
+            log_p, log_q = (F.log_softmax(x.float(), 1) for x in (again, theirs))
+            kl = F.kl_div(log_p, log_q, reduction="batchmean", log_target=True)
+            loss = (1 - ALPHA) * loss + ALPHA * kl
         optimizer.zero_grad()
-        scaler.scale((1 - ALPHA) * ce + ALPHA * kl).backward()
+        scaler.scale(loss).backward()
         scaler.unscale_(optimizer)
         nn.utils.clip_grad_norm_(student.parameters(), CLIP)
         scaler.step(optimizer)
@@ -113,14 +121,34 @@ def plain(case: Case, *, passes: int, channels_last: bool) -> Update:
     return update
 
 
+def teacher_alone(case: Case) -> Update:
+    """The teacher's forward in channels_last, of pictures that are there."""
+    teacher = copy.deepcopy(case.teacher).to(case.device).to(memory_format=torch.channels_last)
+    teacher.eval()
+    images, _ = case.pixels.augmented(case.pixels.batch)
+    kind, half = case.device.type, AUTOCAST.get(case.precision)
+
+    def update() -> None:
+        with torch.no_grad(), autocast(kind, half, enabled=half is not None):
+            teacher(images)
+
+    return update
+
+
 class Ours:
     """The product's update."""
 
-    def __init__(self, case: Case, *, graph: bool, stage: int = 0, **sections: Any) -> None:
-        """In a stage counted from 0; `sections` are more settings of `distill` and `train`."""
-        self._batch = case.pixels.batch
+    def __init__(
+        self, case: Case, *, graph: bool, stage: int = 0, micro_batches: int = 1, **sections: Any
+    ) -> None:
+        """In a stage counted from 0; `sections` are more settings of `distill` and `train`.
+
+        The case's batch is a micro-batch of each rank, in DDP where there are several.
+        """
+        self._batches = [case.pixels.batch] * micro_batches
+        self._size = micro_batches * len(case.pixels.batch.labels) * ranks.world_size()
         sections["train"] = {"cuda_graph": graph, **sections.get("train", {})}
-        config = config_of(case.precision, len(self._batch.labels), **sections)
+        config = config_of(case.precision, self._size, **sections)
         student = BlockNetwork(copy.deepcopy(case.student), case.cuts)
         teacher = BlockNetwork(copy.deepcopy(case.teacher), case.cuts)
         shapes = None
@@ -133,12 +161,13 @@ class Ours:
         objective.to(memory_format=torch.channels_last)
         frozen.to(memory_format=torch.channels_last)
         optimizer = build_optimizer(OptimConfig(lr=LR), objective.parameters(), case.device)
-        self.step = Step(objective, optimizer, config.train, case.device, classes=CLASSES)
+        self.objective = wrap_for_ranks(objective)
+        self.step = Step(self.objective, optimizer, config.train, case.device, classes=CLASSES)
         feed = cast("Feed", case.pixels)
         self._updater = Updater(config, feed, frozen, self.step, Progress(), case.device)
 
     def __call__(self) -> None:
-        self._updater.take(iter([self._batch]), 1, len(self._batch.labels), LR)
+        self._updater.take(iter(self._batches), len(self._batches), self._size, LR)
 
 
 def config_of(
@@ -161,13 +190,16 @@ def config_of(
     )
 
 
-FORMS: dict[str, Callable[[Case], Update]] = {
+FORMS: dict[str, Form] = {
     "two passes": lambda case: plain(case, passes=2, channels_last=False),
     "shared": lambda case: plain(case, passes=1, channels_last=False),
     "channels_last": lambda case: plain(case, passes=1, channels_last=True),
+    "student alone": lambda case: plain(case, passes=0, channels_last=True),
+    "teacher alone": teacher_alone,
     "eager": lambda case: Ours(case, graph=False),
     "graph": lambda case: Ours(case, graph=True),
 }
+PARTS = ("student alone", "teacher alone")
 
 
 def seconds(update: Update, updates: int, device: torch.device) -> float:
@@ -197,10 +229,10 @@ def case_of(options: argparse.Namespace, batch: int) -> Case:
     )
 
 
-def measured(options: argparse.Namespace, batch: int) -> dict[str, Any]:
-    """Every form at one batch size, in turns."""
+def measured(options: argparse.Namespace, batch: int, forms: dict[str, Form]) -> dict[str, Any]:
+    """Those forms that are asked for at one batch size, in turns."""
     case, device = case_of(options, batch), torch.device(options.device)
-    updates = {name: form(case) for name, form in FORMS.items() if name in options.forms}
+    updates = {name: form(case) for name, form in forms.items() if name in options.forms}
     for update in updates.values():
         seconds(update, 24 if device.type == "cuda" else 2, device)
     times: dict[str, list[float]] = {name: [] for name in updates}
@@ -213,6 +245,10 @@ def measured(options: argparse.Namespace, batch: int) -> dict[str, Any]:
         ratio = statistics.median(a / b for a, b in zip(own, last, strict=True))
         gain = statistics.median(a / b for a, b in zip(first, own, strict=True))
         found[name] = {"step_ms": 1000 * statistics.median(own), "of_last": ratio, "gain": gain}
+        if set(PARTS) <= set(times) and name not in PARTS:
+            parts = [sum(both) for both in zip(*(times[part] for part in PARTS), strict=True)]
+            of_parts = statistics.median(a / b for a, b in zip(own, parts, strict=True))
+            found[name]["of_parts"] = of_parts
         print(f"{batch:>4} {name:<16} {1000 * statistics.median(own):8.2f} ms a step {gain:6.2f}×")
     if options.profile:
         profile(list(updates.values())[-1], device)
@@ -229,19 +265,30 @@ def profile(update: Update, device: torch.device) -> None:
 
 def main() -> None:
     """Measure, print, write."""
-    command = parser()
-    usual = [128, 512] if torch.cuda.is_available() else [64]
-    command.add_argument("--batches", type=int, nargs="*", default=usual)
-    command.add_argument("--forms", nargs="*", default=list(FORMS), choices=list(FORMS))
+    run("step", FORMS, parser(), but_on_cpus=("graph",))
+
+
+def run(
+    benchmark: str,
+    forms: dict[str, Form],
+    command: argparse.ArgumentParser,
+    but_on_cpus: Sequence[str],
+) -> None:
+    """Measure the forms that are asked for into <benchmark>-<device>.json; some are not usual on CPUs."""
+    is_cuda = torch.cuda.is_available()
+    usual = [name for name in forms if is_cuda or name not in but_on_cpus]
+    sizes = [128, 512] if is_cuda else [64]
+    command.add_argument("--batches", type=int, nargs="*", default=sizes)
+    command.add_argument("--forms", nargs="*", default=usual, choices=list(forms))
     command.add_argument("--profile", action="store_true", help="where the last form's time goes")
     options = command.parse_args()
     apply_settings(config_of(options.precision, options.batches[0], torch.get_num_threads()))
-    found = {str(batch): measured(options, batch) for batch in options.batches}
+    found = {str(batch): measured(options, batch, forms) for batch in options.batches}
     where = environment()
     device = (where["gpus"] or ["cpu"])[0] if options.device == "cuda" else "cpu"
     settings = {k: v for k, v in vars(options).items() if k not in ("output", "profile")}
     record = {"environment": where, "settings": settings, "batches": found}
-    path = options.output / f"step-{device.replace(' ', '-').lower()}.json"
+    path = options.output / f"{benchmark}-{device.replace(' ', '-').lower()}.json"
     path.write_text(json.dumps(record, indent=1) + "\n")
     print(f"wrote {path}")
 
