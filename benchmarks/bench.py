@@ -36,6 +36,9 @@ class Benchmark(NamedTuple):
 
 BENCHMARKS = {
     "step": Benchmark("step.py", "--rounds 5", "--device cpu --batches 32 --rounds 3 --updates 2"),
+    "peers": Benchmark(
+        "peers.py", "--rounds 5", "--device cpu --batches 32 --rounds 3 --updates 2"
+    ),
     "stages": Benchmark(
         "stages.py", "--rounds 3", "--device cpu --batch 32 --rounds 3 --updates 2"
     ),
@@ -74,7 +77,7 @@ def main() -> None:
     for name in options.only:
         command = command_of(name, torch.cuda.device_count(), output)
         if command is None:
-            print(f"{name}: left out, it needs a GPU", flush=True)
+            print(f"{name}: left out, it needs {BENCHMARKS[name].gpus} GPU(s)", flush=True)
             continue
         print(f"{name}: python {' '.join(command)}", flush=True)
         if subprocess.run([sys.executable, *command], cwd=ROOT).returncode:

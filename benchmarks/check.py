@@ -20,7 +20,8 @@ from argparse import Namespace
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from step import FORMS, Form, Ours, Update, case_of, config_of
+from loops import Form, Update
+from step import FORMS, Ours, case_of, config_of
 
 from trainable.engine.settings import apply_settings
 

@@ -4,10 +4,10 @@
     python benchmarks/step.py --device cpu               on CPUs, WRN-40-2 → WRN-16-2
 
 Every form augments the same pictures of noise (crop and flip), and takes the same update: KD at α = 1/2, the norm of
-the gradient bounded, SGD with momentum, a GradScaler in fp16. The first three are the loop that one writes with torch
-alone: the student run once for each loss term, run once for both, and that in channels_last. Its two parts follow by
-themselves: `student alone` learns from the labels, `teacher alone` is the teacher's forward. `eager` is the
-product's step, and `graph` that replayed as a CUDA graph; these two also look at every picture, label and gradient,
+the gradient bounded, SGD with momentum and weight decay, a GradScaler in fp16. The first three are the loop that one
+writes with torch alone: the student run once for each loss term, run once for both, and that in channels_last. Its two
+parts follow by themselves: `student alone` learns from the labels, `teacher alone` is the teacher's forward. `eager` is
+the product's step, and `graph` that replayed as a CUDA graph; these two also look at every picture, label and gradient,
 undo what a bad update does to BatchNorm, and measure gradients in every tenth update.
 
 Times are medians over rounds in turns, ratios those of the rounds' pairs; `of_parts` is a form's time over the sum of
@@ -18,24 +18,31 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from environment import environment
-from torch import Tensor, nn
-from torch.amp import GradScaler, autocast
-from torch.nn import functional as F
+from environment import keep
+from loops import (
+    ALPHA,
+    CLASSES,
+    CLIP,
+    LR,
+    PICTURES,
+    SGD,
+    Case,
+    Form,
+    Pixels,
+    Update,
+    plain,
+    teacher_alone,
+)
 
 from trainable import ranks
 from trainable.config import OptimConfig, TrialConfig
-from trainable.data.augment import Normalizer, augment, augmentation_key
-from trainable.data.loaders import Batch
 from trainable.distill.maps import feature_shapes
 from trainable.distill.objective import Objective, method_of
 from trainable.engine.failures import Progress
@@ -48,91 +55,10 @@ from trainable.engine.updater import Updater
 from trainable.methods import METHODS
 from trainable.networks.blocks import BlockNetwork
 from trainable.networks.teacher import FrozenTeacher
-from trainable.networks.zoo import Pictures, build
+from trainable.networks.zoo import build
 from trainable.plan import stages
 
 RESULTS = Path(__file__).parent / "results"
-CLASSES, CLIP, ALPHA, LR = 100, 5.0, 0.5, 0.01
-PICTURES = Pictures(CLASSES, 3, (32, 32))
-AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16}
-Update = Callable[[], None]
-
-
-class Pixels:
-    """Stands for the trial's data: pictures of noise on the device, changed as the product does it."""
-
-    def __init__(self, batch: int, device: torch.device) -> None:
-        images = torch.randint(0, 256, (batch, 3, 32, 32), dtype=torch.uint8, device=device)
-        labels = torch.randint(0, CLASSES, (batch,), device=device)
-        self.batch = Batch(images, labels, torch.arange(batch, device=device), first=0)
-        self._key = torch.tensor(augmentation_key(0, 1), device=device)
-        self._normalize = Normalizer([0.5] * 3, [0.25] * 3, device)
-
-    def augmented(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """As Feed has it."""
-        images = augment(batch.images, batch.indices, self._key, crop=4, flip=True)
-        return self._normalize(images).contiguous(memory_format=torch.channels_last), batch.labels
-
-
-@dataclass(frozen=True)
-class Case:
-    """What all forms train."""
-
-    device: torch.device
-    precision: str
-    student: nn.Module
-    teacher: nn.Module
-    cuts: tuple[str, ...]
-    pixels: Pixels
-
-
-Form = Callable[[Case], Update]
-
-
-def plain(case: Case, *, passes: int, channels_last: bool) -> Update:
-    """The loop of torch alone; the student is run in so many passes for the two terms, with 0 for its CE alone."""
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    student = copy.deepcopy(case.student).to(case.device).to(memory_format=layout).train()
-    teacher = copy.deepcopy(case.teacher).to(case.device).to(memory_format=layout).eval()
-    optimizer = torch.optim.SGD(student.parameters(), LR, momentum=0.9, nesterov=True)
-    kind, half = case.device.type, AUTOCAST.get(case.precision)
-    scaler = GradScaler(kind, enabled=case.precision == "fp16")
-
-    def update() -> None:
-        images, labels = case.pixels.augmented(case.pixels.batch)
-        images = images.contiguous(memory_format=layout)
-        with autocast(kind, half, enabled=half is not None):
-            logits = student(images)
-            again = student(images) if passes == 2 else logits
-        loss = F.cross_entropy(logits.float(), labels)
-        if passes:
-            with torch.no_grad(), autocast(kind, half, enabled=half is not None):
-                theirs = teacher(images)
-            log_p, log_q = (F.log_softmax(x.float(), 1) for x in (again, theirs))
-            kl = F.kl_div(log_p, log_q, reduction="batchmean", log_target=True)
-            loss = (1 - ALPHA) * loss + ALPHA * kl
-        optimizer.zero_grad()
-        scaler.scale(loss).backward()
-        scaler.unscale_(optimizer)
-        nn.utils.clip_grad_norm_(student.parameters(), CLIP)
-        scaler.step(optimizer)
-        scaler.update()
-
-    return update
-
-
-def teacher_alone(case: Case) -> Update:
-    """The teacher's forward in channels_last, of pictures that are there."""
-    teacher = copy.deepcopy(case.teacher).to(case.device).to(memory_format=torch.channels_last)
-    teacher.eval()
-    images, _ = case.pixels.augmented(case.pixels.batch)
-    kind, half = case.device.type, AUTOCAST.get(case.precision)
-
-    def update() -> None:
-        with torch.no_grad(), autocast(kind, half, enabled=half is not None):
-            teacher(images)
-
-    return update
 
 
 class Ours:
@@ -160,7 +86,7 @@ class Ours:
         frozen = FrozenTeacher(teacher).to(case.device)
         objective.to(memory_format=torch.channels_last)
         frozen.to(memory_format=torch.channels_last)
-        optimizer = build_optimizer(OptimConfig(lr=LR), objective.parameters(), case.device)
+        optimizer = build_optimizer(OptimConfig(**SGD), objective.parameters(), case.device)
         self.objective = wrap_for_ranks(objective)
         self.step = Step(self.objective, optimizer, config.train, case.device, classes=CLASSES)
         feed = cast("Feed", case.pixels)
@@ -284,13 +210,7 @@ def run(
     options = command.parse_args()
     apply_settings(config_of(options.precision, options.batches[0], torch.get_num_threads()))
     found = {str(batch): measured(options, batch, forms) for batch in options.batches}
-    where = environment()
-    device = (where["gpus"] or ["cpu"])[0] if options.device == "cuda" else "cpu"
-    settings = {k: v for k, v in vars(options).items() if k not in ("output", "profile")}
-    record = {"environment": where, "settings": settings, "batches": found}
-    path = options.output / f"{benchmark}-{device.replace(' ', '-').lower()}.json"
-    path.write_text(json.dumps(record, indent=1) + "\n")
-    print(f"wrote {path}")
+    keep(options, benchmark, batches=found)
 
 
 def parser(description: str | None = __doc__) -> argparse.ArgumentParser:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,7 +51,19 @@ def of_step(record: dict[str, Any]) -> Iterator[Figure]:
         case = f"{_networks(record['settings'])}, batch {batch}"
         first = next(iter(forms))
         for name, own in forms.items():
-            compared = "" if name == first else f"{own['gain']:.2f}× as fast as {first}"
+            compared = [] if name == first else [f"{own['gain']:.2f}× as fast as {first}"]
+            if "of_parts" in own:
+                compared.append(f"{own['of_parts']:.2f}× the time of student + teacher alone")
+            yield Figure(case, name, f"{own['step_ms']:.2f} ms a step", ", ".join(compared))
+
+
+def of_peers(record: dict[str, Any]) -> Iterator[Figure]:
+    """Other libraries' steps: how much longer than the product's best each takes."""
+    for batch, forms in record["batches"].items():
+        case = f"{_networks(record['settings'])}, batch {batch}"
+        last = list(forms)[-1]
+        for name, own in forms.items():
+            compared = "" if name == last else f"{own['of_last']:.2f}× the time of {last}"
             yield Figure(case, name, f"{own['step_ms']:.2f} ms a step", compared)
 
 
@@ -100,6 +113,7 @@ def of_logging(record: dict[str, Any]) -> Iterator[Figure]:
 
 READERS: dict[str, Callable[[dict[str, Any]], Iterable[Figure]]] = {
     "step": of_step,
+    "peers": of_peers,
     "stages": of_stages,
     "observing": of_observing,
     "memory": of_memory,
@@ -109,12 +123,15 @@ READERS: dict[str, Callable[[dict[str, Any]], Iterable[Figure]]] = {
 
 
 def rows_of(name: str, record: dict[str, Any]) -> list[Row]:
-    """The lines of the record <benchmark>-<device>."""
-    benchmark, _, device = name.partition("-")
-    where = record["environment"]
-    hardware, gpus = f"{where['cpus']} CPUs", where["gpus"]
-    if device != "cpu":
-        hardware = gpus[0] if len(gpus) == 1 else f"{len(gpus)} × {gpus[0]}"
+    """The lines of the record <benchmark>-<device>, or <benchmark>-<ranks>x-<device>."""
+    match = re.fullmatch(r"(?P<benchmark>[a-z]+)-((?P<ranks>\d+)x-)?(?P<device>.+)", name)
+    if match is None:
+        raise ValueError(f"a record must be called <benchmark>-<device>, but got {name}")
+    benchmark, ranks, where = match["benchmark"], int(match["ranks"] or 1), record["environment"]
+    hardware = f"{where['cpus']} CPUs"
+    if match["device"] != "cpu":
+        # The environment lists all of a machine's, of which but one was used.
+        hardware = where["gpus"][0] if ranks == 1 else f"{ranks} × {where['gpus'][0]}"
     version = f"torch {where['packages']['torch']}"
     figures = READERS[benchmark](record)
     return [Row(benchmark, *each, hardware, version, where["date"]) for each in figures]

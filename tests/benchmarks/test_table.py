@@ -85,6 +85,27 @@ def test_the_first_folders_record_is_shown(script: Script, folder: Path, tmp_pat
     ]
 
 
+def test_a_step_is_compared_with_its_parts_too(script: Script) -> None:
+    table = script("table")
+    record = a_record(10, ["A GPU"])
+    for name, of_parts in (("plain", 1.5), ("ours", 1.08)):
+        record["batches"]["128"][name]["of_parts"] = of_parts
+    assert [row.compared for row in table.rows_of("step-a-gpu", record)] == [
+        "1.50× the time of student + teacher alone",
+        "4.00× as fast as plain, 1.08× the time of student + teacher alone",
+    ]
+
+
+def test_peers_are_compared_with_the_products_best(script: Script) -> None:
+    table = script("table")
+    record = a_record(10, ["A GPU", "A GPU"])
+    record["batches"]["128"]["plain"]["of_last"] = 4.0
+    record["batches"]["128"]["ours"]["of_last"] = 1.0
+    rows = table.rows_of("peers-a-gpu", record)
+    assert [row.compared for row in rows] == ["4.00× the time of ours", ""]
+    assert {row.hardware for row in rows} == {"A GPU"}  # of the two, one was used
+
+
 def test_every_record_of_speed_is_in_the_table(script: Script) -> None:
     table = script("table")
     rows = table.read([RESULTS], list(table.READERS))
