@@ -46,6 +46,7 @@ BENCHMARKS = {
         "observing.py", "--rounds 3", "--device cpu --batch 32 --rounds 3 --updates 10"
     ),
     "memory": Benchmark("memory.py", "", None),
+    "scaling": Benchmark("scaling.py", "--rounds 5", None, gpus=2),
     "trials": Benchmark("trials.py", "--ways study", "--ways study"),
     "logging": Benchmark("logging_rate.py", None, "--rounds 1 --trials 20"),
 }

@@ -82,6 +82,24 @@ def of_observing(record: dict[str, Any]) -> Iterator[Figure]:
         yield Figure(_case(record), name, f"{own['step_ms']:.2f} ms a step", compared)
 
 
+def of_scaling(record: dict[str, Any]) -> Iterator[Figure]:
+    """Ranks alone and together, and what those that differ from plain DDP come to."""
+    case = f"{_case(record)} a rank"
+    compared = {
+        "all ranks": ("weak_scaling", "the rate of one rank alone, each"),
+        "all ranks, SyncBatchNorm": ("sync_batchnorm", "the time without"),
+        "all ranks, 4 micro-batches": ("of_a_micro_batch", "the time of a micro-batch alone"),
+    }
+    for name, own in record["forms"].items():
+        ratio, words = compared.get(name, ("", ""))
+        known = record["ratios"].get(ratio)
+        of_it = "" if known is None else f"{known['ratio']:.3f}× {words}"
+        yield Figure(case, name, f"{own['pictures_per_s']:.0f} pictures/s", of_it)
+    exchanges = ", ".join(f"{n:g} with {parts}" for parts, n in record["exchanges"].items())
+    words = f"{exchanges} micro-batches"
+    yield Figure(case, "buckets of gradients reduced in an update", words, "")
+
+
 def of_memory(record: dict[str, Any]) -> Iterator[Figure]:
     """Peaks without and with activation checkpointing."""
     settings = record["settings"]
@@ -117,6 +135,7 @@ READERS: dict[str, Callable[[dict[str, Any]], Iterable[Figure]]] = {
     "stages": of_stages,
     "observing": of_observing,
     "memory": of_memory,
+    "scaling": of_scaling,
     "trials": of_trials,
     "logging": of_logging,
 }
