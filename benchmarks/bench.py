@@ -48,6 +48,7 @@ BENCHMARKS = {
     "memory": Benchmark("memory.py", "", None),
     "scaling": Benchmark("scaling.py", "--rounds 5", None, gpus=2),
     "trials": Benchmark("trials.py", "--ways study", "--ways study"),
+    "packing": Benchmark("packing.py", "", None),
     "logging": Benchmark("logging_rate.py", None, "--rounds 1 --trials 20"),
 }
 

@@ -119,6 +119,20 @@ def of_trials(record: dict[str, Any]) -> Iterator[Figure]:
             yield Figure(f"{count} trials", way, cost, beside)
 
 
+def of_packing(record: dict[str, Any]) -> Iterator[Figure]:
+    """Trials at once on one device, and whether their results are those of trials alone."""
+    settings = record["settings"]
+    case = f"{settings['trials']} trials of {settings['config']}"
+    for way, own in record["ways"].items():
+        if "error" in own:
+            continue
+        compared = ""
+        if "throughput" in own:
+            same = "the same" if own["unchanged"] else "OTHER"
+            compared = f"{own['throughput']:.2f}× the rate, {same} results"
+        yield Figure(case, way, f"{own['trials_per_hour']:.0f} trials an hour", compared)
+
+
 def of_logging(record: dict[str, Any]) -> Iterator[Figure]:
     """Points a second into MLflow, and what an epoch costs the driver."""
     wall, case = record["wall"], record["what"]
@@ -137,6 +151,7 @@ READERS: dict[str, Callable[[dict[str, Any]], Iterable[Figure]]] = {
     "memory": of_memory,
     "scaling": of_scaling,
     "trials": of_trials,
+    "packing": of_packing,
     "logging": of_logging,
 }
 
