@@ -60,11 +60,11 @@ class Ratio:
 
 
 RATIOS = {
-    "KD ÷ the loop of torch alone": Ratio(lambda s: s["kd"] / s["channels_last"], 1.02),
+    "KD ÷ the loop of torch alone": Ratio(lambda s: s["kd"] / s["channels_last"], 1.00),
     "KD ÷ (student alone + teacher alone)": Ratio(
-        lambda s: s["kd"] / (s["student alone"] + s["teacher alone"]), 1.06
+        lambda s: s["kd"] / (s["student alone"] + s["teacher alone"]), 1.05
     ),
-    "StableKD ÷ KD": Ratio(lambda s: s["stablekd"] / s["kd"], 1.03),
+    "StableKD ÷ KD": Ratio(lambda s: s["stablekd"] / s["kd"], 1.04),
     "observing always ÷ never": Ratio(
         lambda s: s["kd, observes always"] / s["kd, observes nothing"], 1.07
     ),
