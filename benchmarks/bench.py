@@ -37,7 +37,7 @@ class Benchmark(NamedTuple):
 BENCHMARKS = {
     "step": Benchmark("step.py", "--rounds 5", "--device cpu --batches 32 --rounds 3 --updates 2"),
     "peers": Benchmark(
-        "peers.py", "--rounds 5", "--device cpu --batches 32 --rounds 3 --updates 2"
+        "peers.py", "--batches 128 --rounds 5", "--device cpu --batches 32 --rounds 3 --updates 2"
     ),
     "stages": Benchmark(
         "stages.py", "--rounds 3", "--device cpu --batch 32 --rounds 3 --updates 2"

@@ -46,12 +46,15 @@ class Row(NamedTuple):
 
 
 def of_step(record: dict[str, Any]) -> Iterator[Figure]:
-    """Forms of a step: how much faster than the first one each is."""
+    """Forms of a step: how much faster than the first each is, and what it takes beside its two parts."""
     for batch, forms in record["batches"].items():
         case = f"{_networks(record['settings'])}, batch {batch}"
         first = next(iter(forms))
+        has_parts = any("of_parts" in own for own in forms.values())
         for name, own in forms.items():
-            compared = [] if name == first else [f"{own['gain']:.2f}× as fast as {first}"]
+            compared: list[str] = []
+            if name != first and (not has_parts or "of_parts" in own):
+                compared.append(f"{own['gain']:.2f}× as fast as {first}")
             if "of_parts" in own:
                 compared.append(f"{own['of_parts']:.2f}× the time of student + teacher alone")
             yield Figure(case, name, f"{own['step_ms']:.2f} ms a step", ", ".join(compared))
