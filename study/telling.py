@@ -40,7 +40,8 @@ _TAG_PARENT = "mlflow.parentRunId"
 _TAG_NOTE = "mlflow.note.content"
 
 HEALTHY, UNKNOWN = "healthy", "unknown"
-"""Of `kd.health`, where it names no findings; unknown is what ended before its first epoch."""
+"""Of `kd.health`, where it names no findings; unknown is what ended before its first epoch, and a study all of
+whose trials did."""
 
 _STATUS: dict[State | StudyState, Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]] = {
     "running": "RUNNING",
@@ -80,7 +81,8 @@ def study_ends(state: StudyState, results: StudyResults, time_ms: int) -> list[E
     winner = results.winner
     told: list[Entry] = []
     if results.finished:
-        told += _health(STUDY_RUN, results.findings)
+        looked_at = any(row.findings is not None for row in results.of("trial"))
+        told += _health(STUDY_RUN, results.findings or (() if looked_at else None))
     if state != "interrupted" and winner is not None and winner.test_accuracy is not None:
         metrics = {records.BEST_TEST_ACCURACY: winner.test_accuracy}
         told.append(Points(run=STUDY_RUN, metrics=metrics, step=0, time_ms=time_ms))

@@ -252,7 +252,7 @@ class BatchNormConfig(Config):
     """How the student's BatchNorm is trained and watched."""
 
     sync: bool = False
-    """Batch statistics over all workers (SyncBatchNorm, which waits for the GPU in each layer); GPUs only."""
+    """Batch statistics over all workers, as if each micro-batch were on one (SyncBatchNorm)."""
     momentum: Annotated[float, Field(gt=0, le=1)] | None = None
     """Weight of the newest batch in the running statistics; None leaves each layer its own (mostly 0.1)."""
     eps: PositiveFloat | None = None
@@ -326,6 +326,10 @@ class TrainConfig(Config):
     """On one CUDA device, launch each update's kernels at once, as a CUDA graph, whose memory stays reserved beside
     what validation and an epoch's short last update take. A network must then decide nothing on the host in its
     forward; one that waits for the device or draws there is seen, and a line in the worker's log says so."""
+    compile: bool = False
+    """Have torch.compile make the kernels of the student's blocks and of its feature errors, for micro-batches of the
+    usual size. They round differently and take a while to make, once for a batch size in each process: its later
+    stages and trials find them made. Methods that differentiate twice do without."""
     seed: Seed = 0
     """Seed of the initial weights, the order of the pictures and their augmentation."""
     observe_every: PositiveInt = 10

@@ -31,6 +31,8 @@ TRIALS: dict[str, dict[str, Any]] = {
     "frozen statistics": {"batchnorm": {"freeze_after": 1}},
     "recalibrated": {"batchnorm": {"recalibrate": 2}},
     "observed": {"observe_every": 1},
+    "compiled": {"compile": True},
+    "compiled, bf16": {"compile": True, "precision": "bf16", "accumulate": 2},
 }
 
 

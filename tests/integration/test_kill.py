@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.trainable.trials import CPU, OF_THE_MACHINE, untrained_teacher
+from tests.trainable.trials import CPU, OF_THE_MACHINE, assert_equal, untrained_teacher
 from trainable.config import TrialConfig
 from trainable.engine.checkpoint import BEST, CHECKPOINTS
 from trainable.engine.loop import TrialTask, run
@@ -68,23 +68,21 @@ class Trial:
     def is_writing(self) -> bool:
         return any(self.checkpoints.glob(".*.tmp"))
 
-    def result(self) -> tuple[list[dict[str, float]], dict[str, Any], bytes, bytes]:
-        """Records, shared state, last student and best student, times and rates aside."""
+    def result(self) -> dict[str, Any]:
+        """All that the trial leaves behind, times and rates aside."""
         last = max(self.checkpoints.iterdir())
         shared = torch.load(last / "state.pt", weights_only=True)
         del shared["seconds"], shared["waited"]
-        told = [record["metrics"] for record in shared.pop("records")]
-        for metrics in told:
+        for record in shared["records"]:
+            del record["timestamp_ms"]
             for name in OF_THE_MACHINE:
-                metrics.pop(name, None)
-        optimizer = shared["step"]["optimizer"]["state"]
-        momenta = [state.pop("momentum_buffer").tolist() for state in optimizer.values()]
-        return (
-            told,
-            {"shared": repr(shared), "momenta": momenta},
-            (last / "student.safetensors").read_bytes(),
-            (self.folder / BEST).read_bytes(),
-        )
+                record["metrics"].pop(name, None)
+        return {
+            "shared": shared,
+            "own": torch.load(last / "rank-0.pt", weights_only=True),
+            "student": (last / "student.safetensors").read_bytes(),
+            "best": (self.folder / BEST).read_bytes(),
+        }
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -162,8 +160,10 @@ def disturb(folder: Path, teacher: Path, *, epochs: int, kills: int) -> list[int
     process = killed.start()
     process.join()
     assert process.exitcode == 0
-    assert killed.result() == calm.result()
-    assert len(killed.result()[0]) == epochs
+    ours, theirs = killed.result(), calm.result()
+    assert_equal(ours, theirs)
+    assert len(ours["shared"]["records"]) == epochs
+    assert {"generators", "step", "buffers"} <= set(ours["own"])
     left = [path.name for path in killed.checkpoints.iterdir()]
     assert left == [f"{epochs * PER_EPOCH:09d}"]
     return found

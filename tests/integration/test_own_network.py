@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import safetensors.torch
+from mlflow.tracking import MlflowClient
+
+from study.results import find_results
 
 NETWORK = '''
 from torch import nn
@@ -53,6 +57,31 @@ distill: {method: stablekd, lam: 1.0, decomposition: 4/2}
 train: {epochs: 3}
 search:
   optim.lr: {loguniform: [0.01, 0.1]}
+"""
+FAILING = """
+import torch.distributed as dist
+from torch import nn
+
+class FailsOnRank1(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.forwards = 0
+
+    def forward(self, x):
+        self.forwards += self.training
+        if self.forwards == 4 and dist.is_initialized() and dist.get_rank() == 1:
+            raise ZeroDivisionError("on this rank alone")
+        return x
+
+def failing(num_classes, in_channels):
+    return nn.Sequential(nn.Flatten(), FailsOnRank1(), nn.Linear(64 * in_channels, num_classes))
+"""
+ON_RANKS = """
+study: {name: failing}
+data: {source: digits, val_fraction: 0.25, batch_size: 64}
+student: {model: our_networks:failing}
+distill: {method: none}
+train: {epochs: 2, workers: 2}
 """
 
 
@@ -99,3 +128,30 @@ def test_a_network_that_cannot_be_found_is_named_before_anything_starts(
     assert "No module named 'our_networks'" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_an_error_on_the_second_rank_alone_is_told_everywhere_with_its_place(
+    tmp_path: Path, ray_cluster: str
+) -> None:
+    (tmp_path / "our_networks.py").write_text(FAILING)
+    (tmp_path / "failing.yaml").write_text(ON_RANKS)
+    done = kd_study(tmp_path, ray_cluster, "train", "failing.yaml")
+    assert (done.returncode, done.stderr) == (1, "")
+    reason = (
+        "ZeroDivisionError: on this rank alone (rank 1, epoch 1, update 4, "
+        "forward and backward of 32 pictures in fp32)"
+    )
+    told = " ".join(done.stdout.split())
+    assert told.count(f"trial 0 failed: {reason}") == 2  # when it happened, and in the end
+    results = find_results(tmp_path / "runs", "failing-train")
+    (row,) = results.of("trial")
+    assert (row.state, row.epochs, row.error) == ("failed", 0, reason)
+    client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
+    run = client.get_run(row.run_id)
+    assert (run.data.tags["kd.state"], run.data.tags["kd.error"]) == ("failed", reason)
+    assert client.get_run(results.parent_run_id).data.tags["kd.health"] == "unknown"
+    text = Path(client.download_artifacts(row.run_id, "error.txt")).read_text()
+    assert re.search(r'File ".*our_networks\.py", line \d+, in forward', text), text
+    assert text.rstrip().endswith(reason)

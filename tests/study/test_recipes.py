@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -65,13 +66,15 @@ def variants() -> Iterator[tuple[Path, tuple[str, ...]]]:
 VARIANTS = list(variants())
 
 
-def plan_of(config: StudyConfig, monkeypatch: pytest.MonkeyPatch) -> StudyPlan:
+def plan_of(
+    config: StudyConfig, monkeypatch: pytest.MonkeyPatch, machine: Capacity = MACHINE
+) -> StudyPlan:
     """Everything that `validate` checks, but for the data and the teacher's file, which are not here."""
     side = config.data.image_size or (8 if config.data.source == "digits" else 32)
     data = replace(DATA, channels=config.data.channels, image_size=(side, side))
     monkeypatch.setattr(tasks, "inspect_data", lambda _: data)
     monkeypatch.setattr(tasks, "check_checkpoint", lambda *_: None)
-    return preflight(config, MACHINE)
+    return preflight(config, machine)
 
 
 @pytest.fixture(autouse=True)
@@ -103,6 +106,26 @@ def test_what_a_recipe_says_can_be_set_makes_a_valid_trial(
     assert single != load_single(path, ())[0]  # it changes something
     if any(setting.startswith(("student.", "teacher.model", "distill.")) for setting in settings):
         plan_of(single, monkeypatch)
+
+
+def test_every_method_has_a_recipe_on_cifar100() -> None:
+    found = {load_config(path).distill.method for path in RECIPES if "cifar100" in path.stem}
+    found |= {
+        load_single(path, settings)[0].distill.method
+        for path, settings in VARIANTS
+        if "cifar100" in path.stem
+    }
+    assert found == set(METHODS)
+
+
+def test_the_speakers_can_be_trained_without_a_gpu_as_the_recipe_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recipe = ROOT / "configs" / "speaker_amsoftmax.yaml"
+    (line,) = re.findall(r"^# Without a GPU: (.*)$", header(recipe), flags=re.MULTILINE)
+    settings = shlex.split(line)[1::2]
+    plan = plan_of(load_single(recipe, settings)[0], monkeypatch, Capacity(cpus=2, gpus=0))
+    assert plan.config.resources.gpus_per_worker == 0
 
 
 @pytest.fixture
@@ -219,6 +242,30 @@ def test_the_document_on_networks_has_configs_that_can_be_had(
         [block.projector for block in plan.student.blocks if block.projector is not None]
         for plan in plans
     ] == [[(24, 40), (48, 112)], [(8, 16)]]
+
+
+def test_the_readme_trains_the_tables_teacher_as_the_records_say() -> None:
+    def settings(command: str) -> list[str]:
+        return [word for word in shlex.split(command)[3:] if word != "--set"]
+
+    results = ROOT / "benchmarks" / "results"
+    teacher = json.loads(
+        (results / "cifar100-teacher-130-epochs-nvidia-h100-80gb-hbm3.json").read_text()
+    )
+    tables = json.loads((results / "stablekd-tables-nvidia-h100-80gb-hbm3.json").read_text())
+    assert teacher["rounded_file_sha256"] == tables["teacher"]
+    readme = (ROOT / "README.md").read_text("utf-8")
+    (command,) = re.findall(
+        r"^\$ (kd-study train (?:[^\\\n]*\\\n)+.*)$", readme, flags=re.MULTILINE
+    )
+    told = settings(command.replace("\\\n", ""))
+    told.remove("data.root=/path/to/cifar100")
+    assert told == settings(teacher["command"])
+    recipe = ROOT / "configs" / "cifar100_kd.yaml"
+    config, _ = load_single(recipe, told)
+    assert config.teacher is not None
+    assert config.teacher.train is not None
+    assert config.teacher.train.epochs == 130
 
 
 def test_the_readme_lists_what_each_method_reads() -> None:

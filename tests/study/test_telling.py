@@ -99,6 +99,19 @@ def test_a_study_has_a_health_of_its_own_once_it_is_over() -> None:
     assert tags_of(study_ends("interrupted", stopped, 1)) == {"kd.state": "interrupted"}
 
 
+@pytest.mark.parametrize(
+    ("findings", "health"),
+    [([], "unknown"), ([None], "unknown"), ([None, ()], "healthy")],
+)
+def test_a_study_none_of_whose_trials_could_be_diagnosed_is_not_called_healthy(
+    findings: list[Any], health: str
+) -> None:
+    rows = [row(number=n, state="failed", findings=found) for n, found in enumerate(findings)]
+    teacher = row(role="teacher", number=0, state="complete", findings=())
+    over = results(*rows, teacher).model_copy(update={"finished": True})
+    assert tags_of(study_ends("failed", over, 1)) == {"kd.health": health, "kd.state": "failed"}
+
+
 def test_test_accuracy_is_told_at_the_end_alone() -> None:
     done = results(row(state="complete", value=0.7, test_accuracy=0.6))
     points = [e for e in study_ends("complete", done, 1) if isinstance(e, Points)]

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from tests.trainable.stepping import noise, step_of, update
 from trainable.config import DistillConfig, TrialConfig
 from trainable.distill.objective import Objective, method_of
 from trainable.distill.terms import LOSS
 from trainable.networks.blocks import BlockNetwork
-from trainable.networks.build import Pictures, build_student
+from trainable.networks.build import Pictures, build_student, build_teacher_network
 from trainable.networks.norms import freeze_batchnorm
 from trainable.networks.teacher import FrozenTeacher
 from trainable.plan import initial_groups
@@ -24,6 +27,12 @@ from trainable.plan import initial_groups
 MakeConfig = Callable[..., TrialConfig]
 PICTURES = Pictures(10, 3, (8, 8))
 STEPS = 10
+ON_RANKS: dict[str, Any] = {
+    "data": {"source": "digits"},
+    "teacher": {"model": "mini_resnet_10_4", "checkpoint": "/nowhere.safetensors"},
+    "student": {"model": "mini_resnet_10_4"},
+    "distill": {"method": "stablekd", "alpha": 0.3, "decomposition": "3/0"},
+}
 
 
 @pytest.fixture
@@ -77,7 +86,7 @@ def trained(
     k = int((config.decomposition or "1/0").split("/")[0])
     module: nn.Module = Objective(student, method_of(config, student, initial_groups(5, k))).train()
     if parallel:
-        module = DistributedDataParallel(module, find_unused_parameters=True)
+        module = DistributedDataParallel(module, gradient_as_bucket_view=True)
     if frozen is not None:
         freeze_batchnorm(frozen(student))
     optimizer = torch.optim.SGD(student.parameters(), lr=0.01, momentum=0.9)
@@ -148,6 +157,43 @@ def test_ten_updates_under_ddp_give_the_same_bits(
     settings |= {"parallel": True, "accumulate": accumulate}
     with_it, without = (trained(build(on), teacher, **settings) for on in (True, False))
     check_equal(with_it, without)
+
+
+def _rank(rank: int, folder: str) -> None:
+    """What ten updates come to, by micro-batches and whether blocks are computed again, and forwards of a layer."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    found: dict[int, dict[bool, dict[str, Tensor]]] = {}
+    for accumulate in (1, 2):
+        found[accumulate] = {}
+        for recompute in (True, False):
+            config = TrialConfig.model_validate(
+                {**ON_RANKS, "train": {"activation_checkpointing": recompute}}
+            )
+            torch.manual_seed(0)
+            student = build_student(config, PICTURES)
+            teacher = FrozenTeacher(build_teacher_network(config, PICTURES))
+            counted, step = forwards(student), step_of(student, config, {"lr": 0.05})
+            for number in range(STEPS):
+                parts = [16 // accumulate] * accumulate
+                update(step, teacher, noise(100 * rank + number), parts, 0.05)
+            times = torch.tensor(counted["layer3.0.conv2"])
+            found[accumulate][recompute] = {**student.state_dict(), "forwards": times}
+    torch.save(found, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_ten_updates_on_two_ranks_give_the_same_bits(tmp_path: Path) -> None:
+    mp.spawn(_rank, (str(tmp_path),), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    for accumulate in (1, 2):
+        for found in (first[accumulate], second[accumulate]):
+            assert found[True].pop("forwards") == 2 * STEPS * accumulate
+            assert found[False].pop("forwards") == STEPS * accumulate
+            check_equal(found[True], found[False])
+        mine, theirs = first[accumulate][True], second[accumulate][True]
+        assert torch.equal(mine["network.fc.weight"], theirs["network.fc.weight"])
+        assert not torch.equal(mine["network.bn1.running_mean"], theirs["network.bn1.running_mean"])
 
 
 @pytest.mark.parametrize("norm", ["sync", "am_softmax", "group_norm", "cumulative"])

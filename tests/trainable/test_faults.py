@@ -210,7 +210,7 @@ def changed(before: dict[str, bytes], after: dict[str, bytes]) -> list[str]:
     return [name for name, value in before.items() if value != after[name]]
 
 
-ON_RANKS = ("picture", "label", "gradient", "variance", "activation")
+ON_RANKS = ("picture", "label", "ce", "loss", "gradient", "variance", "activation")
 FAULTY_RANK = 1
 """The rank that the fault is on."""
 

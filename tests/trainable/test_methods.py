@@ -25,7 +25,7 @@ from trainable.distill.terms import (
 from trainable.errors import ConfigError
 from trainable.networks.blocks import BlockNetwork
 from trainable.networks.build import build_student
-from trainable.networks.teacher import FrozenTeacher
+from trainable.networks.teacher import FrozenTeacher, TeacherOutputs
 from trainable.plan import initial_groups, recompose
 
 
@@ -123,44 +123,58 @@ def test_weights_of_unknown_cuts_are_refused(method: str, student: BlockNetwork)
         objective(student, method=method, alpha=0.3, feature_weights={"layer9": 1.0})
 
 
-@pytest.mark.parametrize("weights", [None, {"layer1": 0.5, "layer3": 4.0}, {"layer2": 0.0}])
-@pytest.mark.parametrize("method", ["kd", "mse", "kd_mse"])
-def test_the_shared_forward_has_the_gradients_of_two_separate_passes(
+def errors_at_cuts(
+    student: BlockNetwork, outputs: TeacherOutputs, images: Tensor, weights: dict[str, float] | None
+) -> Tensor:
+    """Σ w·MSE, in a forward of its own."""
+    *features, _ = student.features(images)
+    cuts = dict(zip(student.names, zip(features, outputs.features, strict=True), strict=False))
+    weight_of = dict.fromkeys(cuts, 1.0) if weights is None else weights
+    return torch.stack([w * feature_error(*cuts[cut]) for cut, w in weight_of.items()]).sum()
+
+
+FEATURE_WEIGHTS = (None, {"layer1": 0.5, "layer3": 4.0}, {"layer2": 0.0, "layer4": 2.0})
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize(
+    ("method", "weights"),
+    [("kd", None), *((method, w) for method in ("mse", "kd_mse") for w in FEATURE_WEIGHTS)],
+)
+def test_the_shared_forward_has_the_gradients_of_a_pass_for_each_term(
     method: str,
     weights: dict[str, float] | None,
+    alpha: float,
     student: BlockNetwork,
     teacher: FrozenTeacher,
     batch: Batch,
 ) -> None:
-    """The two-pass form: CE (and KL) in one forward and backward, the features in another.
+    """CE on logits with the margin, KL on plain ones and MSE, each of a forward and a backward of its own.
 
-    In train mode, where both passes normalise by the same batch.
+    In train mode, where all passes normalise by the same batch; to 1e-6 of the whole gradient in
+    fp32, which rounds relative to the sizes of what it adds.
     """
     images, labels = batch
     outputs = teacher(images)
     student.train()
-    shared = objective(student, method=method, alpha=0.3, feature_weights=weights)
+    shared = objective(student, method=method, alpha=alpha, feature_weights=weights)
     # As the step does: the sum over the samples, divided by their number.
     joint = gradients(student, lambda: shared(images, labels, outputs)[LOSS] / len(labels))
-
-    def first_pass() -> Tensor:
-        logits = student(images)
-        loss = 0.7 * training_cross_entropy(student, logits, labels)
-        return loss if method == "mse" else loss + 0.3 * kd_divergence(logits, outputs.logits, 1.0)
-
-    def second_pass() -> Tensor:
-        *features, _ = student.features(images)
-        cuts = dict(zip(student.names, zip(features, outputs.features, strict=True), strict=False))
-        weight_of = dict.fromkeys(cuts, 1.0) if weights is None else weights
-        errors = [weight * feature_error(*cuts[cut]) for cut, weight in weight_of.items()]
-        return (0.3 if method == "mse" else 1.0) * torch.stack(errors).sum()
-
-    separate = gradients(student, lambda: first_pass() / len(labels))
-    if method != "kd":
-        for name, gradient in gradients(student, lambda: second_pass() / len(labels)).items():
-            separate[name] = separate[name] + gradient
-    assert set(joint) == set(separate)
-    # Relative to the whole gradient: fp32 rounds relative to the sizes of what it adds.
+    terms = {
+        CE: (1 - alpha, lambda: training_cross_entropy(student, student(images), labels)),
+        KL: (alpha, lambda: kd_divergence(student(images), outputs.logits, 1.0)),
+        FEATURE: (
+            alpha if method == "mse" else 1.0,
+            lambda: errors_at_cuts(student, outputs, images, weights),
+        ),
+    }
+    separate = {name: torch.zeros_like(gradient) for name, gradient in joint.items()}
+    for term in {"kd": (CE, KL), "mse": (CE, FEATURE), "kd_mse": (CE, KL, FEATURE)}[method]:
+        weight, loss = terms[term]
+        alone = gradients(student, lambda w=weight, f=loss: w * f() / len(labels))
+        for name, gradient in alone.items():
+            separate[name] += gradient
+    assert norm(separate.values()) > 0
     differences = {name: gradient - separate[name] for name, gradient in joint.items()}
     assert norm(differences.values()) <= 1e-6 * norm(separate.values())
     for name, difference in differences.items():

@@ -11,9 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
-from tests.trainable.trials import CPU, numbers, student_with_dropout, train, untrained_teacher
+from tests.trainable.trials import (
+    CPU,
+    assert_equal,
+    numbers,
+    student_with_dropout,
+    train,
+    untrained_teacher,
+)
 from trainable import records
 from trainable.config import TrialConfig
 from trainable.engine import loop
@@ -130,24 +136,6 @@ def ended(found: list[EpochRecord], folder: Path) -> Ended:
     for name in ("records", "seconds", "waited"):
         del state["shared"][name]
     return Ended(numbers(found), (folder / BEST).read_bytes(), state)
-
-
-def assert_equal(ours: Any, theirs: Any, path: str = "") -> None:
-    """Bit for bit, and says where not."""
-    assert type(ours) is type(theirs), path
-    if isinstance(ours, Tensor):
-        assert ours.dtype == theirs.dtype, path
-        assert torch.equal(ours, theirs), path
-    elif isinstance(ours, dict):
-        assert ours.keys() == theirs.keys(), path
-        for name in ours:
-            assert_equal(ours[name], theirs[name], f"{path}.{name}")
-    elif isinstance(ours, list) and path.count("python") + path.count("numpy") == 0:
-        assert len(ours) == len(theirs), path
-        for number, (one, other) in enumerate(zip(ours, theirs, strict=True)):
-            assert_equal(one, other, f"{path}[{number}]")
-    else:
-        assert ours == theirs, path
 
 
 def stop_at(patch: pytest.MonkeyPatch, update: int) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from trainable import records
 from trainable.config import TrialConfig
@@ -76,3 +78,26 @@ def numbers(found: list[EpochRecord]) -> list[dict[str, float]]:
 
 def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def assert_equal(ours: Any, theirs: Any, path: str = "") -> None:
+    """Bit for bit, and says where not."""
+    assert type(ours) is type(theirs), path
+    if isinstance(ours, Tensor):
+        assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape), path
+        assert torch.equal(bits(ours), bits(theirs)), path
+    elif isinstance(ours, dict):
+        assert ours.keys() == theirs.keys(), path
+        for name in ours:
+            assert_equal(ours[name], theirs[name], f"{path}.{name}")
+    elif isinstance(ours, list) and path.count("python") + path.count("numpy") == 0:
+        assert len(ours) == len(theirs), path
+        for number, (one, other) in enumerate(zip(ours, theirs, strict=True)):
+            assert_equal(one, other, f"{path}[{number}]")
+    else:
+        assert ours == theirs, path
+
+
+def bits(tensor: Tensor) -> Tensor:
+    """All of it, in bytes: NaN equals itself, and −0 is not 0."""
+    return tensor.detach().reshape(-1).view(torch.uint8)

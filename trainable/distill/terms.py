@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trainable import records
+from trainable.compiled import compilable
 
 LOSS = records.TRAIN_LOSS
 CE = records.TRAIN_CE
@@ -42,6 +43,7 @@ def kd_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tenso
     return temperature**2 * divergence
 
 
+@compilable
 def feature_error(student: Tensor, teacher: Tensor) -> Tensor:
     """Σ over samples of the mean squared difference of a sample's features (StableKD, eq. 6 and 7).
 

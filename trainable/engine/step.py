@@ -1,8 +1,7 @@
 """One optimizer update: `accumulate` micro-batches, then `finish`.
 
 The order is: forward → loss → scale → backward → unscale → finite check agreed by all ranks → observe →
-noise → clip → optimizer → scaler update. Nothing in it waits for the device (but for torch's SyncBatchNorm,
-whose forward does, once a layer).
+noise → clip → optimizer → scaler update. Nothing in it waits for the device.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from trainable import ranks
+from trainable.compiled import Compiler
 from trainable.config import TrainConfig
 from trainable.distill.objective import Objective
 from trainable.distill.terms import LOSS, Terms
@@ -63,6 +63,7 @@ class Step:
         if config.gradient_noise:
             self._noise = GradientNoise(config.gradient_noise, config.seed, device)
         self._observe_every = config.observe_every
+        self._compiler: Compiler | None = None
         self._terms: Terms = {}
         self._samples = torch.zeros((), device=device)
         self._micro_batches = 0
@@ -75,6 +76,10 @@ class Step:
         names = plain.names_of(self.membership.parameters)
         self.observed = Observed(self.membership, names, head=len(plain.student) - 1)
 
+    def compile_for(self, size: int) -> None:
+        """From now on compute micro-batches of this size with compiled kernels."""
+        self._compiler = Compiler(size)
+
     def accumulate(
         self,
         images: Tensor,
@@ -86,8 +91,8 @@ class Step:
     ) -> None:
         """Forward and backward of a micro-batch: one student forward for all loss terms.
 
-        The summed loss is divided by `update_size`, the samples of the whole update on all ranks (times the
-        number of ranks, to undo DDP's mean). Ranks exchange gradients in the `last` micro-batch only.
+        The summed loss is divided by `update_size`, the samples of the whole update on all ranks, whose
+        gradients are summed. They exchange them in the `last` micro-batch only.
         """
         if not self._micro_batches:
             self._guard.remember()
@@ -95,10 +100,9 @@ class Step:
             self._samples.zero_()
         labels = self.inputs.look(images, labels, self._micro_batches)
         with self._exchange(last):
-            with self.precision.forward():
+            with self.precision.forward(), self._compiling(len(images)):
                 terms = self._objective(images, labels, teacher)
-            loss = terms[LOSS] * (ranks.world_size() / update_size)
-            self.precision.scale(loss).backward()
+            self.precision.scale(terms[LOSS] * (1 / update_size)).backward()
         for name, term in terms.items():
             self._terms[name] = self._terms.get(name, self._zero) + term.detach()
         self._samples += len(labels)
@@ -140,7 +144,7 @@ class Step:
         if is_observed:
             self.observed.after(bad)
         self.precision.update(self.optimizer, bad)
-        self.optimizer.zero_grad(set_to_none=False)
+        self.optimizer.zero_grad()
         self._terms = {}
         self._micro_batches = 0
 
@@ -193,6 +197,9 @@ class Step:
         if isinstance(self._objective, DistributedDataParallel) and not last:
             return self._objective.no_sync()
         return nullcontext()
+
+    def _compiling(self, size: int) -> AbstractContextManager[None]:
+        return nullcontext() if self._compiler is None else self._compiler.at_work(size)
 
     def _judge(self, norms: BlockNorms) -> Tensor:
         """1.0 if the update has to be skipped, the same on every rank.

@@ -40,6 +40,8 @@ class Updater:
         self._feed, self._teacher, self._step, self._progress = feed, teacher, step, progress
         self._precision, self._size = config.train.precision, config.data.batch_size
         self._asks_slope = METHODS[config.distill.method].slope
+        self._compiles = config.train.compile
+        self._is_prepared = False
         self._phase: Hashable = None
         self._graphs = None
         if device.type == "cuda" and config.train.cuda_graph:
@@ -77,8 +79,21 @@ class Updater:
         for number, batch in enumerate(islice(batches, count), start=1):
             self._say_training(batch)
             images, labels = self._feed.augmented(batch)
+            if size == self._size and not self._is_prepared:
+                self._prepare(images)
             outputs, last = self._ask(images), number == count
             self._step.accumulate(images, labels, outputs, update_size=size, last=last)
+
+    def _prepare(self, images: Tensor) -> None:
+        """Make the kernels for micro-batches like the first one."""
+        self._is_prepared = True
+        if self._asks_slope:
+            return  # the slope is taken of the networks as they are, twice of the student's
+        if self._teacher is not None:
+            with self._step.precision.forward():
+                self._teacher.fuse(images)
+        if self._compiles:
+            self._step.compile_for(len(images))
 
     def _ask(self, images: Tensor) -> TeacherOutputs | None:
         if self._teacher is None:

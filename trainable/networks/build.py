@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Hashable
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -76,10 +76,29 @@ def build_teacher_network(config: TrialConfig, pictures: Pictures) -> BlockNetwo
 
 
 def load_teacher(config: TrialConfig, pictures: Pictures, weights: Path) -> FrozenTeacher:
-    """The frozen teacher with the weights of a file."""
-    network = build_teacher_network(config, pictures)
-    load_weights(network.network, weights, config_path="teacher.checkpoint")
-    return FrozenTeacher(network)
+    """The frozen teacher with the weights of a file.
+
+    A process keeps the last one, on its device and with what was made of it, for the next trial.
+    """
+    identity = _identity(config, pictures, weights)
+    if identity not in _kept:
+        _kept.clear()
+        # Its fresh weights are overwritten, and what is drawn next must not depend on whether they were drawn.
+        with torch.random.fork_rng(devices=[]):
+            network = build_teacher_network(config, pictures)
+        load_weights(network.network, weights, config_path="teacher.checkpoint")
+        _kept[identity] = FrozenTeacher(network)
+    return _kept[identity]
+
+
+_kept: dict[Hashable, FrozenTeacher] = {}
+
+
+def _identity(config: TrialConfig, pictures: Pictures, weights: Path) -> Hashable:
+    """What a teacher is made of; its file is another one after it was written again."""
+    status = weights.stat() if weights.is_file() else None
+    written = None if status is None else (status.st_ino, status.st_mtime_ns, status.st_size)
+    return repr(config.teacher), config.student.cuts, pictures, weights, written
 
 
 def output_shapes(network: BlockNetwork, pictures: Pictures) -> tuple[Shape, ...]:

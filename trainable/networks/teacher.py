@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from trainable.networks.blocks import BlockNetwork
+from trainable.networks.fused import Forward, fused, kind_of
 from trainable.networks.slope import Slope, random_directions, slope
 
 
@@ -32,6 +34,9 @@ class FrozenTeacher(nn.Module):
     def __init__(self, network: BlockNetwork) -> None:
         super().__init__()
         self.blocks = network
+        self._fused: Forward | None = None
+        self._like: Hashable = None
+        """The kind of micro-batches that were asked for last."""
         self.requires_grad_(False)
         self.eval()
 
@@ -40,8 +45,17 @@ class FrozenTeacher(nn.Module):
         del mode
         return super().train(False)  # type: ignore[return-value]
 
+    def fuse(self, images: Tensor) -> None:
+        """From now on take fewer kernels for micro-batches like this one, under the autocast of now."""
+        if self._like != (like := kind_of(images)):
+            self.eval()
+            self._fused, self._like = fused(self.blocks.features, images), like
+
     def forward(self, images: Tensor) -> TeacherOutputs:
         """Features at the cuts and logits of (batch, channels, height, width) pictures."""
+        if self._fused is not None and self._like == kind_of(images):
+            *features, logits = self._fused(images)
+            return TeacherOutputs(tuple(features), logits)
         self.eval()
         with torch.no_grad():
             *features, logits = self.blocks.features(images)

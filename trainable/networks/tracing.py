@@ -6,8 +6,10 @@ inside. Where tracing cannot go, a network's class names its blocks itself, in a
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Collection, Iterator, Sequence
+from types import CodeType
 from typing import Any
 
 import torch
@@ -37,7 +39,7 @@ class Piece(nn.Module):
         code = graph.python_code("self")
         names: dict[str, Any] = dict(code.globals)
         # As fx.GraphModule does it, whose copies of buffers would not move along with the network.
-        exec(code.src, names)
+        exec(_code(code.src), names)
         self._forward: Callable[[nn.Module, Tensor], Tensor] = names["forward"]
         called = [str(node.target) for node in graph.nodes if node.op == "call_module"]
         self.called = nn.ModuleList(network.get_submodule(name) for name in dict.fromkeys(called))
@@ -50,6 +52,12 @@ class Piece(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """What the network has made of `x` at the piece's end."""
         return self._forward(self._network[0], x)
+
+
+@functools.cache
+def _code(source: str) -> CodeType:
+    """The same object for the same source: what torch.compile makes of one piece serves its likes."""
+    return compile(source, "<piece>", "exec")
 
 
 def split(network: nn.Module, cuts: Sequence[str], path: str) -> tuple[tuple[nn.Module, ...], ...]:

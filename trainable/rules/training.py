@@ -69,13 +69,6 @@ def _gpus_can_be_given(config: TrialConfig, _: int | None) -> Iterator[Problem]:
         yield Problem(path, rule, remedy, str(gpus))
 
 
-def _sync_batchnorm_has_gpus(config: TrialConfig, _: int | None) -> Iterator[Problem]:
-    if config.resources.gpus_per_worker == 0 and config.train.batchnorm.sync:
-        remedy = "set it to false, or give the workers GPUs"
-        got = "true with 0 GPUs a worker"
-        yield Problem("train.batchnorm.sync", "SyncBatchNorm runs on GPUs only", remedy, got)
-
-
 def _sobolev_has_plain_batchnorm(config: TrialConfig, _: int | None) -> Iterator[Problem]:
     if METHODS[config.distill.method].slope and config.train.batchnorm.sync:
         rule = f"{config.distill.method} differentiates twice, which SyncBatchNorm cannot"
@@ -126,6 +119,12 @@ def _group_norm_stands_alone(config: TrialConfig, _: int | None) -> Iterator[Pro
             yield Problem(f"train.batchnorm.{name}", rule, "remove one of the two", str(value))
 
 
+def _compiled_blocks_are_kept(config: TrialConfig, _: int | None) -> Iterator[Problem]:
+    if config.train.compile and config.train.activation_checkpointing:
+        rule = "computes blocks in kernels that train.activation_checkpointing cannot repeat"
+        yield Problem("train.compile", rule, "set one of the two to false", "true")
+
+
 _METHOD, _WORKERS, _GPUS = "distill.method", "train.workers", "resources.gpus_per_worker"
 _SCHEDULE = (_METHOD, "optim.schedule")
 _RECALIBRATION = ("train.batchnorm.recalibrate", "train.batchnorm.recalibrate_at")
@@ -138,11 +137,11 @@ RULES: tuple[Rule, ...] = (
     Rule(("data.batch_size", _WORKERS, "train.accumulate"), _micro_batches_have_two_pictures),
     Rule(("train.launcher", _WORKERS), _inline_has_one_worker),
     Rule((_GPUS, _WORKERS), _gpus_can_be_given),
-    Rule((_GPUS, "train.batchnorm.sync"), _sync_batchnorm_has_gpus),
     Rule((_METHOD, "train.batchnorm.sync"), _sobolev_has_plain_batchnorm),
     Rule((_GPUS, "train.precision"), _precision_has_a_gpu),
     Rule(("train.loss_scale.initial", "train.loss_scale.floor"), _loss_scale_is_above_its_floor),
     Rule(("train.clip", "train.clip_by"), _clip_by_has_a_bound),
+    Rule(("train.compile", "train.activation_checkpointing"), _compiled_blocks_are_kept),
     Rule(_RECALIBRATION, _recalibration_at_stages_is_on),
     Rule((_GROUP_NORM, *_OF_BATCHNORM), _group_norm_stands_alone),
 )

@@ -34,6 +34,8 @@ class BlockMembership:
             [1.0 if any(p is q for q in parameters) else 0.0 for p in self.parameters]
             for _, parameters in named
         ]
+        self._seen: set[int] = set()
+        """The parameters that have had a gradient."""
         self._belongs = torch.tensor(rows, device=self.parameters[0].device) > 0
 
     def joined(self, norms: Tensor) -> BlockNorms:
@@ -51,16 +53,21 @@ class BlockMembership:
         return torch.where(self._belongs, values, 0.0).amax(1)
 
     def gradients(self) -> list[Tensor]:
-        """The gradient of every parameter; each must have one."""
-        return [_gradient(p) for p in self.parameters]
+        """The gradient of every parameter; each must have had one, and where this update gives none it is 0."""
+        return [self._gradient(number) for number in range(len(self.parameters))]
+
+    def _gradient(self, number: int) -> Tensor:
+        parameter = self.parameters[number]
+        if parameter.grad is None:
+            if number not in self._seen:
+                raise RuntimeError(
+                    "a student parameter took no part in the loss and has no gradient"
+                )
+            parameter.grad = torch.zeros_like(parameter)
+        self._seen.add(number)
+        return parameter.grad
 
 
 def norms_of(tensors: Sequence[Tensor]) -> Tensor:
     """2-norm of each tensor, in fp32, (tensors,)."""
     return torch.stack(foreach.norms(tensors)).float()
-
-
-def _gradient(parameter: nn.Parameter) -> Tensor:
-    if parameter.grad is None:
-        raise RuntimeError("a student parameter took no part in the loss and has no gradient")
-    return parameter.grad

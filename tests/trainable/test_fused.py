@@ -1,0 +1,266 @@
+"""A frozen network's forward in fewer kernels says what the network says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tests.trainable.methods import PICTURES
+from tests.trainable.trials import MakeConfig, untrained_teacher
+from trainable.networks.blocks import BlockNetwork
+from trainable.networks.build import Pictures, load_teacher
+from trainable.networks.fused import fused
+from trainable.networks.teacher import FrozenTeacher
+from trainable.networks.zoo import build
+
+aten = torch.ops.aten
+
+
+class Operations(TorchDispatchMode):
+    """Names of the operators that run inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        del types
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+    def count(self, part: str) -> int:
+        return sum(part in name for name in self.names)
+
+
+def settled(network: nn.Module) -> nn.Module:
+    """In eval mode, with running statistics and an affine part as training leaves them."""
+    generator = torch.Generator().manual_seed(3)
+
+    def drawn(like: Tensor, low: float, high: float) -> Tensor:
+        return torch.rand(like.shape, generator=generator) * (high - low) + low
+
+    with torch.no_grad():
+        for norm in network.modules():
+            if isinstance(norm, nn.BatchNorm2d):
+                if norm.running_mean is not None and norm.running_var is not None:
+                    norm.running_mean.copy_(drawn(norm.running_mean, -0.5, 0.5))
+                    norm.running_var.copy_(drawn(norm.running_var, 0.3, 3.0))
+                if norm.affine:
+                    norm.weight.copy_(drawn(norm.weight, 0.5, 1.5))
+                    norm.bias.copy_(drawn(norm.bias, -0.5, 0.5))
+    return network.eval()
+
+
+def pictures(channels: int = 3, side: int = 8) -> Tensor:
+    images = torch.randn(4, channels, side, side, generator=torch.Generator().manual_seed(0))
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def operations(forward: Callable[[Tensor], Sequence[Tensor]], x: Tensor) -> Operations:
+    with torch.no_grad(), Operations() as seen:
+        forward(x)
+    return seen
+
+
+def assert_close(
+    one: Callable[[Tensor], Sequence[Tensor]],
+    other: Callable[[Tensor], Sequence[Tensor]],
+    x: Tensor,
+) -> None:
+    with torch.no_grad():
+        for mine, theirs in zip(one(x), other(x), strict=True):
+            assert float((mine - theirs).norm() / theirs.norm()) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "norms", "joined"),
+    [
+        ("mini_resnet_10_4", 0, 9),
+        ("resnet18", 0, 17),
+        ("resnet50", 0, 49),
+        ("resnext20_32x4d", 0, 19),
+        ("wrn_10_1", 4, 3),  # half of its BatchNorms stand before the convolutions
+    ],
+)
+def test_networks_say_the_same_in_fewer_kernels(name: str, norms: int, joined: int) -> None:
+    torch.manual_seed(0)
+    built = build(name, Pictures(10, 3, (32, 32)), path="teacher.model")
+    network = BlockNetwork(settled(built.network), built.cuts)
+    images = pictures(side=32)
+    found = fused(network.features, images)
+    assert found is not None
+    assert_close(found, network.features, images)
+    seen = operations(found, images)
+    assert seen.count("batch_norm") == norms
+    assert seen.count("_convolution_pointwise") == joined
+
+
+class Shared(nn.Module):
+    """One convolution before two BatchNorms, each of which is another convolution with it; the first is cut off."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+        self.one, self.two = nn.BatchNorm2d(3), nn.BatchNorm2d(3, affine=False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        first = F.relu(self.one(self.conv(x)))
+        second = F.relu(self.two(self.conv(first)))
+        return first, second
+
+
+class TakenTwice(nn.Module):
+    """What the convolution gives is taken by others than BatchNorm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
+        self.last = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        y = self.conv(x)
+        z = F.relu(self.last(F.relu(self.norm(y))))
+        return y, z + y
+
+
+class InPlace(nn.Module):
+    """Adds and rectifies in place, and adds a shortcut of another shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 4, 1)
+        self.norm, self.shift = nn.BatchNorm2d(4), nn.Parameter(torch.randn(1, 4, 1, 1))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        y = self.norm(self.one(x))
+        y += self.two(x)
+        y.relu_()
+        return (torch.relu_(self.norm(self.one(x)).add_(self.shift)), y)
+
+
+class WithoutStatistics(nn.Module):
+    """Its first BatchNorm takes those of the batch in eval mode, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3, track_running_stats=False)
+        self.last, self.kept = nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return (F.relu(self.kept(self.last(self.norm(self.conv(x))))),)
+
+
+class Transposed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.norm = nn.ConvTranspose2d(3, 3, 2, stride=2), nn.BatchNorm2d(3)
+        self.last = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return (F.relu(self.last(F.relu(self.norm(self.up(x))))),)
+
+
+@pytest.mark.parametrize(
+    ("network", "norms"),
+    [(Shared, 0), (TakenTwice, 1), (InPlace, 0), (WithoutStatistics, 1), (Transposed, 1)],
+)
+def test_odd_networks_say_the_same(network: type[nn.Module], norms: int) -> None:
+    torch.manual_seed(0)
+    made = settled(network())
+    found = fused(made, pictures())
+    assert found is not None
+    assert_close(found, made, pictures())
+    assert operations(found, pictures()).count("batch_norm") == norms
+
+
+class Deciding(nn.Module):
+    """Decides on the host."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        y = F.relu(self.conv(x))
+        return (y if y.mean() > 0 else -y,)
+
+
+class Drawing(nn.Module):
+    """Says something else each time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return (F.relu(self.conv(x)) * torch.rand(1),)
+
+
+class Plain(nn.Module):
+    """Has nothing to fuse."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3 * 8 * 8, 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return (self.fc(x.flatten(1)),)
+
+
+@pytest.mark.parametrize("network", [Deciding, Drawing, Plain])
+def test_what_cannot_be_fused_is_left_alone(network: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    assert fused(network().eval(), pictures()) is None
+
+
+def teacher() -> FrozenTeacher:
+    torch.manual_seed(0)
+    built = build("mini_resnet_10_4", PICTURES, path="teacher.model")
+    return FrozenTeacher(BlockNetwork(settled(built.network), built.cuts))
+
+
+def test_a_teacher_takes_fewer_kernels_for_micro_batches_of_one_kind() -> None:
+    frozen, images = teacher(), pictures()
+    before = frozen(images)
+    weights = {name: value.clone() for name, value in frozen.state_dict().items()}
+    frozen.fuse(images)
+    after = frozen(images)
+    torch.testing.assert_close(after.logits, before.logits, rtol=1e-5, atol=1e-5)
+    for mine, theirs in zip(after.features, before.features, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+        assert mine.is_contiguous(memory_format=torch.channels_last)
+    assert operations(frozen, images).count("batch_norm") == 0
+    assert operations(frozen, images[:3]).count("batch_norm") == 12
+    with torch.autocast("cpu", torch.bfloat16):
+        assert operations(frozen, images).count("batch_norm") == 12
+    state = frozen.state_dict()
+    assert state.keys() == weights.keys()
+    assert all(torch.equal(state[name], value) for name, value in weights.items())
+
+
+def test_a_process_keeps_its_last_teacher(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = make_config()
+    path = untrained_teacher(config, tmp_path)
+    states: list[Tensor] = []
+    found: list[FrozenTeacher] = []
+    for _ in range(2):
+        torch.manual_seed(5)
+        found.append(load_teacher(config, PICTURES, path))
+        states.append(torch.get_rng_state())
+    assert found[0] is found[1]
+    assert torch.equal(*states)
+    path.write_bytes(path.read_bytes())  # written again: it could be another one
+    assert load_teacher(config, PICTURES, path) is not found[0]

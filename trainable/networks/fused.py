@@ -1,0 +1,294 @@
+"""A frozen network's forward for pictures of one shape, in fewer kernels.
+
+The forward is recorded operation by operation, whatever Python it is written in, and rewritten: what depends on
+weights alone is computed once, BatchNorm goes into the convolution before it, and a convolution, the addition of a
+shortcut and ReLU become one kernel, of cuDNN or oneDNN.
+
+In eval mode BatchNorm is y·s + β − μ·s with s = γ/√(σ² + eps), from its running mean μ and variance σ². After a
+convolution w∗x + b that is a convolution again: (s·w)∗x + (b − μ)·s + β.
+"""
+
+from __future__ import annotations
+
+import logging
+import operator
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.passes.shape_prop import ShapeProp
+
+Forward = Callable[[Tensor], Sequence[Tensor]]
+aten, mkldnn = torch.ops.aten, torch.ops.mkldnn
+_log = logging.getLogger(__name__)
+
+BOUND, ROUNDING = 1.5, 1e-4
+"""A fused forward may be as many times as far from fp32 as the recorded one is, or this far where that is fp32.
+
+Of logits and of features at each cut: root mean square of the difference ÷ that of the values; the largest counts.
+"""
+
+_TRAINED = (aten.cudnn_batch_norm.default, aten.native_batch_norm.default)
+_NORMS = (
+    *_TRAINED,
+    aten._native_batch_norm_legit_no_training.default,
+    aten._batch_norm_no_update.default,
+)
+"""BatchNorm's operators take its input, γ, β, μ, σ², in the first two whether it trains, momentum and eps."""
+_LANES = 8
+"""Channels come in multiples of these in the convolutions that cuDNN fuses well."""
+
+
+def kind_of(x: Tensor) -> Hashable:
+    """What a fused forward depends on: shape, type and device of its input, and autocast."""
+    device = x.device.type
+    autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    return x.shape, x.dtype, x.device, autocast
+
+
+def fused(forward: Forward, example: Tensor) -> Forward | None:
+    """`forward` of a network in eval mode, for inputs of the example's kind.
+
+    None where nothing can be fused. Outputs are those of `forward` to the rounding of its type: see BOUND.
+    """
+    try:
+        with torch.no_grad():
+            record = _Record(forward, example)
+            _compute_constants(record)
+            _fold(record)
+            count = _join(record, example)
+            found = record.finished()
+            return found if count and _agrees(found, forward, example) else None
+    except Exception as error:  # whatever a network's own code raises at being recorded
+        _log.info("the teacher's layers are not fused: %s", str(error).partition("\n")[0])
+        return None
+
+
+class _Record:
+    """Each operation of a forward as a node, none of them in place; weights are constants."""
+
+    def __init__(self, forward: Forward, example: Tensor) -> None:
+        plain = torch.func.functionalize(lambda x: tuple(forward(x)), remove="mutations")
+        self.module: fx.GraphModule = make_fx(plain)(example)
+        self._graph = self.module.graph
+        self._graph.eliminate_dead_code()
+        self._made = 0
+
+    def nodes(self) -> list[fx.Node]:
+        """In the order of execution."""
+        return list(self._graph.nodes)
+
+    def value(self, node: fx.Node) -> Tensor:
+        """Of a constant."""
+        value = getattr(self.module, str(node.target))
+        assert isinstance(value, Tensor)
+        return value
+
+    def constant(self, before: fx.Node, value: Tensor) -> fx.Node:
+        """A new one, in front of a node."""
+        name = f"_made_{self._made}"
+        self._made += 1
+        self.module.register_buffer(name, value)
+        with self._graph.inserting_before(before):
+            return self._graph.get_attr(name)
+
+    def replace(self, node: fx.Node, target: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        """Another operation in the place of one."""
+        with self._graph.inserting_before(node):
+            new = self._graph.call_function(target, args)
+        new.meta = dict(node.meta)
+        self.forward_to(node, new)
+
+    def forward_to(self, node: fx.Node, other: fx.Node) -> None:
+        """Who took the output of `node` takes that of the other."""
+        node.replace_all_uses_with(other)
+        self.remove(node)
+
+    def remove(self, node: fx.Node) -> None:
+        """One whose output nobody takes."""
+        self._graph.erase_node(node)
+
+    def finished(self) -> Forward:
+        """The forward that the record has become."""
+        module = self.module
+        self._graph.eliminate_dead_code()
+        module.delete_all_unused_submodules()
+        module.recompile()
+
+        def run(x: Tensor) -> Sequence[Tensor]:
+            # Casts are in the record: nothing is left to autocast.
+            with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+                return module(x)
+
+        return run
+
+
+class _Convolution(NamedTuple):
+    """An ordinary convolution of constant weights."""
+
+    node: fx.Node
+    x: fx.Node
+    weight: fx.Node
+    bias: fx.Node | None
+    stride: Any
+    padding: Any
+    dilation: Any
+    groups: int
+
+    @property
+    def is_taken_once(self) -> bool:
+        return len(self.node.users) == 1
+
+
+def _convolution(node: Any) -> _Convolution | None:
+    if not isinstance(node, fx.Node) or node.target is not aten.convolution.default:
+        return None
+    args: tuple[Any, ...] = node.args
+    x, weight, bias, stride, padding, dilation, is_transposed, _, groups = args
+    if is_transposed or any(n is not None and n.op != "get_attr" for n in (weight, bias)):
+        return None
+    return _Convolution(node, x, weight, bias, stride, padding, dilation, groups)
+
+
+def _compute_constants(record: _Record) -> None:
+    """What is made of constants alone is a constant, such as a weight cast to half precision."""
+    for node in record.nodes():
+        inputs = node.all_input_nodes
+        if node.op != "call_function" or not inputs or node.target is operator.getitem:
+            continue
+        if all(source.op == "get_attr" for source in inputs):
+            args, kwargs = fx.map_arg((node.args, node.kwargs), record.value)
+            value = node.target(*args, **kwargs)  # type: ignore[operator]
+            if isinstance(value, Tensor):
+                record.forward_to(node, record.constant(node, value))
+
+
+def _fold(record: _Record) -> None:
+    """Every BatchNorm that alone takes the output of a convolution goes into it, computed in fp64."""
+    for norm in record.nodes():
+        args: tuple[Any, ...] = norm.args
+        if norm.target not in _NORMS or (norm.target in _TRAINED and args[5]):
+            continue
+        before, (gamma, beta, mean, variance) = _convolution(args[0]), args[1:5]
+        if before is None or not before.is_taken_once or mean is None or variance is None:
+            continue
+        scale = (record.value(variance).double() + args[-1]).rsqrt()
+        if gamma is not None:
+            scale = scale * record.value(gamma).double()
+        shift = -record.value(mean).double()
+        if before.bias is not None:
+            shift = shift + record.value(before.bias).double()
+        shift = shift * scale
+        if beta is not None:
+            shift = shift + record.value(beta).double()
+        weight = record.value(before.weight)
+        new = weight.double() * scale.view(-1, *[1] * (weight.dim() - 1))
+        if _holds(weight.dtype, new) and _holds(weight.dtype, shift):
+            for index, value in enumerate((new, shift), start=1):
+                constant = record.constant(before.node, value.to(weight.dtype))
+                before.node.update_arg(index, constant)
+            for output in list(norm.users):  # its first one: the others, dead, are gone
+                record.forward_to(output, before.node)
+            record.remove(norm)
+
+
+def _join(record: _Record, example: Tensor) -> int:
+    """Convolution, addition and ReLU as one operation wherever they follow each other; how many there are."""
+    ShapeProp(record.module).propagate(example)
+    count = 0
+    for relu in record.nodes():
+        if relu.target is aten.relu.default:
+            joinable, shortcut = _before(record, relu.all_input_nodes[0])
+            if joinable is not None:
+                bias = _joint_bias(record, joinable, shortcut)
+                is_cuda = record.value(joinable.weight).is_cuda
+                operation = _on_cuda if is_cuda else _on_cpu
+                record.replace(relu, *operation(joinable, bias, shortcut))
+                count += 1
+    return count
+
+
+def _before(record: _Record, node: fx.Node) -> tuple[_Convolution | None, fx.Node | None]:
+    """The convolution that a kernel can have together with the ReLU after `node`, and the shortcut between them."""
+    if node.target is not aten.add.Tensor:
+        return _joinable(record, node), None
+    inputs = node.all_input_nodes
+    if len(inputs) != 2 or node.kwargs or len(node.users) > 1:
+        return None, None
+    one, other = (source.meta["tensor_meta"] for source in inputs)
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return None, None
+    found = [_joinable(record, source) for source in inputs]
+    place = 0 if found[0] is not None else 1
+    return found[place], inputs[1 - place]
+
+
+def _joinable(record: _Record, node: fx.Node) -> _Convolution | None:
+    found = _convolution(node)
+    if found is None or not found.is_taken_once or len(found.stride) != 2:
+        return None
+    weight = record.value(found.weight)
+    if not weight.is_cuda:
+        is_fit = torch.backends.mkldnn.is_available() and weight.dtype == torch.float32
+    else:
+        is_half = weight.dtype in (torch.float16, torch.bfloat16)
+        has_lanes = not weight.shape[0] % _LANES and not weight.shape[1] % _LANES
+        is_fit = is_half and has_lanes and found.groups == 1
+    return found if is_fit else None
+
+
+def _joint_bias(record: _Record, convolution: _Convolution, shortcut: fx.Node | None) -> fx.Node:
+    """The bias of a convolution, and with it that of one in the shortcut, which alone would be a kernel more."""
+    weight = record.value(convolution.weight)
+    bias = torch.zeros(len(weight), dtype=torch.float64, device=weight.device)
+    if convolution.bias is not None:
+        bias += record.value(convolution.bias)
+    other = _convolution(shortcut)
+    if other is not None and other.is_taken_once and other.bias is not None:
+        bias += record.value(other.bias)
+        other.node.update_arg(2, None)
+    return record.constant(convolution.node, bias.to(weight.dtype))
+
+
+Operation = tuple[Callable[..., Any], tuple[Any, ...]]
+
+
+def _on_cuda(c: _Convolution, bias: fx.Node, shortcut: fx.Node | None) -> Operation:
+    shape = (c.stride, c.padding, c.dilation, c.groups)
+    if shortcut is None:
+        return aten.cudnn_convolution_relu.default, (c.x, c.weight, bias, *shape)
+    return aten.cudnn_convolution_add_relu.default, (c.x, c.weight, shortcut, 1.0, bias, *shape)
+
+
+def _on_cpu(c: _Convolution, bias: fx.Node, shortcut: fx.Node | None) -> Operation:
+    shape, relu = (c.padding, c.stride, c.dilation, c.groups), ("relu", [], "")
+    if shortcut is None:
+        return mkldnn._convolution_pointwise.default, (c.x, c.weight, bias, *shape, *relu)
+    args = (c.x, shortcut, c.weight, bias, *shape, "add", 1.0, *relu)
+    return mkldnn._convolution_pointwise.binary, args
+
+
+def _holds(dtype: torch.dtype, values: Tensor) -> bool:
+    """Whether the type has these to its full precision: fp16 ends at 65504 and is coarse under 6e-5."""
+    error = (values.to(dtype).double() - values).norm()
+    return bool(error <= torch.finfo(dtype).eps * values.norm())
+
+
+def _agrees(found: Forward, forward: Forward, example: Tensor) -> bool:
+    """Whether the fused forward is about as near to fp32 as the recorded one."""
+    recorded = exact = forward(example)
+    if torch.is_autocast_enabled(example.device.type):
+        with torch.autocast(example.device.type, enabled=False):
+            exact = forward(example)
+    bound = max(BOUND * _distance(recorded, exact), ROUNDING)
+    return _distance(found(example), exact) <= bound
+
+
+def _distance(outputs: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
+    distances = [
+        float((one.double() - two.double()).norm() / two.double().norm())
+        for one, two in zip(outputs, exact, strict=True)
+    ]
+    return max(distances)
