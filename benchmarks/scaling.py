@@ -5,13 +5,13 @@
 
 KD as `benchmarks/step.py` has it, every rank with a batch of its own. One process trains alone, as one GPU does in the
 product (as a CUDA graph) and kernel by kernel; as many more as there are ranks train together in DDP, plainly, with
-SyncBatchNorm (on GPUs), and with 4 micro-batches an update. All take turns, and wait while others are measured.
+SyncBatchNorm, and with 4 micro-batches an update. All take turns, and wait while others are measured.
 
 Times are medians over rounds, ratios those of the rounds' pairs, with the least and the most of a round.
 `weak_scaling` is the time of one rank alone over that of all: 1 is perfect. `sync_batchnorm` is the time with it over
 the time without. `of_a_micro_batch` is the time of one of four micro-batches over that of an update which has but one.
-`exchanges` counts the buckets of gradients that DDP reduces in an update, by its number of micro-batches. Written to
-benchmarks/results/scaling-<ranks>x-<device>.json.
+`exchanges` counts the all-reduces of an update by its number of micro-batches: those of DDP's buckets of gradients, and
+one of whether all is finite. Written to benchmarks/results/scaling-<ranks>x-<device>.json.
 """
 
 from __future__ import annotations
@@ -32,8 +32,6 @@ import torch.multiprocessing as mp
 from environment import keep
 from loops import Case
 from step import Ours, case_of, config_of, parser, seconds
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
-from torch.nn.parallel import DistributedDataParallel
 
 from trainable.config import BatchNormConfig
 from trainable.engine.settings import apply_settings
@@ -79,7 +77,7 @@ def run_process(number: int, options: argparse.Namespace, folder: Path, turn: An
     exchanges = {}
     if own is TOGETHER:
         case = case_of(options, options.batch)
-        exchanges = {str(parts): count_exchanges(case, parts) for parts in (1, ACCUMULATED)}
+        exchanges = {str(parts): exchanges_of(case, parts) for parts in (1, ACCUMULATED)}
         dist.destroy_process_group()
     found = {"times": times, "exchanges": exchanges}
     (folder / f"{number}.json").write_text(json.dumps(found))
@@ -103,21 +101,14 @@ def measured(
     return times
 
 
-def count_exchanges(case: Case, micro_batches: int) -> float:
-    """Buckets of gradients that are reduced in an update."""
-    update, seen = Ours(case, graph=False, micro_batches=micro_batches), list[int]()
-    if not isinstance(update.objective, DistributedDataParallel):
-        raise RuntimeError("one rank exchanges nothing")
-    update.objective.register_comm_hook(seen, _counted)
-    updates = 3
-    for _ in range(updates):
-        update()
-    return len(seen) / updates
-
-
-def _counted(seen, bucket):  # DDP reads the annotations of a hook, and wants none or classes
-    seen.append(bucket.index())
-    return allreduce_hook(dist.group.WORLD, bucket)
+def exchanges_of(case: Case, micro_batches: int) -> float:
+    """How often ranks exchange something in an update."""
+    update, updates = Ours(case, graph=False, micro_batches=micro_batches), 3
+    update()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        for _ in range(updates):
+            update()
+    return sum(event.name == "c10d::allreduce_" for event in profile.events()) / updates
 
 
 def ratios(times: Mapping[str, Sequence[float]]) -> dict[str, Any]:
@@ -156,27 +147,27 @@ def main() -> None:
         command.error(
             f"{options.ranks} ranks need as many GPUs, here are {torch.cuda.device_count()}"
         )
-    usual = {**ALONE, **TOGETHER}
-    options.forms = [n for n in usual if options.device == "cuda" or n not in (SYNCED, "one rank")]
+    forms = {**ALONE, **TOGETHER}
+    options.forms = [n for n in forms if options.device == "cuda" or n != "one rank"]
     turn = mp.get_context("spawn").Barrier(options.ranks + 1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         mp.spawn(run_process, (options, folder, turn), nprocs=options.ranks + 1)
         alone, first = (json.loads((folder / f"{n}.json").read_text()) for n in (0, 1))
     times = {**alone["times"], **first["times"]}
-    forms: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
     for form in options.forms:
         step_s = statistics.median(times[form])
         rate = pictures_a_second(form, step_s, options)
-        forms[form] = {"step_ms": 1000 * step_s, "pictures_per_s": rate}
+        figures[form] = {"step_ms": 1000 * step_s, "pictures_per_s": rate}
         print(f"{form:<28} {1000 * step_s:9.2f} ms an update, {rate:9.1f} pictures/s")
     found = ratios(times)
     for key, value in found.items():
         print(
             f"{key:<30} {value['ratio']:.3f} ({value['ratios'][0]:.3f} to {value['ratios'][1]:.3f})"
         )
-    print(f"exchanges of an update by its micro-batches: {first['exchanges']}")
-    kept = {"forms": forms, "ratios": found, "exchanges": first["exchanges"]}
+    print(f"all-reduces of an update by its micro-batches: {first['exchanges']}")
+    kept = {"forms": figures, "ratios": found, "exchanges": first["exchanges"]}
     keep(options, f"scaling-{options.ranks}x", **kept)
 
 

@@ -100,7 +100,7 @@ def of_scaling(record: dict[str, Any]) -> Iterator[Figure]:
         yield Figure(case, name, f"{own['pictures_per_s']:.0f} pictures/s", of_it)
     exchanges = ", ".join(f"{n:g} with {parts}" for parts, n in record["exchanges"].items())
     words = f"{exchanges} micro-batches"
-    yield Figure(case, "buckets of gradients reduced in an update", words, "")
+    yield Figure(case, "all-reduces of an update", words, "")
 
 
 def of_memory(record: dict[str, Any]) -> Iterator[Figure]:
