@@ -41,7 +41,7 @@ screenshots: $(VENV)/.dev ## Take the pictures of docs/reading_a_study.md anew (
 bench: $(VENV)/.dev ## Run the benchmarks of speed in a few minutes and print one table
 	$(BIN)/python benchmarks/bench.py
 
-bench-check: $(VENV)/.dev ## See in ten seconds, on a CPU, that a step is no slower
+bench-check: $(VENV)/.dev ## See in a quarter of a minute, on a CPU, that a step is no slower
 	$(BIN)/python benchmarks/check.py
 
 check: $(VENV)/.dev ## Check format, lint, types and import contracts
