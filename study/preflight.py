@@ -214,6 +214,8 @@ class _Networks:
         if self.teacher is not None:
             reads = ("student", "teacher.model", "teacher.cuts", "distill.method")
             self._checks.of(reads, lambda: tasks.check_features(trial, data), kind.placed)
+            reads = ("data", "teacher", "student.cuts", "distill.method", "train.precision")
+            self._checks.of(reads, lambda: tasks.check_teacher_cache(trial, data), kind.placed)
         traits = METHODS[trial.distill.method]
         if self.teacher is None and traits.features == "maps":
             return

@@ -132,7 +132,8 @@ class DataConfig(Config):
     """`resident` decodes once and keeps the pictures on the device, `streamed` decodes as it goes; `auto`
     is `resident` for sets within `cache_budget_gib` whose pictures are not changed one by one (`augment`)."""
     cache_budget_gib: PositiveFloat = 4.0
-    """Largest decoded set, in GiB of uint8 pixels, that is decoded once and kept."""
+    """Largest decoded set, in GiB of uint8 pixels, that is decoded once and kept; also the most that `teacher.cache`
+    keeps."""
     decode_workers: Annotated[int, Field(ge=0)] = 2
     """Processes that decode streamed pictures, for each worker; 0 decodes in the worker itself."""
 
@@ -202,6 +203,10 @@ class TeacherConfig(Config):
     """A `.safetensors` file or a state dict saved by `torch.save`; loaded with weights only."""
     train: TeacherTrainConfig | None = None
     """Train the teacher as the study's first phase, once for each distinct config."""
+    cache: bool = False
+    """Ask the teacher once a node, not in every epoch of every trial, and keep what it says of each training picture
+    in the cache folder; needs a fixed set of views of each, so of `data.augment` no more than `crop` and `flip`:
+    (2·crop + 1)² views, with `flip` twice as many, all of which it is asked for."""
 
 
 class StudentConfig(Config):

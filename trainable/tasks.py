@@ -29,6 +29,7 @@ from trainable.data.store import (
 )
 from trainable.distill.maps import feature_shapes
 from trainable.distill.objective import method_of
+from trainable.engine.asking import check_shapes, is_asked_once
 from trainable.engine.checkpoint import best_student
 from trainable.engine.evaluate import Evaluator
 from trainable.engine.loop import TrialTask, run
@@ -59,6 +60,7 @@ __all__ = [
     "check_checkpoint",
     "check_features",
     "check_method",
+    "check_teacher_cache",
     "default_device",
     "describe_student",
     "describe_teacher",
@@ -153,6 +155,16 @@ def check_checkpoint(config: TrialConfig, data: DataSummary, weights: Path) -> N
     """CheckpointError unless the file fits the teacher."""
     network = build_teacher_network(config, _pictures(data))
     load_weights(network.network, weights, config_path="teacher.checkpoint")
+
+
+def check_teacher_cache(config: TrialConfig, data: DataSummary) -> None:
+    """ConfigError if `teacher.cache` would keep more than `data.cache_budget_gib`."""
+    if not is_asked_once(config):
+        return
+    pictures = _pictures(data)
+    with torch.device("meta"):
+        shapes = output_shapes(build_teacher_network(config, pictures), pictures)
+    check_shapes(config, data.train, shapes)
 
 
 def train(task: TrialTask, report: Callable[[EpochRecord], None], device: torch.device) -> None:

@@ -100,6 +100,22 @@ def test_optimizers_and_dropout(
     assert by_graphs > 20
 
 
+@pytest.mark.usefixtures("restored_determinism")
+@pytest.mark.parametrize("method", ["kd", "stablekd"])
+def test_what_a_cached_teacher_said_is_gathered_within_the_graph(
+    method: str, tmp_path: Path, replays: Replays, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KD_STUDY_CACHE", str(tmp_path / "cache"))
+    config = config_of(epochs=3)
+    sections: dict[str, Any] = {"teacher": config.teacher.model_copy(update={"cache": True})}  # type: ignore[union-attr]
+    if method == "stablekd":
+        sections["distill"] = config.distill.model_copy(update=STABLE)
+    by_graphs, without = both_forms(tmp_path, replays, sections, epochs=3)
+    assert by_graphs > 20
+    assert without == 0
+    assert len(list((tmp_path / "cache" / "teachers").glob("*.arrow"))) == 1
+
+
 def test_bad_updates_are_skipped_in_replays_as_they_are_in_eager(replays: Replays) -> None:
     """One graph serves good and bad updates."""
     factors = [1.0] * 6 + [float("nan"), 1.0, 1.0, float("inf"), 1.0, 1.0]

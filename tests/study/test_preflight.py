@@ -417,6 +417,29 @@ def test_with_drop_last_an_epoch_needs_a_whole_update(
     assert all(rule in line for line in lines)
 
 
+def test_what_a_cached_teacher_says_must_fit_into_the_budget() -> None:
+    """Of 1,295 pictures: 10 logits each, or 490 numbers with the features, of 4 or 2 bytes."""
+    cached = ("teacher.cache=true", "data.cache_budget_gib=0.001")
+    plan_of(*cached)
+    features = (*cached, "distill={method: stablekd, lam: 1, decomposition: 5/2}")
+    (line,) = wrong(*features)
+    rule = "teacher.cache needs at least 0.00236 GiB for logits and features of 1,295 pictures"
+    assert line == (
+        f"data.cache_budget_gib: {rule}, got 0.001; raise it, or set teacher.cache to false"
+    )
+    (line,) = wrong(*features, "train.precision=bf16")
+    assert "needs at least 0.00118 GiB" in line
+    (line,) = wrong(*cached, "data.augment={crop: 2, flip: true}")
+    assert "GiB for logits of 50 views of each of 1,295 pictures" in line
+    plan_of(*features[1:])
+
+
+def test_with_a_cached_teacher_the_search_has_methods_that_ask_for_the_same() -> None:
+    methods = "search.distill.method={choice: [kd, none, sobolev]}"
+    lines = wrong("teacher.cache=true", "distill.lam=1", methods)
+    assert any("asks for slopes along directions drawn anew" in line for line in lines)
+
+
 def test_the_plan_tells_how_many_of_the_pictures_are_trained_on() -> None:
     plan = plan_of("data.subset=0.2")
     assert (plan.data.train, plan.data.left_out) == (259, 1036)

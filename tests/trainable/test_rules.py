@@ -90,6 +90,14 @@ def the_only_problem(config: TrialConfig, blocks: int | None = None) -> Problem:
         {"distill.stage_epochs": [1, 1]},  # of no method with stages, as a decomposition is
         {"optim.schedule": "cosine", "optim.warmup_fraction": 0.0},
         {"optim.schedule": "multistep", "optim.milestones": [1, 19]},
+        {"teacher.cache": True, "data.augment": {"crop": 4, "flip": True}},
+        {"teacher.cache": True, "data.loader": "streamed", "data.sampling": "balanced"},
+        {
+            "teacher.cache": True,
+            "distill.method": "none",
+            "distill.alpha": None,
+            "data.augment": {"mixup": 0.8},
+        },
     ],
 )
 def test_a_sound_trial_has_no_problems(changes: dict[str, Any]) -> None:
@@ -285,6 +293,28 @@ def test_a_trial_without_a_method_needs_no_teacher() -> None:
             "data.augment.mixup",
             "and the margin of teacher.head needs one",
         ),
+        (
+            {"teacher.cache": True, "data.augment": {"resized_crop": [0.08, 1.0]}},
+            "data.augment.resized_crop",
+            "makes other pictures in each epoch, and teacher.cache keeps what was said of one",
+        ),
+        (
+            {"teacher.cache": True, "data.augment": {"rand_augment": {}}},
+            "data.augment.rand_augment",
+            "remove it, or set teacher.cache to false",
+        ),
+        (
+            {"teacher.cache": True, "data.augment": {"erase": 0.25}},
+            "data.augment.erase",
+            "got 0.25",
+        ),
+        ({"teacher.cache": True, "data.augment": {"mixup": 1}}, "data.augment.mixup", "got 1.0"),
+        ({"teacher.cache": True, "data.augment": {"cutmix": 1}}, "data.augment.cutmix", "got 1.0"),
+        (
+            {"teacher.cache": True, "distill.method": "sobolev", "distill.lam": 1.0},
+            "teacher.cache",
+            "sobolev asks for slopes along directions drawn anew each time, got true",
+        ),
         ({"data.root": "folder"}, "data.root", "digits needs no folder"),
         ({"data.source": "cifar10"}, "data.root", "cifar10 needs a folder"),
         ({"data.mean": [0.5]}, "data.mean", "must have 3 value(s)"),
@@ -366,6 +396,7 @@ def test_a_rule_declares_every_key_that_it_reads(rule: rules.Rule) -> None:
             {"data.resize": 4, "data.image_size": 8, "data.augment": {"mixup": 1, "cutmix": 1}},
             {"data.loader": "resident", "data.augment": {"resized_crop": [0.9, 0.1], "erase": 1}},
             {"train.clip_by": "layer", "train.batchnorm": {"group_norm": 8}},
+            {"teacher.cache": True, "data.augment": {"mixup": 1}},
         )
     ]
     for config in configs:

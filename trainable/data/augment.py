@@ -7,6 +7,8 @@ the device, nor the draws before it, change a bit of the result.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,18 +40,59 @@ def augment(images: Tensor, indices: Tensor, key: Tensor, *, crop: int, flip: bo
     """
     if crop == 0 and not flip:
         return images
+    return _moved(images, _moves(indices, key, crop=crop, flip=flip), crop)
+
+
+@dataclass(frozen=True)
+class Views:
+    """The pictures that `augment` can make of one, numbered from 0."""
+
+    crop: int
+    flip: bool
+
+    def __len__(self) -> int:
+        return (2 * self.crop + 1) ** 2 * (2 if self.flip else 1)
+
+    def drawn(self, indices: Tensor, key: Tensor) -> Tensor:
+        """Which of them each picture gets from `augment`, arguments as there: int64 (B,)."""
+        moves = _moves(indices, key, crop=self.crop, flip=self.flip)
+        place = moves.top * (2 * self.crop + 1) + moves.left
+        return place * 2 + moves.mirrored if self.flip else place
+
+    def shown(self, images: Tensor, numbers: Tensor) -> Tensor:
+        """Each picture in one of them: uint8 (B, C, H, W), int64 (B,) → uint8 (B, C, H, W)."""
+        side, ways = 2 * self.crop + 1, 2 if self.flip else 1
+        place = numbers // ways
+        moves = _Moves(place // side, place % side, numbers % ways)
+        return _moved(images, moves, self.crop)
+
+
+class _Moves(NamedTuple):
+    """Where each picture of a batch is cropped, int64 (B,) each."""
+
+    top: Tensor
+    """In 0 .. 2·crop."""
+    left: Tensor
+    """In 0 .. 2·crop."""
+    mirrored: Tensor
+    """0 or 1."""
+
+
+def _moves(indices: Tensor, key: Tensor, *, crop: int, flip: bool) -> _Moves:
+    words, still = _draws(indices, key), torch.zeros_like(indices)
+    top = _uniform(words, 40, 2 * crop + 1) if crop else still
+    left = _uniform(words, 16, 2 * crop + 1) if crop else still
+    return _Moves(top, left, words & 1 if flip else still)
+
+
+def _moved(images: Tensor, moves: _Moves, crop: int) -> Tensor:
     height, width = images.shape[-2:]
-    words = _draws(indices, key)
     rows = torch.arange(height, device=images.device).expand(len(images), height)
     columns = torch.arange(width, device=images.device).expand(len(images), width)
-    if flip:
-        mirrored = (words & 1).bool()[:, None]
-        columns = torch.where(mirrored, width - 1 - columns, columns)
+    columns = torch.where(moves.mirrored.bool()[:, None], width - 1 - columns, columns)
     if crop:
         images = F.pad(images, (crop, crop, crop, crop))
-        rows = rows + _uniform(words, 40, 2 * crop + 1)[:, None]
-        columns = columns + _uniform(words, 16, 2 * crop + 1)[:, None]
-    return _gather(images, rows, columns)
+    return _gather(images, rows + moves.top[:, None], columns + moves.left[:, None])
 
 
 def _gather(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

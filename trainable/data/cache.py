@@ -1,4 +1,4 @@
-"""The node's cache folder, and decoded splits in it: one memory-mapped Arrow file each.
+"""The node's cache folder, and arrays in it: one memory-mapped Arrow file a set of them.
 
 Files are named by the key of what they were made from, so that an old one is never wrong, only
 unused; the folder may be deleted whenever no study runs.
@@ -9,11 +9,11 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,9 @@ from filelock import FileLock
 
 from trainable.data.faults import data_error
 
+_T = TypeVar("_T")
 _log = logging.getLogger(__name__)
+_CHECKSUM = "checksum"
 
 
 def cache_folder() -> Path:
@@ -35,24 +37,13 @@ def cache_folder() -> Path:
 
 
 @dataclass(frozen=True, eq=False)
-class Decoded:
-    """A split decoded once: labels, exact sums over the pixels and, where kept, the pixels."""
+class Arrays:
+    """What a file of the cache holds."""
 
-    labels: npt.NDArray[np.int64]
-    """(n,)."""
-    sums: npt.NDArray[np.int64]
-    """(n, C): Σ of each picture's uint8 values."""
-    squares: npt.NDArray[np.int64]
-    """(n, C): Σ of their squares."""
-    hashes: npt.NDArray[np.uint64]
-    """(n,): BLAKE2b of each picture's pixels."""
-    shape: tuple[int, int, int]
-    """C, H, W."""
-    pixels: npt.NDArray[np.uint8] | None
-    """(n, C, H, W), read-only where it comes from a file; None for a set that is streamed."""
-
-    def __len__(self) -> int:
-        return len(self.labels)
+    columns: Mapping[str, npt.NDArray[Any]]
+    """(n,) or (n, m) numbers by name; read-only where they come from a file."""
+    facts: Mapping[str, str]
+    """What else there is to know of them."""
 
 
 @contextmanager
@@ -67,24 +58,22 @@ def replace_file(path: Path) -> Generator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def decoded_path(cache: Path, key: str) -> Path:
-    """Where the decoded split of this key lies."""
-    return cache / "data" / f"{key}.arrow"
+def load(path: Path, parse: Callable[[Arrays], _T]) -> _T | None:
+    """What `parse` makes of a file, memory-mapped; None if that is missing or of no use (and logged).
 
-
-def load(path: Path) -> Decoded | None:
-    """The decoded split in a file, memory-mapped; None if it is missing or damaged (and logged)."""
+    Of no use is one that is damaged, and one that `parse` refuses with a KeyError or ValueError.
+    """
     try:
-        return _read(path)
+        return parse(_read(path))
     except FileNotFoundError:
         return None
     except (KeyError, OSError, ValueError, pa.ArrowException) as error:
-        _log.warning("%s is damaged (%s) and will be made again", path, error)
+        _log.warning("%s cannot be used (%s) and will be made again", path, error)
         return None
 
 
-def build(path: Path, make: Callable[[], Decoded]) -> Decoded:
-    """The decoded split in a file, made by the first of all processes that ask for it.
+def build(path: Path, parse: Callable[[Arrays], _T], make: Callable[[], Arrays]) -> _T:
+    """What `parse` makes of a file that the first of all processes which ask for it makes.
 
     Raises:
         DataError: From `make`, or where the cache folder cannot be written.
@@ -92,12 +81,12 @@ def build(path: Path, make: Callable[[], Decoded]) -> Decoded:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
-            if (found := load(path)) is not None:
+            if (found := load(path, parse)) is not None:
                 return found
             made = make()
             with replace_file(path) as temporary:
                 _write(temporary, made)
-            return _read(path)
+            return parse(_read(path))
     except OSError as error:
         raise data_error(
             str(path.parent),
@@ -106,63 +95,43 @@ def build(path: Path, make: Callable[[], Decoded]) -> Decoded:
         ) from error
 
 
-def _write(path: Path, decoded: Decoded) -> None:
-    """One record batch, uncompressed, so that its pixels are one block of the mapped file."""
-    columns: dict[str, Any] = {
-        "label": pa.array(decoded.labels),
-        "sum": _lists(decoded.sums),
-        "square": _lists(decoded.squares),
-        "hash": pa.array(decoded.hashes),
-    }
-    if decoded.pixels is not None:
-        columns["pixels"] = _lists(decoded.pixels.reshape(len(decoded), -1))
-    metadata = {
-        "shape": ",".join(str(length) for length in decoded.shape),
-        "checksum": str(_checksum(decoded)),
-    }
+def _write(path: Path, arrays: Arrays) -> None:
+    """One record batch, uncompressed, so that each column is one block of the mapped file."""
+    columns = {name: _column(array) for name, array in arrays.columns.items()}
+    metadata = {**arrays.facts, _CHECKSUM: str(_checksum(arrays.columns))}
     batch = pa.record_batch(columns).replace_schema_metadata(metadata)
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, batch.schema) as writer:
         writer.write_batch(batch)
 
 
-def _read(path: Path) -> Decoded:
+def _read(path: Path) -> Arrays:
     with pa.memory_map(str(path)) as file:
         batch = pa.ipc.open_file(file).get_batch(0)
-    metadata = {key.decode(): value.decode() for key, value in batch.schema.metadata.items()}
-    channels, height, width = (int(length) for length in metadata["shape"].split(","))
-    pixels = None
-    if "pixels" in batch.schema.names:
-        pixels = _array(batch.column("pixels")).reshape(-1, channels, height, width)
-    decoded = Decoded(
-        labels=_array(batch.column("label")),
-        sums=_array(batch.column("sum")).reshape(-1, channels),
-        squares=_array(batch.column("square")).reshape(-1, channels),
-        hashes=_array(batch.column("hash")),
-        shape=(channels, height, width),
-        pixels=pixels,
-    )
-    if str(_checksum(decoded)) != metadata["checksum"]:
+    facts = {key.decode(): value.decode() for key, value in batch.schema.metadata.items()}
+    columns = {name: _array(batch.column(name)) for name in batch.schema.names}
+    if str(_checksum(columns)) != facts.pop(_CHECKSUM):
         raise ValueError("its checksum differs")
-    return decoded
+    return Arrays(columns, facts)
 
 
-def _lists(array: npt.NDArray[Any]) -> Any:
-    """An (n, m) array as n fixed-size lists, without a copy."""
-    return pa.FixedSizeListArray.from_arrays(pa.array(array.reshape(-1)), array.shape[1])
+def _column(array: npt.NDArray[Any]) -> Any:
+    """(n,) numbers, or (n, m) as n fixed-size lists, without a copy."""
+    flat = pa.array(array.reshape(-1))
+    return flat if array.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, array.shape[1])
 
 
-def _array(column: Any) -> Any:
-    """The numbers of a column, lists one after the other, without a copy; read-only."""
-    values = column.values if pa.types.is_fixed_size_list(column.type) else column
-    return values.to_numpy(zero_copy_only=True)
+def _array(column: Any) -> npt.NDArray[Any]:
+    """As it was given to `_column`, without a copy; read-only."""
+    if not pa.types.is_fixed_size_list(column.type):
+        return column.to_numpy(zero_copy_only=True)
+    return column.values.to_numpy(zero_copy_only=True).reshape(len(column), -1)
 
 
-def _checksum(decoded: Decoded) -> int:
+def _checksum(columns: Mapping[str, npt.NDArray[Any]]) -> int:
     """Σ of all columns as 64-bit words, modulo 2⁶⁴: a lost or stale page changes it."""
-    columns = [decoded.labels, decoded.sums, decoded.squares, decoded.hashes]
-    total = sum(int(column.view(np.uint64).sum(dtype=np.uint64)) for column in columns)
-    if decoded.pixels is not None:
-        flat = decoded.pixels.reshape(-1)
+    total = 0
+    for column in columns.values():
+        flat = column.reshape(-1).view(np.uint8)
         whole = len(flat) // 8 * 8
         total += int(flat[:whole].view(np.uint64).sum(dtype=np.uint64))
         total += int(flat[whole:].sum(dtype=np.uint64))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from trainable.data.cache import Decoded
+from trainable.data.decoded import Decoded
 from trainable.data.pictures import Pictures, size_text
 from trainable.errors import DataError, Problem
 

@@ -10,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from trainable.config import DataConfig
-from trainable.data import cache as node_cache
-from trainable.data.cache import Decoded
+from trainable.data import decoded as decoded_splits
 from trainable.data.carve import carve, subset
 from trainable.data.classes import Classes, Rows
 from trainable.data.content import combine
 from trainable.data.decode import decode_rows
+from trainable.data.decoded import Decoded
 from trainable.data.faults import data_error
 from trainable.data.pictures import Pictures
 from trainable.data.sources import Source, SplitName
@@ -76,11 +76,11 @@ class Opened:
             return Decoded(whole.labels[rows], sums, squares, hashes, whole.shape, None)
         assert self.pictures is not None
         pictures = self.pictures
-        path = node_cache.decoded_path(cache, combine(self.key, "sums", _digest(rows)))
-        known = node_cache.load(path)
+        path = decoded_splits.decoded_path(cache, combine(self.key, "sums", _digest(rows)))
+        known = decoded_splits.load(path)
         if known is not None:
             return known
-        return node_cache.build(path, lambda: decode_rows(pictures, rows, keep=False))
+        return decoded_splits.build(path, lambda: decode_rows(pictures, rows, keep=False))
 
 
 def open_split(source: Source, name: SplitName, config: DataConfig, cache: Path) -> Opened:
@@ -93,9 +93,9 @@ def open_split(source: Source, name: SplitName, config: DataConfig, cache: Path)
     classes = Classes.of(source.classes, config.unseen_classes)
     shaping = (config.channels, config.image_size, config.resize)
     key = combine(FORMAT, source.fingerprint(name), *(str(setting) for setting in shaping))
-    path = node_cache.decoded_path(cache, key)
+    path = decoded_splits.decoded_path(cache, key)
     streams = config.loader == "streamed" or config.augment.changes_single_pictures
-    decoded = None if streams else node_cache.load(path)
+    decoded = None if streams else decoded_splits.load(path)
     if decoded is not None and not _over_budget(config, len(decoded), decoded.shape):
         return Opened(key, decoded.labels, classes, decoded.shape, decoded, None)
     raw = source.split(name)
@@ -103,7 +103,7 @@ def open_split(source: Source, name: SplitName, config: DataConfig, cache: Path)
     if streams or _over_budget(config, len(raw), pictures.shape):
         return Opened(key, raw.labels, classes, pictures.shape, None, pictures)
     rows = np.arange(len(raw), dtype=np.int64)
-    decoded = node_cache.build(path, lambda: decode_rows(pictures, rows, keep=True))
+    decoded = decoded_splits.build(path, lambda: decode_rows(pictures, rows, keep=True))
     return Opened(key, decoded.labels, classes, decoded.shape, decoded, None)
 
 

@@ -10,13 +10,15 @@ from torch import Tensor
 
 from trainable import ranks
 from trainable.config import TrialConfig
-from trainable.data.augment import Normalizer, augment, augmentation_key
+from trainable.data.augment import Normalizer, Views, augment, augmentation_key
+from trainable.data.faults import data_error
 from trainable.data.loaders import Batch, Loader, open_loader
 from trainable.data.mix import Mixer
 from trainable.data.sampling import Indices, Update, balanced_order, epoch_order, updates
 from trainable.data.singly import RandomReader
 from trainable.data.store import Dataset
 from trainable.engine.inputs import Place
+from trainable.errors import DataError
 from trainable.plan import update_sizes
 
 
@@ -26,6 +28,7 @@ class Feed:
     def __init__(self, data: Dataset, config: TrialConfig, device: torch.device) -> None:
         self._config, self._device, self._split = config, device, data.train
         self._mean = data.mean
+        self._views = Views(config.data.augment.crop, config.data.augment.flip)
         sizes = update_sizes(
             len(data.train), config.data.batch_size, config.train.workers, config.data.drop_last
         )
@@ -59,6 +62,28 @@ class Feed:
         self._epoch = epoch
         self._key.fill_(augmentation_key(self._config.train.seed, epoch))
 
+    @property
+    def rows(self) -> int:
+        """Views of all pictures (`row`), where `data.augment` makes a fixed set of them."""
+        return len(self._split) * len(self._views)
+
+    def row(self, batch: Batch) -> Tensor:
+        """The number of the view that `augmented` gives of each picture of a micro-batch, int64 (B,).
+
+        Views are counted picture by picture: from 0, the first picture's first.
+        """
+        if len(self._views) == 1:
+            return batch.indices
+        drawn = self._views.drawn(batch.indices, self._key)
+        return batch.indices * len(self._views) + drawn
+
+    def views(self, parts: Sequence[Indices]) -> Iterator[Tensor]:
+        """Views by their numbers (`row`), as the networks take them: one micro-batch for each array."""
+        batches = self._loader.batches([part // len(self._views) for part in parts])
+        for part, batch in zip(parts, batches, strict=True):
+            numbers = torch.from_numpy(part % len(self._views)).to(self._device)
+            yield self.prepare(self._views.shown(batch.images, numbers))
+
     def augmented(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """A micro-batch as the networks take it in training: float32 (B, C, H, W), and its labels.
 
@@ -76,6 +101,18 @@ class Feed:
     def prepare(self, images: Tensor) -> Tensor:
         """uint8 (B, C, H, W) → as the networks take it in evaluation."""
         return self._laid_out(self._normalize(images))
+
+    def fault_at(self, place: Place | None) -> DataError:
+        """Names the picture that was not finite, or whose label no class has, if this rank (or another) had one."""
+        row = -1 if place is None else self.row_of(place)
+        row = ranks.max_number_over_ranks(row, self._device)
+        data = self._config.data
+        return data_error(
+            f"{data.root or data.source} (train)",
+            "pictures must be finite after augmentation, and labels those of a class",
+            "check this row, data.mean and data.std; the update was skipped",
+            f"row {row}",
+        )
 
     def row_of(self, place: Place) -> int:
         """Row of a sample in the training split as it lies on disk."""

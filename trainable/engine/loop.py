@@ -21,6 +21,8 @@ from trainable.data.loaders import open_loader
 from trainable.data.store import Dataset, open_dataset
 from trainable.distill.maps import feature_shapes
 from trainable.distill.objective import Objective, method_of
+from trainable.engine.answers import Answers
+from trainable.engine.asking import Question, is_asked_once, open_answers
 from trainable.engine.checkpoint import CheckpointFolder
 from trainable.engine.evaluate import Evaluator
 from trainable.engine.failures import Progress, explained
@@ -37,7 +39,6 @@ from trainable.engine.step import Step
 from trainable.engine.summary import Summary, fluctuation, training_summary, validation_summary
 from trainable.engine.updater import Updater
 from trainable.engine.verify import Verifier
-from trainable.errors import DataError, Problem
 from trainable.methods import METHODS
 from trainable.networks.build import Pictures, build_student, load_teacher
 from trainable.networks.teacher import FrozenTeacher
@@ -96,10 +97,9 @@ class _Trial:
         pictures = Pictures(len(data.classes), data.channels, data.image_size)
         self._student = build_student(config, pictures)
         self._stages = stages(config, len(self._student))
-        self._traits = METHODS[config.distill.method]
-        self._teacher = _teacher(task, pictures)
-        self._objective = self._build_objective(pictures)
-        for module in (self._objective, self._teacher):
+        teacher = _teacher(task, pictures)
+        self._objective = self._build_objective(pictures, teacher)
+        for module in (self._objective, teacher):
             if module is not None:
                 module.to(device).to(memory_format=torch.channels_last)
         optimizer = build_optimizer(config.optim, self._objective.parameters(), device)
@@ -107,20 +107,31 @@ class _Trial:
         self._step = Step(wrapped, optimizer, config.train, device, classes=pictures.classes)
         self._open_data(data)
         self._reading = Reading(progress, device)
-        self._updater = Updater(config, self._feed, self._teacher, self._step, progress, device)
+        asked = self._answering(task, data, teacher)
+        self._updater = Updater(config, self._feed, asked, self._step, progress, device)
         self._folder = task.folder
         self._checkpoints = CheckpointFolder(task.folder, device)
         self._best = -1.0
         self._generators: dict[str, Any] | None = None
         self.records: tuple[EpochRecord, ...] = ()
 
-    def _build_objective(self, pictures: Pictures) -> Objective:
+    def _build_objective(self, pictures: Pictures, teacher: FrozenTeacher | None) -> Objective:
         shapes = None
-        if self._teacher is not None and self._traits.features == "maps":
-            shapes = feature_shapes(self._student, self._teacher.blocks, pictures)
+        if teacher is not None and METHODS[self._config.distill.method].features == "maps":
+            shapes = feature_shapes(self._student, teacher.blocks, pictures)
         groups = self._stages[0].groups
         method = method_of(self._config.distill, self._student, groups, shapes)
         return Objective(self._student, method)
+
+    def _answering(
+        self, task: TrialTask, data: Dataset, teacher: FrozenTeacher | None
+    ) -> FrozenTeacher | Answers | None:
+        """The teacher, or what it once said."""
+        config, weights = task.config, task.teacher_weights
+        if teacher is None or weights is None or not is_asked_once(config):
+            return teacher
+        precision, device = self._step.precision, self._device
+        return open_answers(Question(config, teacher, precision, weights, data, self._feed, device))
 
     def _open_data(self, data: Dataset) -> None:
         config, device, workers = self._config, self._device, self._config.data.decode_workers
@@ -232,22 +243,7 @@ class _Trial:
     def _check_health(self, *, wait: bool = False) -> None:
         where = f"epoch {self._progress.epoch}, update {self._progress.done}"
         if self._step.health.check(where, wait=wait):
-            raise self._bad_sample()
-
-    def _bad_sample(self) -> DataError:
-        """Names the training picture that was not finite, or whose label no class has."""
-        place = self._step.inputs.place()
-        row = ranks.max_number_over_ranks(
-            -1 if place is None else self._feed.row_of(place), self._device
-        )
-        data = self._config.data
-        problem = Problem(
-            f"{data.root or data.source} (train)",
-            "pictures must be finite after augmentation, and labels those of a class",
-            "check this row, data.mean and data.std; the update was skipped",
-            f"row {row}",
-        )
-        return DataError([problem])
+            raise self._feed.fault_at(self._step.inputs.place())
 
     def _validate(self, stage: Stage) -> Summary:
         self._progress.doing = "validating"

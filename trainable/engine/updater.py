@@ -15,6 +15,7 @@ from torch import Tensor
 from trainable import ranks
 from trainable.config import TrialConfig
 from trainable.data.loaders import Batch
+from trainable.engine.answers import Answers
 from trainable.engine.failures import TRAINING, Progress
 from trainable.engine.feed import Feed
 from trainable.engine.graph import Graphs
@@ -32,7 +33,7 @@ class Updater:
         self,
         config: TrialConfig,
         feed: Feed,
-        teacher: FrozenTeacher | None,
+        teacher: FrozenTeacher | Answers | None,
         step: Step,
         progress: Progress,
         device: torch.device,
@@ -81,7 +82,7 @@ class Updater:
             images, labels = self._feed.augmented(batch)
             if size == self._size and not self._is_prepared:
                 self._prepare(images)
-            outputs, last = self._ask(images), number == count
+            outputs, last = self._ask(batch, images), number == count
             self._step.accumulate(images, labels, outputs, update_size=size, last=last)
 
     def _prepare(self, images: Tensor) -> None:
@@ -89,15 +90,17 @@ class Updater:
         self._is_prepared = True
         if self._asks_slope:
             return  # the slope is taken of the networks as they are, twice of the student's
-        if self._teacher is not None:
+        if isinstance(self._teacher, FrozenTeacher):
             with self._step.precision.forward():
                 self._teacher.fuse(images)
         if self._compiles:
             self._step.compile_for(len(images))
 
-    def _ask(self, images: Tensor) -> TeacherOutputs | None:
+    def _ask(self, batch: Batch, images: Tensor) -> TeacherOutputs | None:
         if self._teacher is None:
             return None
+        if isinstance(self._teacher, Answers):
+            return self._teacher(self._feed.row(batch))
         with self._step.precision.forward():
             ask = self._teacher.with_slope if self._asks_slope else self._teacher
             return ask(images)

@@ -33,6 +33,26 @@ def _teacher_has_weights(config: TrialConfig, _: int | None) -> Iterator[Problem
     )
 
 
+_DRAWN = ("resized_crop", "rand_augment", "erase", "mixup", "cutmix")
+"""Augmentations that hardly ever make the same picture twice."""
+
+
+def _cached_teacher_says_the_same(config: TrialConfig, _: int | None) -> Iterator[Problem]:
+    traits, augment = METHODS[config.distill.method], config.data.augment
+    if config.teacher is None or not config.teacher.cache or not traits.teacher:
+        return
+    remedy = "remove it, or set teacher.cache to false"
+    if traits.slope:
+        rule = f"{config.distill.method} asks for slopes along directions drawn anew each time"
+        yield Problem("teacher.cache", rule, "set it to false, or choose another method", "true")
+    for name in _DRAWN:
+        if (value := getattr(augment, name)) not in (None, 0.0):
+            rule = (
+                "makes other pictures in each epoch, and teacher.cache keeps what was said of one"
+            )
+            yield Problem(f"data.augment.{name}", rule, remedy, str(value))
+
+
 def _alpha_is_that_of_the_method(config: TrialConfig, _: int | None) -> Iterator[Problem]:
     method, alpha = config.distill.method, config.distill.alpha
     yield from _weight_problems("alpha", alpha, method, "a number from 0 to 1, e.g. 0.5")
@@ -184,6 +204,10 @@ _MARGINS = tuple(
 RULES: tuple[Rule, ...] = (
     Rule((_METHOD, "teacher"), _teacher_is_named),
     Rule(("teacher", "teacher.checkpoint", "teacher.train"), _teacher_has_weights),
+    Rule(
+        (_METHOD, "teacher", "teacher.cache", *(f"data.augment.{name}" for name in _DRAWN)),
+        _cached_teacher_says_the_same,
+    ),
     Rule((_METHOD, "distill.alpha"), _alpha_is_that_of_the_method),
     Rule((_METHOD, "distill.lam"), _lam_is_that_of_the_method),
     Rule((_METHOD, "distill.feature_weights"), _feature_weights_have_features),

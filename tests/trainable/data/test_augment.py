@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from trainable.data.augment import Normalizer, augment, augmentation_key
+from trainable.data.augment import Normalizer, Views, augment, augmentation_key
 from trainable.data.hashing import stream_key
 
 NoHostSync = Callable[[], AbstractContextManager[None]]
@@ -50,6 +50,18 @@ def test_is_the_same_as_one_picture_at_a_time(shape, crop: int, flip: bool) -> N
     key = stream_key("augment", 5, 2)
     for image, index, result in zip(images.numpy(), indices.tolist(), found.numpy(), strict=True):
         assert np.array_equal(result, reference(image, word(key, index), crop, flip))
+
+
+@pytest.mark.parametrize(("crop", "flip"), [(2, True), (1, False), (0, True), (0, False)])
+def test_what_it_makes_of_a_picture_is_one_of_its_views(crop: int, flip: bool) -> None:
+    images, indices, views = batch(400), torch.arange(400), Views(crop, flip)
+    key = key_of(5, 2)
+    drawn = views.drawn(indices, key)
+    assert torch.equal(drawn.unique(), torch.arange(len(views)))
+    made = augment(images, indices, key, crop=crop, flip=flip)
+    assert torch.equal(views.shown(images, drawn), made)
+    every = views.shown(images[:1].expand(len(views), -1, -1, -1), torch.arange(len(views)))
+    assert len(every.flatten(1).unique(dim=0)) == len(views) == (2 * crop + 1) ** 2 * (1 + flip)
 
 
 def test_does_not_depend_on_the_rest_of_the_batch() -> None:
