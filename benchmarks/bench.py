@@ -46,6 +46,9 @@ BENCHMARKS = {
         "observing.py", "--rounds 3", "--device cpu --batch 32 --rounds 3 --updates 10"
     ),
     "memory": Benchmark("memory.py", "", None),
+    "teacher-cache": Benchmark(
+        "teacher_cache.py", "--rounds 3", "--device cpu --rounds 3 --epochs 4"
+    ),
     "scaling": Benchmark("scaling.py", "--rounds 5", None, gpus=2),
     "trials": Benchmark("trials.py", "--ways study", "--ways study"),
     "packing": Benchmark("packing.py", "", None),

@@ -103,6 +103,16 @@ def of_scaling(record: dict[str, Any]) -> Iterator[Figure]:
     yield Figure(case, "all-reduces of an update", words, "")
 
 
+def of_teacher_cache(record: dict[str, Any]) -> Iterator[Figure]:
+    """An epoch's updates with a teacher that is asked in every one, and once."""
+    settings, (plain, once) = record["settings"], record["epoch_s"]
+    case = f"{_networks(settings)}, {settings['method']}, {record['pictures']} pictures"
+    yield Figure(case, plain, f"{record['epoch_s'][plain]:.2f} s an epoch", "")
+    same = "the same" if record["equal"] else "other"
+    gain = f"{record['gain']:.2f}× as fast, {same} results"
+    yield Figure(case, once, f"{record['epoch_s'][once]:.2f} s an epoch", gain)
+
+
 def of_memory(record: dict[str, Any]) -> Iterator[Figure]:
     """Peaks without and with activation checkpointing."""
     settings = record["settings"]
@@ -131,7 +141,7 @@ def of_packing(record: dict[str, Any]) -> Iterator[Figure]:
             continue
         compared = ""
         if "throughput" in own:
-            same = "the same" if own["unchanged"] else "OTHER"
+            same = "the same" if own["unchanged"] else "other"
             compared = f"{own['throughput']:.2f}× the rate, {same} results"
         yield Figure(case, way, f"{own['trials_per_hour']:.0f} trials an hour", compared)
 
@@ -152,6 +162,7 @@ READERS: dict[str, Callable[[dict[str, Any]], Iterable[Figure]]] = {
     "stages": of_stages,
     "observing": of_observing,
     "memory": of_memory,
+    "teacher-cache": of_teacher_cache,
     "scaling": of_scaling,
     "trials": of_trials,
     "packing": of_packing,
@@ -161,7 +172,8 @@ READERS: dict[str, Callable[[dict[str, Any]], Iterable[Figure]]] = {
 
 def rows_of(name: str, record: dict[str, Any]) -> list[Row]:
     """The lines of the record <benchmark>-<device>, or <benchmark>-<ranks>x-<device>."""
-    match = re.fullmatch(r"(?P<benchmark>[a-z]+)-((?P<ranks>\d+)x-)?(?P<device>.+)", name)
+    benchmarks = "|".join(READERS)
+    match = re.fullmatch(rf"(?P<benchmark>{benchmarks})-((?P<ranks>\d+)x-)?(?P<device>.+)", name)
     if match is None:
         raise ValueError(f"a record must be called <benchmark>-<device>, but got {name}")
     benchmark, ranks, where = match["benchmark"], int(match["ranks"] or 1), record["environment"]
