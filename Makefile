@@ -13,7 +13,7 @@ FAST := not (slow or chaos or browser or service or gpu)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help study test test-all golden recorded-runs screenshots check format clean
+.PHONY: help study test test-all golden recorded-runs screenshots bench bench-check check format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,8 +21,9 @@ help: ## List the targets
 study: $(VENV)/.run ## Run the quickstart study (or CONFIG=path/to/study.yaml)
 	$(BIN)/kd-study run $(CONFIG)
 
-test: check ## Check, then run the fast tests
+test: check ## Check, then run the fast tests, and see that a step is no slower
 	$(BIN)/pytest -m '$(FAST)' --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python benchmarks/check.py
 
 test-all: check ## Check, then run every test (those for a GPU skip without one)
 	$(BIN)/pytest
@@ -36,6 +37,12 @@ recorded-runs: $(VENV)/.dev ## Train the runs anew that the diagnosis is tested 
 screenshots: $(VENV)/.dev ## Take the pictures of docs/reading_a_study.md anew (needs Chromium)
 	$(BIN)/kd-study run configs/quickstart.yaml --set study.name=quickstart-30 --set study.trials=30
 	$(BIN)/python -m tests.browser.screenshots runs/quickstart-30
+
+bench: $(VENV)/.dev ## Run the benchmarks of speed in a few minutes and print one table
+	$(BIN)/python benchmarks/bench.py
+
+bench-check: $(VENV)/.dev ## See in a quarter of a minute, on a CPU, that a step is no slower
+	$(BIN)/python benchmarks/check.py
 
 check: $(VENV)/.dev ## Check format, lint, types and import contracts
 	$(BIN)/ruff format --check .

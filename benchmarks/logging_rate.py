@@ -42,7 +42,7 @@ from study.tracking import VALUES_A_CALL, Tracker
 from study.writer import Writer
 from trainable.records import EpochRecord
 
-RESULT = Path(__file__).parent / "results" / "logging-cpu.json"
+RESULTS = Path(__file__).parent / "results"
 TRIALS, EPOCHS, METRICS, AT_A_TIME = 200, 100, 20, 8
 REPORTS = 400
 """Epochs of which the driver's own cost is measured."""
@@ -74,6 +74,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--trials", type=int, default=TRIALS, help="of a round")
+    parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     bare, ours = list[Spent](), list[Spent]()
     for number in range(1, arguments.rounds + 1):
@@ -90,7 +91,8 @@ def main() -> None:
         "load_average": os.getloadavg()[0],
         "driver_ms_per_epoch": in_a_folder(drivers_cost),
     }
-    RESULT.write_text(json.dumps(record, indent=1) + "\n")
+    path = arguments.output / "logging-cpu.json"
+    path.write_text(json.dumps(record, indent=1) + "\n")
     print(json.dumps(record, indent=1))
 
 

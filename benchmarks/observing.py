@@ -11,13 +11,12 @@ benchmarks/results/observing-<device>.json.
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from typing import Any
 
 import torch
-from environment import environment
+from environment import keep
 from step import Ours, case_of, config_of, parser
 
 from trainable.config import TrainConfig
@@ -71,13 +70,7 @@ def main() -> None:
             "ratios": [min(ratios), max(ratios)],
         }
         print(f"{name:<18} {found[name]['step_ms']:8.2f} ms a step   {found[name]['ratio']:.4f}×")
-    where = environment()
-    device = (where["gpus"] or ["cpu"])[0] if options.device == "cuda" else "cpu"
-    settings = {k: v for k, v in vars(options).items() if k != "output"}
-    record = {"environment": where, "settings": settings, "observe_every": FORMS, "forms": found}
-    path = options.output / f"observing-{device.replace(' ', '-').lower()}.json"
-    path.write_text(json.dumps(record, indent=1) + "\n")
-    print(f"wrote {path}")
+    keep(options, "observing", observe_every=FORMS, forms=found)
 
 
 def _wait() -> None:

@@ -11,12 +11,11 @@ those of the rounds' pairs. Written to benchmarks/results/stages-<device>.json.
 
 from __future__ import annotations
 
-import json
 import statistics
 from typing import Any
 
 import torch
-from environment import environment
+from environment import keep
 from step import Ours, case_of, config_of, parser, seconds
 
 from trainable.engine.settings import apply_settings
@@ -58,13 +57,7 @@ def main() -> None:
         ratio = statistics.median(a / b for a, b in zip(own, times["kd"], strict=True))
         found[name] = {"step_ms": 1000 * statistics.median(own), "of_kd": ratio}
         print(f"{name:<20} {found[name]['step_ms']:8.2f} ms a step   {ratio:.3f} of KD")
-    where = environment()
-    kind = (where["gpus"] or ["cpu"])[0] if options.device == "cuda" else "cpu"
-    settings = {k: v for k, v in vars(options).items() if k != "output"}
-    record = {"environment": where, "settings": settings, "methods": found}
-    path = options.output / f"stages-{kind.replace(' ', '-').lower()}.json"
-    path.write_text(json.dumps(record, indent=1) + "\n")
-    print(f"wrote {path}")
+    keep(options, "stages", methods=found)
 
 
 if __name__ == "__main__":

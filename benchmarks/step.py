@@ -4,123 +4,77 @@
     python benchmarks/step.py --device cpu               on CPUs, WRN-40-2 → WRN-16-2
 
 Every form augments the same pictures of noise (crop and flip), and takes the same update: KD at α = 1/2, the norm of
-the gradient bounded, SGD with momentum, a GradScaler in fp16. The first three are the loop that one writes with torch
-alone: the student run once for each loss term, run once for both, and that in channels_last. `eager` is the
-product's step, and `graph` that replayed as a CUDA graph; these two also look at every picture, label and gradient,
+the gradient bounded, SGD with momentum and weight decay, a GradScaler in fp16. The first three are the loop that one
+writes with torch alone: the student run once for each loss term, run once for both, and that in channels_last. Its two
+parts follow by themselves: `student alone` learns from the labels, `teacher alone` is the teacher's forward. `eager` is
+the product's step, and `graph` that replayed as a CUDA graph; these two also look at every picture, label and gradient,
 undo what a bad update does to BatchNorm, and measure gradients in every tenth update.
 
-Times are medians over rounds in turns, ratios those of the rounds' pairs. Written to
-benchmarks/results/step-<device>.json.
+Times are medians over rounds in turns, ratios those of the rounds' pairs; `of_parts` is a form's time over the sum of
+the two parts'. Written to benchmarks/results/step-<device>.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import json
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from environment import environment
-from torch import Tensor, nn
-from torch.amp import GradScaler, autocast
-from torch.nn import functional as F
+from environment import keep
+from loops import (
+    ALPHA,
+    CLASSES,
+    CLIP,
+    LR,
+    PICTURES,
+    SGD,
+    Case,
+    Form,
+    Pixels,
+    Update,
+    plain,
+    teacher_alone,
+)
 
+from trainable import ranks
 from trainable.config import OptimConfig, TrialConfig
-from trainable.data.augment import Normalizer, augment, augmentation_key
-from trainable.data.loaders import Batch
 from trainable.distill.maps import feature_shapes
 from trainable.distill.objective import Objective, method_of
 from trainable.engine.failures import Progress
 from trainable.engine.feed import Feed
 from trainable.engine.optimizers import build_optimizer
+from trainable.engine.parallel import wrap_for_ranks
 from trainable.engine.settings import apply_settings
 from trainable.engine.step import Step
 from trainable.engine.updater import Updater
 from trainable.methods import METHODS
 from trainable.networks.blocks import BlockNetwork
 from trainable.networks.teacher import FrozenTeacher
-from trainable.networks.zoo import Pictures, build
+from trainable.networks.zoo import build
 from trainable.plan import stages
 
 RESULTS = Path(__file__).parent / "results"
-CLASSES, CLIP, ALPHA, LR = 100, 5.0, 0.5, 0.01
-PICTURES = Pictures(CLASSES, 3, (32, 32))
-AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16}
-Update = Callable[[], None]
-
-
-class Pixels:
-    """Stands for the trial's data: pictures of noise on the device, changed as the product does it."""
-
-    def __init__(self, batch: int, device: torch.device) -> None:
-        images = torch.randint(0, 256, (batch, 3, 32, 32), dtype=torch.uint8, device=device)
-        labels = torch.randint(0, CLASSES, (batch,), device=device)
-        self.batch = Batch(images, labels, torch.arange(batch, device=device), first=0)
-        self._key = torch.tensor(augmentation_key(0, 1), device=device)
-        self._normalize = Normalizer([0.5] * 3, [0.25] * 3, device)
-
-    def augmented(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """As Feed has it."""
-        images = augment(batch.images, batch.indices, self._key, crop=4, flip=True)
-        return self._normalize(images).contiguous(memory_format=torch.channels_last), batch.labels
-
-
-@dataclass(frozen=True)
-class Case:
-    """What all forms train."""
-
-    device: torch.device
-    precision: str
-    student: nn.Module
-    teacher: nn.Module
-    cuts: tuple[str, ...]
-    pixels: Pixels
-
-
-def plain(case: Case, *, passes: int, channels_last: bool) -> Update:
-    """The loop of torch alone; with two passes, the student is run for each of the two terms."""
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    student = copy.deepcopy(case.student).to(case.device).to(memory_format=layout).train()
-    teacher = copy.deepcopy(case.teacher).to(case.device).to(memory_format=layout).eval()
-    optimizer = torch.optim.SGD(student.parameters(), LR, momentum=0.9, nesterov=True)
-    kind, half = case.device.type, AUTOCAST.get(case.precision)
-    scaler = GradScaler(kind, enabled=case.precision == "fp16")
-
-    def update() -> None:
-        images, labels = case.pixels.augmented(case.pixels.batch)
-        images = images.contiguous(memory_format=layout)
-        with autocast(kind, half, enabled=half is not None):
-            with torch.no_grad():
-                theirs = teacher(images)
-            logits = student(images)
-            again = student(images) if passes == 2 else logits
-        ce = F.cross_entropy(logits.float(), labels)
-        log_p, log_q = (F.log_softmax(x.float(), 1) for x in (again, theirs))
-        kl = F.kl_div(log_p, log_q, reduction="batchmean", log_target=True)
-        optimizer.zero_grad()
-        scaler.scale((1 - ALPHA) * ce + ALPHA * kl).backward()
-        scaler.unscale_(optimizer)
-        nn.utils.clip_grad_norm_(student.parameters(), CLIP)
-        scaler.step(optimizer)
-        scaler.update()
-
-    return update
 
 
 class Ours:
     """The product's update."""
 
-    def __init__(self, case: Case, *, graph: bool, stage: int = 0, **sections: Any) -> None:
-        """In a stage counted from 0; `sections` are more settings of `distill` and `train`."""
-        self._batch = case.pixels.batch
+    def __init__(
+        self, case: Case, *, graph: bool, stage: int = 0, micro_batches: int = 1, **sections: Any
+    ) -> None:
+        """In a stage counted from 0; `sections` are more settings of `distill` and `train`.
+
+        The case's batch is a micro-batch of each rank, in DDP where there are several.
+        """
+        self._batches = [case.pixels.batch] * micro_batches
+        self._size = micro_batches * len(case.pixels.batch.labels) * ranks.world_size()
         sections["train"] = {"cuda_graph": graph, **sections.get("train", {})}
-        config = config_of(case.precision, len(self._batch.labels), **sections)
+        config = config_of(case.precision, self._size, **sections)
         student = BlockNetwork(copy.deepcopy(case.student), case.cuts)
         teacher = BlockNetwork(copy.deepcopy(case.teacher), case.cuts)
         shapes = None
@@ -132,13 +86,14 @@ class Ours:
         frozen = FrozenTeacher(teacher).to(case.device)
         objective.to(memory_format=torch.channels_last)
         frozen.to(memory_format=torch.channels_last)
-        optimizer = build_optimizer(OptimConfig(lr=LR), objective.parameters(), case.device)
-        self.step = Step(objective, optimizer, config.train, case.device, classes=CLASSES)
+        optimizer = build_optimizer(OptimConfig(**SGD), objective.parameters(), case.device)
+        self.objective = wrap_for_ranks(objective)
+        self.step = Step(self.objective, optimizer, config.train, case.device, classes=CLASSES)
         feed = cast("Feed", case.pixels)
         self._updater = Updater(config, feed, frozen, self.step, Progress(), case.device)
 
     def __call__(self) -> None:
-        self._updater.take(iter([self._batch]), 1, len(self._batch.labels), LR)
+        self._updater.take(iter(self._batches), len(self._batches), self._size, LR)
 
 
 def config_of(
@@ -161,13 +116,16 @@ def config_of(
     )
 
 
-FORMS: dict[str, Callable[[Case], Update]] = {
+FORMS: dict[str, Form] = {
     "two passes": lambda case: plain(case, passes=2, channels_last=False),
     "shared": lambda case: plain(case, passes=1, channels_last=False),
     "channels_last": lambda case: plain(case, passes=1, channels_last=True),
+    "student alone": lambda case: plain(case, passes=0, channels_last=True),
+    "teacher alone": teacher_alone,
     "eager": lambda case: Ours(case, graph=False),
     "graph": lambda case: Ours(case, graph=True),
 }
+PARTS = ("student alone", "teacher alone")
 
 
 def seconds(update: Update, updates: int, device: torch.device) -> float:
@@ -197,10 +155,10 @@ def case_of(options: argparse.Namespace, batch: int) -> Case:
     )
 
 
-def measured(options: argparse.Namespace, batch: int) -> dict[str, Any]:
-    """Every form at one batch size, in turns."""
+def measured(options: argparse.Namespace, batch: int, forms: dict[str, Form]) -> dict[str, Any]:
+    """Those forms that are asked for at one batch size, in turns."""
     case, device = case_of(options, batch), torch.device(options.device)
-    updates = {name: form(case) for name, form in FORMS.items() if name in options.forms}
+    updates = {name: form(case) for name, form in forms.items() if name in options.forms}
     for update in updates.values():
         seconds(update, 24 if device.type == "cuda" else 2, device)
     times: dict[str, list[float]] = {name: [] for name in updates}
@@ -213,6 +171,10 @@ def measured(options: argparse.Namespace, batch: int) -> dict[str, Any]:
         ratio = statistics.median(a / b for a, b in zip(own, last, strict=True))
         gain = statistics.median(a / b for a, b in zip(first, own, strict=True))
         found[name] = {"step_ms": 1000 * statistics.median(own), "of_last": ratio, "gain": gain}
+        if set(PARTS) <= set(times) and name not in PARTS:
+            parts = [sum(both) for both in zip(*(times[part] for part in PARTS), strict=True)]
+            of_parts = statistics.median(a / b for a, b in zip(own, parts, strict=True))
+            found[name]["of_parts"] = of_parts
         print(f"{batch:>4} {name:<16} {1000 * statistics.median(own):8.2f} ms a step {gain:6.2f}×")
     if options.profile:
         profile(list(updates.values())[-1], device)
@@ -229,21 +191,26 @@ def profile(update: Update, device: torch.device) -> None:
 
 def main() -> None:
     """Measure, print, write."""
-    command = parser()
-    usual = [128, 512] if torch.cuda.is_available() else [64]
-    command.add_argument("--batches", type=int, nargs="*", default=usual)
-    command.add_argument("--forms", nargs="*", default=list(FORMS), choices=list(FORMS))
+    run("step", FORMS, parser(), but_on_cpus=("graph",))
+
+
+def run(
+    benchmark: str,
+    forms: dict[str, Form],
+    command: argparse.ArgumentParser,
+    but_on_cpus: Sequence[str],
+) -> None:
+    """Measure the forms that are asked for into <benchmark>-<device>.json; some are not usual on CPUs."""
+    is_cuda = torch.cuda.is_available()
+    usual = [name for name in forms if is_cuda or name not in but_on_cpus]
+    sizes = [128, 512] if is_cuda else [64]
+    command.add_argument("--batches", type=int, nargs="*", default=sizes)
+    command.add_argument("--forms", nargs="*", default=usual, choices=list(forms))
     command.add_argument("--profile", action="store_true", help="where the last form's time goes")
     options = command.parse_args()
     apply_settings(config_of(options.precision, options.batches[0], torch.get_num_threads()))
-    found = {str(batch): measured(options, batch) for batch in options.batches}
-    where = environment()
-    device = (where["gpus"] or ["cpu"])[0] if options.device == "cuda" else "cpu"
-    settings = {k: v for k, v in vars(options).items() if k not in ("output", "profile")}
-    record = {"environment": where, "settings": settings, "batches": found}
-    path = options.output / f"step-{device.replace(' ', '-').lower()}.json"
-    path.write_text(json.dumps(record, indent=1) + "\n")
-    print(f"wrote {path}")
+    found = {str(batch): measured(options, batch, forms) for batch in options.batches}
+    keep(options, benchmark, batches=found)
 
 
 def parser(description: str | None = __doc__) -> argparse.ArgumentParser:
