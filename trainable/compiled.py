@@ -15,8 +15,9 @@ from torch import Tensor
 Inputs = ParamSpec("Inputs")
 _log = logging.getLogger(__name__)
 
-_FORMS = 256
-"""Of one function that torch.compile keeps: every block and feature, for every batch size that a study tries."""
+_FORMS = 10_000
+"""Of one function that torch.compile keeps, so many that no trial runs as it is written because of those before it:
+every block and feature, for every batch size, and for every dropout and BatchNorm momentum that a study searches."""
 
 
 class Compiler:
@@ -53,7 +54,7 @@ def compilable(function: Callable[Inputs, Tensor]) -> Callable[Inputs, Tensor]:
     """Marks a function of tensors and modules, whose first dimension is the micro-batch's.
 
     What is compiled serves the whole process: every stage, and every later trial. So that it does, the function
-    must not take numbers which a study searches.
+    must not take numbers which a study searches often.
     """
 
     @functools.wraps(function)
@@ -63,6 +64,8 @@ def compilable(function: Callable[Inputs, Tensor]) -> Callable[Inputs, Tensor]:
             try:
                 return _compiled(function)(*args, **kwargs)
             except RuntimeError as error:
+                if not _is_of_compiling(error):
+                    raise
                 compiler.refuse(error)
         return function(*args, **kwargs)
 
@@ -72,6 +75,18 @@ def compilable(function: Callable[Inputs, Tensor]) -> Callable[Inputs, Tensor]:
 @functools.cache
 def _compiled(function: Callable[Inputs, Tensor]) -> Callable[Inputs, Tensor]:
     from torch._dynamo import config  # takes seconds, for those who compile
+    from torch._functorch import config as autograd
 
-    config.recompile_limit = _FORMS
+    config.recompile_limit = config.accumulated_recompile_limit = _FORMS
+    autograd.force_non_lazy_backward_lowering = (
+        True  # so that what cannot be compiled is seen in the forward
+    )
     return torch.compile(function, dynamic=False)
+
+
+def _is_of_compiling(error: RuntimeError) -> bool:
+    """Whether nothing of the function has run yet; a fault while it runs, such as a lack of memory, is the trial's."""
+    from torch._dynamo.exc import TorchDynamoException
+
+    is_capturing = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+    return isinstance(error, TorchDynamoException) and not is_capturing

@@ -22,8 +22,8 @@ Function = Callable[[Sequence[Tensor]], None]
 _log = logging.getLogger(__name__)
 
 _EAGER = 2
-"""Calls that run kernel by kernel first: in the first, cuDNN chooses its algorithms, and gradients and other tensors
-that stay get their place in memory; the second is watched."""
+"""Calls that run kernel by kernel first: in the first, cuDNN chooses its algorithms, and tensors that stay get their
+place in memory; the second is watched."""
 _WAITS, _PROTOTYPE = "called a synchronizing CUDA operation", "Synchronization debug mode is"
 """In torch's warnings: of a wait, and of the mode that finds it."""
 

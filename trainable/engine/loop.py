@@ -40,7 +40,7 @@ from trainable.engine.summary import Summary, fluctuation, training_summary, val
 from trainable.engine.updater import Updater
 from trainable.engine.verify import Verifier
 from trainable.methods import METHODS
-from trainable.networks.build import Pictures, build_student, load_teacher
+from trainable.networks.build import Pictures, build_student, forget_teacher, load_teacher
 from trainable.networks.teacher import FrozenTeacher
 from trainable.networks.zoo import is_own
 from trainable.plan import Stage, stages
@@ -72,6 +72,8 @@ def run(task: TrialTask, report: Report, device: torch.device) -> None:
     """
     progress = Progress()
     with explained(progress, task.config, device):
+        if not METHODS[task.config.distill.method].teacher:
+            forget_teacher()
         if device.type == "cuda":
             # The peak is told, and a used process has held other trials.
             torch.cuda.empty_cache()

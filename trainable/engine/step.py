@@ -144,12 +144,13 @@ class Step:
         if is_observed:
             self.observed.after(bad)
         self.precision.update(self.optimizer, bad)
-        self.optimizer.zero_grad()
+        self._drop_gradients()
         self._terms = {}
         self._micro_batches = 0
 
     def abandon(self) -> None:
         """Forget an update that broke off before anything of it ran on the device."""
+        self._drop_gradients()
         self._terms, self._micro_batches = {}, 0
         self.precision.abandon(self.optimizer)
 
@@ -197,6 +198,11 @@ class Step:
         if isinstance(self._objective, DistributedDataParallel) and not last:
             return self._objective.no_sync()
         return nullcontext()
+
+    def _drop_gradients(self) -> None:
+        # DDP keeps them, as views of its buckets; elsewhere the first micro-batch need not add to zeros.
+        in_buckets = isinstance(self._objective, DistributedDataParallel)
+        self.optimizer.zero_grad(set_to_none=not in_buckets)
 
     def _compiling(self, size: int) -> AbstractContextManager[None]:
         return nullcontext() if self._compiler is None else self._compiler.at_work(size)

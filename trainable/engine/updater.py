@@ -22,6 +22,7 @@ from trainable.engine.graph import Graphs
 from trainable.engine.step import Step
 from trainable.methods import METHODS
 from trainable.networks.teacher import FrozenTeacher, TeacherOutputs
+from trainable.plan import micro_batch_sizes
 
 _log = logging.getLogger(__name__)
 
@@ -42,7 +43,9 @@ class Updater:
         self._precision, self._size = config.train.precision, config.data.batch_size
         self._asks_slope = METHODS[config.distill.method].slope
         self._compiles = config.train.compile
-        self._is_prepared = False
+        own = micro_batch_sizes(self._size, ranks.world_size(), config.train.accumulate)[0]
+        self._to_prepare: int | None = own[ranks.rank()]
+        """Samples of the micro-batches that kernels are made for, until they are."""
         self._phase: Hashable = None
         self._graphs = None
         if device.type == "cuda" and config.train.cuda_graph:
@@ -80,14 +83,14 @@ class Updater:
         for number, batch in enumerate(islice(batches, count), start=1):
             self._say_training(batch)
             images, labels = self._feed.augmented(batch)
-            if size == self._size and not self._is_prepared:
+            if len(images) == self._to_prepare:
                 self._prepare(images)
             outputs, last = self._ask(batch, images), number == count
             self._step.accumulate(images, labels, outputs, update_size=size, last=last)
 
     def _prepare(self, images: Tensor) -> None:
-        """Make the kernels for micro-batches like the first one."""
-        self._is_prepared = True
+        """Make the kernels for micro-batches like this one."""
+        self._to_prepare = None
         if self._asks_slope:
             return  # the slope is taken of the networks as they are, twice of the student's
         if isinstance(self._teacher, FrozenTeacher):

@@ -27,6 +27,7 @@ __all__ = [
     "check_embedding",
     "check_features_match",
     "flops",
+    "forget_teacher",
     "load_teacher",
     "output_shapes",
     "shapes_at_cuts",
@@ -82,13 +83,20 @@ def load_teacher(config: TrialConfig, pictures: Pictures, weights: Path) -> Froz
     """
     identity = _identity(config, pictures, weights)
     if identity not in _kept:
-        _kept.clear()
-        # Its fresh weights are overwritten, and what is drawn next must not depend on whether they were drawn.
+        forget_teacher()
+        # What is drawn next must not depend on whether the fresh weights, which are overwritten, were drawn; nor may
+        # what no file of weights holds depend on which trial was the first.
         with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
             network = build_teacher_network(config, pictures)
         load_weights(network.network, weights, config_path="teacher.checkpoint")
         _kept[identity] = FrozenTeacher(network)
     return _kept[identity]
+
+
+def forget_teacher() -> None:
+    """Free the one that the process keeps."""
+    _kept.clear()
 
 
 _kept: dict[Hashable, FrozenTeacher] = {}

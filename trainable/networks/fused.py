@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.passes.shape_prop import ShapeProp
 
-Forward = Callable[[Tensor], Sequence[Tensor]]
+from trainable.networks.record import Forward, Record
+
 aten, mkldnn = torch.ops.aten, torch.ops.mkldnn
 _log = logging.getLogger(__name__)
 
@@ -42,87 +42,40 @@ _LANES = 8
 
 
 def kind_of(x: Tensor) -> Hashable:
-    """What a fused forward depends on: shape, type and device of its input, and autocast."""
+    """What a fused forward depends on: shape, layout, type and device of its input, and autocast."""
     device = x.device.type
     autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-    return x.shape, x.dtype, x.device, autocast
+    return x.shape, x.stride(), x.dtype, x.device, autocast
 
 
 def fused(forward: Forward, example: Tensor) -> Forward | None:
-    """`forward` of a network in eval mode, for inputs of the example's kind.
+    """`forward` of a network in eval mode, for inputs of the example's kind, whatever the example shows.
 
     None where nothing can be fused. Outputs are those of `forward` to the rounding of its type: see BOUND.
     """
+    noise = torch.randn(example.shape, generator=torch.Generator().manual_seed(0))
+    example = torch.empty_like(example).copy_(noise)
     try:
         with torch.no_grad():
-            record = _Record(forward, example)
-            _compute_constants(record)
-            _fold(record)
-            count = _join(record, example)
-            found = record.finished()
-            return found if count and _agrees(found, forward, example) else None
+            found = _rewritten(Record(forward, example), example)
+            if found is None or _agrees(found, forward, example):
+                return found
+        _log.warning("the teacher's layers are not fused: what they say would not be the same")
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # whatever a network's own code raises at being recorded
         _log.info("the teacher's layers are not fused: %s", str(error).partition("\n")[0])
+    return None
+
+
+def _rewritten(record: Record, example: Tensor) -> Forward | None:
+    """None where nothing was joined, or where the record is not all that the forward does."""
+    if not record.is_of_inputs_alone():
         return None
-
-
-class _Record:
-    """Each operation of a forward as a node, none of them in place; weights are constants."""
-
-    def __init__(self, forward: Forward, example: Tensor) -> None:
-        plain = torch.func.functionalize(lambda x: tuple(forward(x)), remove="mutations")
-        self.module: fx.GraphModule = make_fx(plain)(example)
-        self._graph = self.module.graph
-        self._graph.eliminate_dead_code()
-        self._made = 0
-
-    def nodes(self) -> list[fx.Node]:
-        """In the order of execution."""
-        return list(self._graph.nodes)
-
-    def value(self, node: fx.Node) -> Tensor:
-        """Of a constant."""
-        value = getattr(self.module, str(node.target))
-        assert isinstance(value, Tensor)
-        return value
-
-    def constant(self, before: fx.Node, value: Tensor) -> fx.Node:
-        """A new one, in front of a node."""
-        name = f"_made_{self._made}"
-        self._made += 1
-        self.module.register_buffer(name, value)
-        with self._graph.inserting_before(before):
-            return self._graph.get_attr(name)
-
-    def replace(self, node: fx.Node, target: Callable[..., Any], args: tuple[Any, ...]) -> None:
-        """Another operation in the place of one."""
-        with self._graph.inserting_before(node):
-            new = self._graph.call_function(target, args)
-        new.meta = dict(node.meta)
-        self.forward_to(node, new)
-
-    def forward_to(self, node: fx.Node, other: fx.Node) -> None:
-        """Who took the output of `node` takes that of the other."""
-        node.replace_all_uses_with(other)
-        self.remove(node)
-
-    def remove(self, node: fx.Node) -> None:
-        """One whose output nobody takes."""
-        self._graph.erase_node(node)
-
-    def finished(self) -> Forward:
-        """The forward that the record has become."""
-        module = self.module
-        self._graph.eliminate_dead_code()
-        module.delete_all_unused_submodules()
-        module.recompile()
-
-        def run(x: Tensor) -> Sequence[Tensor]:
-            # Casts are in the record: nothing is left to autocast.
-            with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-                return module(x)
-
-        return run
+    with torch.autocast(example.device.type, enabled=False):
+        _compute_constants(record)
+        _fold(record)
+        return record.finished() if _join(record, example) else None
 
 
 class _Convolution(NamedTuple):
@@ -152,7 +105,7 @@ def _convolution(node: Any) -> _Convolution | None:
     return _Convolution(node, x, weight, bias, stride, padding, dilation, groups)
 
 
-def _compute_constants(record: _Record) -> None:
+def _compute_constants(record: Record) -> None:
     """What is made of constants alone is a constant, such as a weight cast to half precision."""
     for node in record.nodes():
         inputs = node.all_input_nodes
@@ -162,10 +115,11 @@ def _compute_constants(record: _Record) -> None:
             args, kwargs = fx.map_arg((node.args, node.kwargs), record.value)
             value = node.target(*args, **kwargs)  # type: ignore[operator]
             if isinstance(value, Tensor):
-                record.forward_to(node, record.constant(node, value))
+                cast = record.value(inputs[0]) if node.target is aten._to_copy.default else None
+                record.forward_to(node, record.constant(node, value, cast))
 
 
-def _fold(record: _Record) -> None:
+def _fold(record: Record) -> None:
     """Every BatchNorm that alone takes the output of a convolution goes into it, computed in fp64."""
     for norm in record.nodes():
         args: tuple[Any, ...] = norm.args
@@ -174,27 +128,27 @@ def _fold(record: _Record) -> None:
         before, (gamma, beta, mean, variance) = _convolution(args[0]), args[1:5]
         if before is None or not before.is_taken_once or mean is None or variance is None:
             continue
-        scale = (record.value(variance).double() + args[-1]).rsqrt()
+        scale = (record.exact(variance) + args[-1]).rsqrt()
         if gamma is not None:
-            scale = scale * record.value(gamma).double()
-        shift = -record.value(mean).double()
+            scale = scale * record.exact(gamma)
+        shift = -record.exact(mean)
         if before.bias is not None:
-            shift = shift + record.value(before.bias).double()
+            shift = shift + record.exact(before.bias)
         shift = shift * scale
         if beta is not None:
-            shift = shift + record.value(beta).double()
-        weight = record.value(before.weight)
-        new = weight.double() * scale.view(-1, *[1] * (weight.dim() - 1))
-        if _holds(weight.dtype, new) and _holds(weight.dtype, shift):
-            for index, value in enumerate((new, shift), start=1):
-                constant = record.constant(before.node, value.to(weight.dtype))
+            shift = shift + record.exact(beta)
+        weight, dtype = record.exact(before.weight), record.value(before.weight).dtype
+        weight = weight * scale.view(-1, *[1] * (weight.dim() - 1))
+        if _holds(dtype, weight) and _holds(dtype, shift):
+            for index, value in enumerate((weight, shift), start=1):
+                constant = record.constant(before.node, value.to(dtype), value)
                 before.node.update_arg(index, constant)
             for output in list(norm.users):  # its first one: the others, dead, are gone
                 record.forward_to(output, before.node)
             record.remove(norm)
 
 
-def _join(record: _Record, example: Tensor) -> int:
+def _join(record: Record, example: Tensor) -> int:
     """Convolution, addition and ReLU as one operation wherever they follow each other; how many there are."""
     ShapeProp(record.module).propagate(example)
     count = 0
@@ -210,7 +164,7 @@ def _join(record: _Record, example: Tensor) -> int:
     return count
 
 
-def _before(record: _Record, node: fx.Node) -> tuple[_Convolution | None, fx.Node | None]:
+def _before(record: Record, node: fx.Node) -> tuple[_Convolution | None, fx.Node | None]:
     """The convolution that a kernel can have together with the ReLU after `node`, and the shortcut between them."""
     if node.target is not aten.add.Tensor:
         return _joinable(record, node), None
@@ -225,7 +179,7 @@ def _before(record: _Record, node: fx.Node) -> tuple[_Convolution | None, fx.Nod
     return found[place], inputs[1 - place]
 
 
-def _joinable(record: _Record, node: fx.Node) -> _Convolution | None:
+def _joinable(record: Record, node: fx.Node) -> _Convolution | None:
     found = _convolution(node)
     if found is None or not found.is_taken_once or len(found.stride) != 2:
         return None
@@ -239,15 +193,15 @@ def _joinable(record: _Record, node: fx.Node) -> _Convolution | None:
     return found if is_fit else None
 
 
-def _joint_bias(record: _Record, convolution: _Convolution, shortcut: fx.Node | None) -> fx.Node:
+def _joint_bias(record: Record, convolution: _Convolution, shortcut: fx.Node | None) -> fx.Node:
     """The bias of a convolution, and with it that of one in the shortcut, which alone would be a kernel more."""
     weight = record.value(convolution.weight)
     bias = torch.zeros(len(weight), dtype=torch.float64, device=weight.device)
     if convolution.bias is not None:
-        bias += record.value(convolution.bias)
+        bias += record.exact(convolution.bias)
     other = _convolution(shortcut)
     if other is not None and other.is_taken_once and other.bias is not None:
-        bias += record.value(other.bias)
+        bias += record.exact(other.bias)
         other.node.update_arg(2, None)
     return record.constant(convolution.node, bias.to(weight.dtype))
 
@@ -282,13 +236,14 @@ def _agrees(found: Forward, forward: Forward, example: Tensor) -> bool:
     if torch.is_autocast_enabled(example.device.type):
         with torch.autocast(example.device.type, enabled=False):
             exact = forward(example)
-    bound = max(BOUND * _distance(recorded, exact), ROUNDING)
-    return _distance(found(example), exact) <= bound
+    bound = max(BOUND * max(_distances(recorded, exact)), ROUNDING)
+    return all(distance <= bound for distance in _distances(found(example), exact))
 
 
-def _distance(outputs: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
-    distances = [
-        float((one.double() - two.double()).norm() / two.double().norm())
-        for one, two in zip(outputs, exact, strict=True)
-    ]
-    return max(distances)
+def _distances(outputs: Sequence[Tensor], exact: Sequence[Tensor]) -> list[float]:
+    pairs = zip(outputs, exact, strict=True)
+    return [float(_norm(one.float() - two) / _norm(two).clamp_min(1e-12)) for one, two in pairs]
+
+
+def _norm(x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x, dtype=torch.float64)

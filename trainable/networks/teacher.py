@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from trainable.networks.blocks import BlockNetwork
-from trainable.networks.fused import Forward, fused, kind_of
+from trainable.networks.fused import fused, kind_of
+from trainable.networks.record import Forward
 from trainable.networks.slope import Slope, random_directions, slope
 
 
