@@ -56,10 +56,6 @@ class FrozenTeacher(nn.Module):
         if self._fused is not None and self._like == kind_of(images):
             *features, logits = self._fused(images)
             return TeacherOutputs(tuple(features), logits)
-        return self.unfused(images)
-
-    def unfused(self, images: Tensor) -> TeacherOutputs:
-        """The same by the network as it is written, whatever this process has fused."""
         self.eval()
         with torch.no_grad():
             *features, logits = self.blocks.features(images)
