@@ -187,6 +187,29 @@ def test_trials_share_a_file_where_the_answers_are_the_same(
             assert len(files(folder)) == count, sections
 
 
+@pytest.mark.parametrize("size", [CHECKED, ASKED])
+def test_what_is_kept_does_not_depend_on_what_the_process_has_fused(
+    size: int,
+    make_config: MakeConfig,
+    tmp_path: Path,
+    weights: Path,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A teacher that trials asked before, in micro-batches of some size, and a fresh one."""
+    config = make_config(distill=STABLE, train={"epochs": 3}, data={"batch_size": size})
+    kept = loop.load_teacher(config, Pictures(10, 3, (8, 8)), weights)
+    train(config, tmp_path / "live", weights)
+    told: list[bytes] = []
+    for number, load in enumerate((lambda *_: kept, loop.load_teacher)):
+        monkeypatch.setattr(loop, "load_teacher", load)
+        train(cached(config), tmp_path / str(number), weights)
+        (path,) = files(folder)
+        told.append(path.read_bytes())
+        path.unlink()
+    assert told[0] == told[1]
+
+
 def test_other_weights_are_another_teacher(
     make_config: MakeConfig, tmp_path: Path, weights: Path, folder: Path
 ) -> None:

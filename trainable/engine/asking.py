@@ -140,9 +140,6 @@ def _key(question: Question) -> str:
 def _outputs(question: Question, images: Tensor) -> dict[str, Tensor]:
     """What is kept of the teacher's outputs, by name, the logits last."""
     with question.precision.forward():
-        question.teacher.fuse(
-            images
-        )  # as trials do: what is kept does not depend on whether one did
         outputs = question.teacher(images)
     features = outputs.features if _reads_features(question.config) else ()
     named = {f"features {number}": tensor for number, tensor in enumerate(features)}
