@@ -43,7 +43,7 @@ class Compiler:
     def refuse(self, error: Exception) -> None:
         """Compile no more."""
         self.is_refused = True
-        reason = str(error).strip().partition("\n")[0]
+        reason = " ".join(str(error).split("\n")[:2])  # which compiler failed, and why
         _log.warning("the student runs as it is written, not compiled: %s", reason)
 
 

@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
 from torch._dynamo.utils import counters
+from torch._inductor import config as inductor
+from torch._inductor.graph import GraphLowering
 
 from tests.trainable.trials import MakeConfig, numbers, train, untrained_teacher
 from trainable import compiled
@@ -70,13 +73,13 @@ def test_a_function_runs_compiled_in_micro_batches_of_one_size(compilers: Compil
 def test_what_cannot_be_compiled_runs_as_it_is_written(
     compilers: Compilers, caplog: pytest.LogCaptureFixture
 ) -> None:
-    compilers.error = RuntimeError("no C++ compiler\nand a long trace")
+    compilers.error = TorchDynamoException("no C++ compiler\nand a long trace")
     compiler = Compiler(2)
     for _ in range(3):
         with compiler.at_work(2):
             assert double(TWO).tolist() == [2.0, 2.0]
     (line,) = [record.message for record in caplog.records]
-    assert line == "the student runs as it is written, not compiled: no C++ compiler"
+    assert line.endswith("not compiled: no C++ compiler and a long trace")
     compilers.error = None
     with compiler.at_work(2):
         double(TWO)
@@ -86,13 +89,35 @@ def test_what_cannot_be_compiled_runs_as_it_is_written(
     assert compilers.runs == 1
 
 
-def test_a_functions_own_error_is_its_own(compilers: Compilers) -> None:
-    @compilable
-    def fails(x: Tensor) -> Tensor:
-        raise ValueError(f"of {len(x)}")
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), RuntimeError("shape")])
+def test_a_fault_of_what_is_compiled_is_the_trials(
+    error: Exception, compilers: Compilers, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Run again, a block would take its batch into the running statistics twice."""
+    compilers.error, compiler = error, Compiler(2)
+    with compiler.at_work(2), pytest.raises(type(error)):
+        double(TWO)
+    assert not compiler.is_refused
+    assert not caplog.records
 
-    with Compiler(2).at_work(2), pytest.raises(ValueError, match="of 2"):
-        fails(TWO)
+
+def test_what_cannot_be_compiled_for_the_backward_pass_is_seen_in_the_forward(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lower = GraphLowering.compile_to_module
+
+    def broken(lowering: GraphLowering) -> Any:
+        if lowering.is_backward:
+            raise NotImplementedError("no kernel for this gradient")
+        return lower(lowering)
+
+    monkeypatch.setattr(GraphLowering, "compile_to_module", broken)
+    compiler, x = Compiler(2), torch.ones(2, requires_grad=True)
+    with compiler.at_work(2), inductor.patch(force_disable_caches=True):
+        double(x).sum().backward()
+    assert compiler.is_refused
+    assert x.grad is not None
+    assert x.grad.tolist() == [2.0, 2.0]
 
 
 def trained(
@@ -130,7 +155,8 @@ def test_compiled_trials_train_alike_and_later_ones_find_their_kernels_made(
         )
         made.append(counters["stats"]["unique_graphs"])
         for one, other in zip(plain, own, strict=True):
-            assert other["train/loss"] == pytest.approx(one["train/loss"], rel=1e-3)
+            for name in ("train/loss", "val/loss", "grad/norm", "bn/min_var", "bn/drift"):
+                assert other[name] == pytest.approx(one[name], rel=5e-3), name
     assert made[0] > 0
     assert made[1] == made[0]
     assert not [record for record in caplog.records if record.name == compiled.__name__]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,11 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.trainable.methods import PICTURES
-from tests.trainable.trials import MakeConfig, untrained_teacher
+from tests.trainable.trials import MakeConfig, train, untrained_teacher
 from trainable.networks.blocks import BlockNetwork
 from trainable.networks.build import Pictures, load_teacher
 from trainable.networks.fused import fused
+from trainable.networks.record import Record
 from trainable.networks.teacher import FrozenTeacher
 from trainable.networks.zoo import build
 
@@ -209,6 +212,31 @@ class Drawing(nn.Module):
         return (F.relu(self.conv(x)) * torch.rand(1),)
 
 
+class DrawingAtAllTimes(nn.Module):
+    """Draws so little that no comparison would show it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        noise = 1e-7 * torch.randn_like(self.conv.weight)
+        return (F.relu(F.conv2d(x, self.conv.weight + noise)),)
+
+
+class Counting(nn.Module):
+    """Has a state that its forward changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3)
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        count = self.get_buffer("count").add_(1)
+        return (F.relu(self.conv(x)) + 0 * count,)
+
+
 class Plain(nn.Module):
     """Has nothing to fuse."""
 
@@ -220,10 +248,53 @@ class Plain(nn.Module):
         return (self.fc(x.flatten(1)),)
 
 
-@pytest.mark.parametrize("network", [Deciding, Drawing, Plain])
+@pytest.mark.parametrize("network", [Deciding, Drawing, DrawingAtAllTimes, Counting, Plain])
 def test_what_cannot_be_fused_is_left_alone(network: type[nn.Module]) -> None:
     torch.manual_seed(0)
     assert fused(network().eval(), pictures()) is None
+
+
+@pytest.mark.parametrize("spoilt", [0, 1])
+def test_what_would_say_something_else_is_not_used(
+    spoilt: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whichever output it is in."""
+    torch.manual_seed(0)
+    network = settled(Shared())
+    finished = Record.finished
+
+    def wrong(record: Record) -> Callable[[Tensor], Sequence[Tensor]]:
+        right = finished(record)
+
+        def run(x: Tensor) -> Sequence[Tensor]:
+            outputs = list(right(x))
+            outputs[spoilt] = outputs[spoilt] * float("nan")
+            return outputs
+
+        return run
+
+    monkeypatch.setattr(Record, "finished", wrong)
+    assert fused(network, pictures()) is None
+    (line,) = [record.message for record in caplog.records]
+    assert line == "the teacher's layers are not fused: what they say would not be the same"
+
+
+def test_the_pictures_do_not_decide_whether_it_is_fused() -> None:
+    network = settled(Shared())
+    found = fused(network, pictures() * float("nan"))
+    assert found is not None
+    assert_close(found, network, pictures())
+
+
+def test_a_trial_without_a_teacher_frees_the_one_before(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    config = make_config()
+    kept = weakref.ref(load_teacher(config, PICTURES, untrained_teacher(config, tmp_path)))
+    plain = make_config(distill={"method": "none", "alpha": None}, train={"epochs": 1})
+    train(plain, tmp_path / "trial")
+    gc.collect()
+    assert kept() is None
 
 
 def teacher() -> FrozenTeacher:

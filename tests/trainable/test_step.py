@@ -21,7 +21,7 @@ from tests.trainable.stepping import (
     update,
     weights,
 )
-from tests.trainable.trials import MakeConfig
+from tests.trainable.trials import MakeConfig, assert_equal
 from trainable.distill.kd import KD
 from trainable.distill.objective import method_of
 from trainable.distill.terms import LOSS
@@ -168,14 +168,22 @@ def test_an_update_that_is_abandoned_does_not_enter_the_next(
     make_config: MakeConfig,
 ) -> None:
     """As where its capture breaks off."""
-    step = step_of(student, make_config(train={"precision": precision}))
-    update(step, teacher, batch, [16], 0.1)
+    twin = copy.deepcopy(student)
+    step, other = (step_of(s, make_config(train={"precision": precision})) for s in (student, twin))
+    for one in (step, other):
+        update(one, teacher, batch, [16], 0.1)
+    before = copy.deepcopy(student.state_dict())
     accumulate(step, teacher, batch, [16])
     step.precision.unscale(step.optimizer)
+    for parameter in student.parameters():
+        assert parameter.grad is not None
+        parameter.grad.fill_(7.0)  # a capture has written nothing there
     step.abandon()
-    step.optimizer.zero_grad(set_to_none=False)
-    update(step, teacher, batch, [8, 8], 0.1)
+    student.load_state_dict(before)  # nor to the running statistics
+    for one in (step, other):
+        update(one, teacher, batch, [8, 8], 0.1)
     assert step.losses.flush()[SAMPLES] == 16 * (2 - step.health.flush().total)
+    assert_equal(student.state_dict(), twin.state_dict())
 
 
 def test_the_first_update_may_be_skipped(
