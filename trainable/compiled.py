@@ -78,9 +78,8 @@ def _compiled(function: Callable[Inputs, Tensor]) -> Callable[Inputs, Tensor]:
     from torch._functorch import config as autograd
 
     config.recompile_limit = config.accumulated_recompile_limit = _FORMS
-    autograd.force_non_lazy_backward_lowering = (
-        True  # so that what cannot be compiled is seen in the forward
-    )
+    # So that what cannot be compiled for the backward pass is seen in the forward.
+    autograd.force_non_lazy_backward_lowering = True
     return torch.compile(function, dynamic=False)
 
 
