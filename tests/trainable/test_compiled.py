@@ -101,8 +101,11 @@ def test_a_fault_of_what_is_compiled_is_the_trials(
     assert not caplog.records
 
 
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute"
+)  # torch's own, at what a function is given
 def test_what_cannot_be_compiled_for_the_backward_pass_is_seen_in_the_forward(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     lower = GraphLowering.compile_to_module
 
@@ -116,6 +119,7 @@ def test_what_cannot_be_compiled_for_the_backward_pass_is_seen_in_the_forward(
     with compiler.at_work(2), inductor.patch(force_disable_caches=True):
         double(x).sum().backward()
     assert compiler.is_refused
+    assert "no kernel for this gradient" in caplog.text
     assert x.grad is not None
     assert x.grad.tolist() == [2.0, 2.0]
 
