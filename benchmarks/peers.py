@@ -152,7 +152,7 @@ def main() -> None:
             print(f"{name} is left out: {library_of(name)} is not installed")
     # Each mode compiles both networks for each batch size: more than torch.compile expects of one piece of code.
     torch._dynamo.config.recompile_limit = 64
-    step.run("peers", forms(), command, but_on_cpus=("graph", *COMPILED))
+    step.run("peers", forms(), command, but_on_cpus=("graph", "compiled", *COMPILED))
 
 
 if __name__ == "__main__":

@@ -7,8 +7,9 @@ Every form augments the same pictures of noise (crop and flip), and takes the sa
 the gradient bounded, SGD with momentum and weight decay, a GradScaler in fp16. The first three are the loop that one
 writes with torch alone: the student run once for each loss term, run once for both, and that in channels_last. Its two
 parts follow by themselves: `student alone` learns from the labels, `teacher alone` is the teacher's forward. `eager` is
-the product's step, and `graph` that replayed as a CUDA graph; these two also look at every picture, label and gradient,
-undo what a bad update does to BatchNorm, and measure gradients in every tenth update.
+the product's step, `graph` that replayed as a CUDA graph, and `compiled` such a graph with `train.compile`; these also
+look at every picture, label and gradient, undo what a bad update does to BatchNorm, and measure gradients in every tenth
+update.
 
 Times are medians over rounds in turns, ratios those of the rounds' pairs; `of_parts` is a form's time over the sum of
 the two parts'. Written to benchmarks/results/step-<device>.json.
@@ -124,6 +125,7 @@ FORMS: dict[str, Form] = {
     "teacher alone": teacher_alone,
     "eager": lambda case: Ours(case, graph=False),
     "graph": lambda case: Ours(case, graph=True),
+    "compiled": lambda case: Ours(case, graph=True, train={"compile": True}),
 }
 PARTS = ("student alone", "teacher alone")
 
@@ -191,7 +193,7 @@ def profile(update: Update, device: torch.device) -> None:
 
 def main() -> None:
     """Measure, print, write."""
-    run("step", FORMS, parser(), but_on_cpus=("graph",))
+    run("step", FORMS, parser(), but_on_cpus=("graph", "compiled"))
 
 
 def run(

@@ -101,6 +101,7 @@ def test_a_fault_of_what_is_compiled_is_the_trials(
     assert not caplog.records
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute", "ignore:dynamo_pgo")  # torch's own
 def test_what_cannot_be_compiled_for_the_backward_pass_is_seen_in_the_forward(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
