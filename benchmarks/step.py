@@ -8,8 +8,7 @@ the gradient bounded, SGD with momentum and weight decay, a GradScaler in fp16. 
 writes with torch alone: the student run once for each loss term, run once for both, and that in channels_last. Its two
 parts follow by themselves: `student alone` learns from the labels, `teacher alone` is the teacher's forward. `eager` is
 the product's step, `graph` that replayed as a CUDA graph, and `compiled` such a graph with `train.compile`; these also
-look at every picture, label and gradient, undo what a bad update does to BatchNorm, and measure gradients in every tenth
-update.
+look at every picture, label and gradient, undo what a bad update does to BatchNorm, and measure every tenth gradient.
 
 Times are medians over rounds in turns, ratios those of the rounds' pairs; `of_parts` is a form's time over the sum of
 the two parts'. Written to benchmarks/results/step-<device>.json.
