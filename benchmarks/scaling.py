@@ -5,7 +5,7 @@
 
 KD as `benchmarks/step.py` has it, every rank with a batch of its own. One process trains alone, as one GPU does in the
 product (as a CUDA graph) and kernel by kernel; as many more as there are ranks train together in DDP, plainly, with
-SyncBatchNorm, and with 4 micro-batches an update. All take turns, and wait while others are measured.
+SyncBatchNorm (GPUs only), and with 4 micro-batches an update. All take turns, and wait while others are measured.
 
 Times are medians over rounds, ratios those of the rounds' pairs, with the least and the most of a round.
 `weak_scaling` is the time of one rank alone over that of all: 1 is perfect. `sync_batchnorm` is the time with it over
@@ -148,7 +148,8 @@ def main() -> None:
             f"{options.ranks} ranks need as many GPUs, here are {torch.cuda.device_count()}"
         )
     forms = {**ALONE, **TOGETHER}
-    options.forms = [n for n in forms if options.device == "cuda" or n != "one rank"]
+    on_gpus = ("one rank", SYNCED)
+    options.forms = [n for n in forms if options.device == "cuda" or n not in on_gpus]
     turn = mp.get_context("spawn").Barrier(options.ranks + 1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -6,9 +6,10 @@
 Every form augments the same pictures of noise (crop and flip), and takes the same update: KD at α = 1/2, the norm of
 the gradient bounded, SGD with momentum and weight decay, a GradScaler in fp16. The first three are the loop that one
 writes with torch alone: the student run once for each loss term, run once for both, and that in channels_last. Its two
-parts follow by themselves: `student alone` learns from the labels, `teacher alone` is the teacher's forward. `eager` is
-the product's step, `graph` that replayed as a CUDA graph, and `compiled` such a graph with `train.compile`; these also
-look at every picture, label and gradient, undo what a bad update does to BatchNorm, and measure every tenth gradient.
+parts follow by themselves: `student alone` learns from the labels, `teacher alone` is the teacher's forward; `teacher
+fused` is the product's. `eager` is the product's step, `graph` that replayed as a CUDA graph, and `compiled` such a
+graph with `train.compile`; these also look at every picture, label and gradient, undo what a bad update does to
+BatchNorm, and measure every tenth gradient.
 
 Times are medians over rounds in turns, ratios those of the rounds' pairs; `of_parts` is a form's time over the sum of
 the two parts'. Written to benchmarks/results/step-<device>.json.
@@ -49,6 +50,7 @@ from trainable.engine.failures import Progress
 from trainable.engine.feed import Feed
 from trainable.engine.optimizers import build_optimizer
 from trainable.engine.parallel import wrap_for_ranks
+from trainable.engine.precision import Precision
 from trainable.engine.settings import apply_settings
 from trainable.engine.step import Step
 from trainable.engine.updater import Updater
@@ -96,6 +98,22 @@ class Ours:
         self._updater.take(iter(self._batches), len(self._batches), self._size, LR)
 
 
+def fused_teacher(case: Case) -> Update:
+    """The product's forward of the teacher, by itself."""
+    frozen = FrozenTeacher(BlockNetwork(copy.deepcopy(case.teacher), case.cuts)).to(case.device)
+    frozen.to(memory_format=torch.channels_last)
+    precision = Precision(config_of(case.precision, 2).train, case.device)
+    with precision.forward():
+        frozen.fuse(case.pixels.augmented(case.pixels.batch)[0])
+
+    def update() -> None:
+        images, _ = case.pixels.augmented(case.pixels.batch)
+        with precision.forward():
+            frozen(images)
+
+    return update
+
+
 def config_of(
     precision: str,
     batch: int,
@@ -122,11 +140,13 @@ FORMS: dict[str, Form] = {
     "channels_last": lambda case: plain(case, passes=1, channels_last=True),
     "student alone": lambda case: plain(case, passes=0, channels_last=True),
     "teacher alone": teacher_alone,
+    "teacher fused": lambda case: fused_teacher(case),
     "eager": lambda case: Ours(case, graph=False),
     "graph": lambda case: Ours(case, graph=True),
     "compiled": lambda case: Ours(case, graph=True, train={"compile": True}),
 }
 PARTS = ("student alone", "teacher alone")
+ALONE = (*PARTS, "teacher fused")
 
 
 def seconds(update: Update, updates: int, device: torch.device) -> float:
@@ -172,7 +192,7 @@ def measured(options: argparse.Namespace, batch: int, forms: dict[str, Form]) ->
         ratio = statistics.median(a / b for a, b in zip(own, last, strict=True))
         gain = statistics.median(a / b for a, b in zip(first, own, strict=True))
         found[name] = {"step_ms": 1000 * statistics.median(own), "of_last": ratio, "gain": gain}
-        if set(PARTS) <= set(times) and name not in PARTS:
+        if set(PARTS) <= set(times) and name not in ALONE:
             parts = [sum(both) for both in zip(*(times[part] for part in PARTS), strict=True)]
             of_parts = statistics.median(a / b for a, b in zip(own, parts, strict=True))
             found[name]["of_parts"] = of_parts

@@ -18,7 +18,12 @@ from trainable.engine import loop
 from trainable.engine.checkpoint import BEST
 from trainable.engine.graph import Graphs
 
-pytestmark = pytest.mark.gpu
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.filterwarnings(
+        "ignore:.*script_method.*is deprecated", "ignore:The .grad attribute"
+    ),
+]  # torch's own, as it compiles
 
 STABLE = {"method": "stablekd", "alpha": None, "lam": 1.0, "decomposition": "5/2"}
 TRIALS: dict[str, dict[str, Any]] = {
