@@ -10,8 +10,9 @@ SyncBatchNorm (GPUs only), and with 4 micro-batches an update. All take turns, a
 Times are medians over rounds, ratios those of the rounds' pairs, with the least and the most of a round.
 `weak_scaling` is the time of one rank alone over that of all: 1 is perfect. `sync_batchnorm` is the time with it over
 the time without. `of_a_micro_batch` is the time of one of four micro-batches over that of an update which has but one.
-`exchanges` counts the all-reduces of an update by its number of micro-batches: those of DDP's buckets of gradients, and
-one of whether all is finite. Written to benchmarks/results/scaling-<ranks>x-<device>.json.
+`exchanges` counts the all-reduces of an update by its number of micro-batches: those of DDP's buckets of gradients, one
+of which parameters were used, and one of whether all is finite. Written to
+benchmarks/results/scaling-<ranks>x-<device>.json.
 """
 
 from __future__ import annotations

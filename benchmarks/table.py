@@ -72,9 +72,10 @@ def of_peers(record: dict[str, Any]) -> Iterator[Figure]:
 
 def of_stages(record: dict[str, Any]) -> Iterator[Figure]:
     """Methods: their time over that of KD."""
+    case = _case(record) + (", compiled" if record["settings"].get("compile") else "")
     for name, own in record["methods"].items():
         compared = "" if name == "kd" else f"{own['of_kd']:.3f}× the time of kd"
-        yield Figure(_case(record), name, f"{own['step_ms']:.2f} ms a step", compared)
+        yield Figure(case, name, f"{own['step_ms']:.2f} ms a step", compared)
 
 
 def of_observing(record: dict[str, Any]) -> Iterator[Figure]:

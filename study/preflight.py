@@ -26,6 +26,8 @@ _T = TypeVar("_T")
 _USUAL_CLASSES, _USUAL_SIDE = 10, 64
 _SHAPING = ("distill.method", "distill.decomposition")
 _BUILDING = ("student.model", "student.projectors", "student.head.name", "distill.method")
+_ANSWERING = ("data.augment.crop", "data.augment.flip", "data.subset", "train.precision")
+"""What the size of a cached teacher's answers depends on."""
 
 
 @dataclass(frozen=True)
@@ -243,7 +245,9 @@ def _kinds_of_trial(config: StudyConfig) -> Iterator[_Kind]:
     """One trial for each student and method that there can be, the usual one first, the baseline's last."""
     candidates, _ = valid_candidates(config)
     usual = {path: values[0] for path, values in candidates.items()}
-    samples = list(samples_over({p: v for p, v in candidates.items() if p in _BUILDING}))
+    is_cached = config.teacher is not None and config.teacher.cache
+    building = (*_BUILDING, *(_ANSWERING if is_cached else ()))
+    samples = list(samples_over({p: v for p, v in candidates.items() if p in building}))
     for sample in samples:
         placed = partial(in_search, sample=sample, always=len(samples) == 1)
         yield _Kind(config.trial(usual | sample), placed)

@@ -117,6 +117,7 @@ def test_every_record_of_speed_is_in_the_table(script: Script) -> None:
         if any(path.stem.startswith(f"{name}-") for name in table.READERS)
     ]
     assert len(records) >= 7
+    assert len({(r.benchmark, r.case, r.form, r.hardware, r.torch) for r in rows}) == len(rows)
     for path in records:
         record = json.loads(path.read_text("utf-8"))
         own = table.rows_of(path.stem, record)

@@ -432,6 +432,8 @@ def test_what_a_cached_teacher_says_must_fit_into_the_budget() -> None:
     assert "needs at least 0.00118 GiB" in line
     (line,) = wrong(*cached, "data.augment={crop: 2, flip: true}")
     assert "GiB for logits of 50 views of each of 1,295 pictures" in line
+    (line,) = wrong(*cached, "search.data.augment.crop={choice: [0, 2]}")
+    assert "GiB for logits of 25 views of each of 1,295 pictures" in line
     plan_of(*features[1:])
 
 

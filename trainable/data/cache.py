@@ -83,11 +83,13 @@ def build(path: Path, parse: Callable[[Arrays], _T], make: Callable[[], Arrays])
         with FileLock(path.with_suffix(".lock")):
             if (found := load(path, parse)) is not None:
                 return found
+            for abandoned in path.parent.glob(f".{path.name}.*"):
+                abandoned.unlink()  # by a process that was killed: who writes holds the lock
             made = make()
             with replace_file(path) as temporary:
                 _write(temporary, made)
-            return parse(_read(path))
-    except OSError as error:
+                return parse(_read(temporary))  # what is refused leaves no file
+    except (OSError, pa.ArrowException) as error:
         raise data_error(
             str(path.parent),
             f"must be a folder that can be written and has room ({error})",
@@ -100,7 +102,11 @@ def _write(path: Path, arrays: Arrays) -> None:
     columns = {name: _column(array) for name, array in arrays.columns.items()}
     metadata = {**arrays.facts, _CHECKSUM: str(_checksum(arrays.columns))}
     batch = pa.record_batch(columns).replace_schema_metadata(metadata)
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, batch.schema) as writer:
+    large = pa.ipc.IpcWriteOptions(allow_64bit=True)  # columns of more than 2³¹ numbers
+    with (
+        pa.OSFile(str(path), "wb") as file,
+        pa.ipc.new_file(file, batch.schema, options=large) as writer,
+    ):
         writer.write_batch(batch)
 
 

@@ -127,11 +127,12 @@ def _key(question: Question) -> str:
     kind = f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
     if device.type == "cuda":
         kind = f"{torch.cuda.get_device_name(device)}, deterministic: {train.deterministic}"
+    cuts = config.student.cuts if teacher.cuts is None else teacher.cuts
     settings = (
         (data.mean, data.std),
         (augment.crop, augment.flip),
         teacher.model_dump_json(include={"model", "head"}),
-        (teacher.cuts or config.student.cuts) if _reads_features(config) else "logits",
+        cuts if _reads_features(config) else "logits",
         (train.precision, torch.__version__, kind),
     )
     return combine(FORMAT, data.fingerprint, rows, weights, *(repr(s) for s in settings))

@@ -202,9 +202,9 @@ class Step:
         return nullcontext()
 
     def _drop_gradients(self) -> None:
-        # DDP keeps them, as views of its buckets; elsewhere the first micro-batch need not add to zeros.
-        in_buckets = isinstance(self._objective, DistributedDataParallel)
-        self.optimizer.zero_grad(set_to_none=not in_buckets)
+        # DDP writes its sums into gradients that stay; elsewhere the first micro-batch need not add to zeros.
+        is_summed = isinstance(self._objective, DistributedDataParallel)
+        self.optimizer.zero_grad(set_to_none=not is_summed)
 
     def _compiling(self, size: int) -> AbstractContextManager[None]:
         return nullcontext() if self._compiler is None else self._compiler.at_work(size)

@@ -13,8 +13,8 @@ import pytest
 
 import trainable
 from trainable.config import DataConfig
-from trainable.data import opened
-from trainable.data.cache import cache_folder
+from trainable.data import cache, opened
+from trainable.data.cache import Arrays, cache_folder
 from trainable.data.content import content_key
 from trainable.data.decoded import Decoded, build, load
 from trainable.data.store import open_dataset
@@ -95,6 +95,33 @@ def test_a_failed_build_leaves_nothing_behind(tmp_path: Path) -> None:
         build(tmp_path / "x.arrow", fail)
     assert [path.name for path in tmp_path.iterdir() if path.suffix != ".lock"] == []
     build(tmp_path / "x.arrow", decoded)
+
+
+@pytest.mark.slow
+def test_a_column_of_more_than_two_gigabytes_is_kept(tmp_path: Path) -> None:
+    """Features of a teacher are; Arrow would refuse one of so many numbers."""
+    rows = 2**31 // 4096 + 1
+    zeros = np.zeros((rows, 4096), np.uint8)
+    zeros[-1, -1] = 7
+
+    def parse(arrays: Arrays) -> tuple[int, int]:
+        return len(arrays.columns["a"]), int(arrays.columns["a"][-1, -1])
+
+    path = tmp_path / "a.arrow"
+    assert cache.build(path, parse, lambda: Arrays({"a": zeros}, {})) == (rows, 7)
+    assert cache.load(path, parse) == (rows, 7)
+
+
+def test_what_is_refused_leaves_no_file_nor_does_a_process_that_was_killed(tmp_path: Path) -> None:
+    path = tmp_path / "a.arrow"
+    (tmp_path / ".a.arrow.0123").write_bytes(b"half")
+
+    def refuse(arrays: Arrays) -> None:
+        raise ValueError(f"of {len(arrays.columns)}")
+
+    with pytest.raises(ValueError, match="of 1"):
+        cache.build(path, refuse, lambda: Arrays({"a": np.zeros(3)}, {}))
+    assert [file.name for file in tmp_path.iterdir()] == ["a.lock"]
 
 
 def test_a_folder_that_cannot_be_written_names_the_variable(tmp_path: Path) -> None:
