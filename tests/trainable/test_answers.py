@@ -127,7 +127,7 @@ def test_a_trial_ends_in_the_same_bits(
     assert len(set(map(str, live.records))) == len(live.records) >= 2
     asked.clear()
     assert ended(cached(config), tmp_path / "first", weights) == live
-    pictures = 100 if case == "subset" else PICTURES
+    pictures = 109 if case == "subset" else PICTURES  # 30 % of each class
     views = {"views, features": 18, "balanced": 2, "streamed": 2}.get(case, 1)
     *of_all, again = asked
     assert again == CHECKED
