@@ -80,7 +80,8 @@ def _compiled(function: Callable[Inputs, Tensor]) -> Callable[Inputs, Tensor]:
     config.recompile_limit = config.accumulated_recompile_limit = _FORMS
     # So that what cannot be compiled for the backward pass is seen in the forward.
     autograd.force_non_lazy_backward_lowering = True
-    return torch.compile(function, dynamic=False)
+    # Whole or not at all: a part that has run, and a later one that cannot be compiled, would make it run twice.
+    return torch.compile(function, dynamic=False, fullgraph=True)
 
 
 def _is_of_compiling(error: RuntimeError) -> bool:

@@ -166,21 +166,24 @@ def test_compiled_trials_train_alike_and_later_ones_find_their_kernels_made(
 
 
 class Breaking(nn.Module):
-    """Prints, which breaks a compiled graph in two."""
+    """Breaks a compiled graph in two."""
 
     def forward(self, x: Tensor) -> Tensor:
-        print(end="")
+        torch._dynamo.graph_break()
         return x.relu()
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch's own, at what a block is given
-def test_a_block_that_breaks_its_graph_is_still_right() -> None:
-    network = nn.Sequential(nn.Conv2d(3, 4, 3), Breaking(), nn.Flatten(), nn.Linear(4 * 36, 2))
-    blocks, x = BlockNetwork(network, ["1"]), torch.randn(2, 3, 8, 8)
+def test_a_block_that_cannot_be_compiled_whole_is_not_run_in_part() -> None:
+    """Its BatchNorm takes the batch in once."""
+    norm = nn.BatchNorm2d(4)
+    layers = (nn.Conv2d(3, 4, 3), norm, Breaking(), nn.Flatten(), nn.Linear(4 * 36, 2))
+    blocks, x = BlockNetwork(nn.Sequential(*layers), ["2"]), torch.randn(2, 3, 8, 8)
     expected = blocks(x)
     compiler = Compiler(2)
     with compiler.at_work(2):
         torch.testing.assert_close(blocks(x), expected)
-    assert not compiler.is_refused
+    assert compiler.is_refused
+    assert int(norm.get_buffer("num_batches_tracked")) == 2
