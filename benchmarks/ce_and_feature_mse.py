@@ -164,7 +164,9 @@ def unguarded_update(
     if form == "unguarded-overflow":
         method = method_of(config.distill, student, [(0, len(student))])
         wrapped = wrap_for_ranks(Objective(student, method))
-        return plain_update(config, wrapped, [lambda *a: wrapped(*a)[LOSS]], device), wrapped
+        world = ranks.world_size()  # this wrapper sums gradients, where others average them
+        losses = [lambda *batch: wrapped(*batch)[LOSS] / world]
+        return plain_update(config, wrapped, losses, device), wrapped
     both = TwoForwards(student, config.distill)
     wrapped: nn.Module = both
     if dist.is_initialized():

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -23,6 +22,8 @@ os.environ |= {
 }
 
 import torch
+
+from tests import host_sync
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -59,19 +60,7 @@ def torch_threads() -> None:
 @pytest.fixture
 def no_host_sync() -> Callable[[], AbstractContextManager[None]]:
     """A context in which an operation that waits for the CUDA device raises."""
-
-    @contextmanager
-    def watched() -> Iterator[None]:
-        with warnings.catch_warnings():
-            # torch calls the mode a prototype, once; as an error that would leave the mode on.
-            warnings.simplefilter("ignore", UserWarning)
-            torch.cuda.set_sync_debug_mode("error")
-            try:
-                yield
-            finally:
-                torch.cuda.set_sync_debug_mode("default")
-
-    return watched
+    return host_sync.no_host_sync
 
 
 @pytest.fixture(scope="session")

@@ -257,7 +257,7 @@ class BatchNormConfig(Config):
     """How the student's BatchNorm is trained and watched."""
 
     sync: bool = False
-    """Batch statistics over all workers (SyncBatchNorm, which waits for the GPU in each layer); GPUs only."""
+    """Batch statistics over all workers, as if each micro-batch were on one (SyncBatchNorm)."""
     momentum: Annotated[float, Field(gt=0, le=1)] | None = None
     """Weight of the newest batch in the running statistics; None leaves each layer its own (mostly 0.1)."""
     eps: PositiveFloat | None = None

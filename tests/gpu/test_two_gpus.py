@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,12 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from torch import Tensor
+from torch import Tensor, nn
 
-from tests.gpu.stepping import SIZE, TOO_LARGE, Setup, changed
+from tests.gpu.stepping import SIZE, STABLE, TOO_LARGE, Setup, changed
+from tests.host_sync import no_host_sync
+from tests.trainable import norm_layers
+from tests.trainable.norm_layers import LAYERS, check_joined, layer_of
 from tests.trainable.stepping import gradients_at_step
 from trainable import ranks
 
@@ -24,6 +28,25 @@ KD = {"method": "kd", "alpha": 0.5}
 UPDATES = 3
 GRADIENT = 1e-3
 """Allowed |a − b|₂ / |b|₂ of each parameter's gradient: fp32 sums in another order."""
+FORMS: dict[str, tuple[torch.dtype, dict[str, Any], float]] = {
+    "fp64": (torch.float64, {}, 1e-9),
+    "fp32": (torch.float32, {}, 1e-5),
+    "fp16": (torch.float32, {"half": torch.float16}, 5e-3),
+    "bf16": (torch.float32, {"half": torch.bfloat16}, 4e-2),
+}
+"""Types of a layer, of what it takes, and the allowed difference."""
+FEATURES: dict[str, dict[str, Any]] = {
+    "kd": {"distill": KD},
+    "stages": {"distill": STABLE},
+    "all": {
+        "distill": KD,
+        "precision": "fp16",
+        "accumulate": 2,
+        "clip": 5.0,
+        "recompute": True,
+        "observe_every": 1,
+    },
+}
 
 
 def device_of(rank: int) -> torch.device:
@@ -62,6 +85,40 @@ def overflow_on_rank_one(device: torch.device, *, sync: bool) -> dict[str, Any]:
     return result
 
 
+def layers(make: Callable[[nn.Module], nn.Module], device: torch.device) -> dict[str, Any]:
+    """BatchNorm of every kind and layout; `make` gives what takes the place of torch's layer."""
+    found: dict[str, Any] = {}
+    for form, (kind, settings, _) in FORMS.items():
+        for case, (_, _, sides) in LAYERS.items():
+            for last in {False, len(sides) == 2}:
+                layer, settings = make(layer_of(case, kind)), {**settings, "channels_last": last}
+                results = norm_layers.results_of(layer, case, kind, device=device, **settings)
+                found[f"{form}, {case}{', channels last' if last else ''}"] = results
+    return found
+
+
+def waits(device: torch.device) -> dict[str, str]:
+    """What was said of waits for the device in twenty updates with SyncBatchNorm, and in one wait."""
+    found: dict[str, str] = {}
+    for name, features in FEATURES.items():
+        setup = Setup(sync=True, device=device, **features)
+        setup.share = share_of(ranks.rank())
+        for _ in range(3):  # DDP fills its buckets before the first
+            setup.update()
+        found[name] = said(lambda setup=setup: [setup.update() for _ in range(20)])
+    return {**found, "one": said(lambda: torch.ones(1, device=device).item())}
+
+
+def said(act: Callable[[], object]) -> str:
+    torch.cuda.synchronize()
+    try:
+        with no_host_sync():
+            act()
+    except RuntimeError as error:
+        return str(error)
+    return "nothing"
+
+
 def share_of(rank: int) -> slice:
     half = SIZE // 2
     return slice(rank * half, (rank + 1) * half)
@@ -80,6 +137,8 @@ def _rank(rank: int, folder: str) -> None:
         results[f"sync {recompute}"] = results_of(setup)
     for sync in (False, True):
         results[f"overflow {sync}"] = overflow_on_rank_one(device, sync=sync)
+    results["layers"] = layers(norm_layers.sync, device)
+    results["waits"] = waits(device)
     torch.save(results, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -146,3 +205,31 @@ def test_an_overflow_on_one_gpu_is_skipped_on_both(
         assert result["after"] == 0
     for a, b in zip(found[0]["weights"], found[1]["weights"], strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.fixture(scope="module")
+def layers_alone() -> dict[str, Any]:
+    """torch's layers on the joined batch."""
+    without_tf32()
+    return layers(lambda layer: layer, device_of(0))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_sync_batchnorm_is_batchnorm_of_the_joined_batch(
+    form: str, on_ranks: list[dict[str, Any]], layers_alone: dict[str, Any]
+) -> None:
+    """Outputs, gradients and statistics, of unequal shares."""
+    cases = [case for case in layers_alone if case.startswith(f"{form}, ")]
+    assert len(cases) > len(LAYERS)
+    for case in cases:
+        found = [results["layers"][case] for results in on_ranks]
+        check_joined(found, layers_alone[case], FORMS[form][2])
+
+
+@pytest.mark.parametrize("name", FEATURES)
+def test_sync_batchnorm_waits_for_nothing(name: str, on_ranks: list[dict[str, Any]]) -> None:
+    assert [results["waits"][name] for results in on_ranks] == ["nothing"] * 2
+
+
+def test_a_wait_would_be_seen(on_ranks: list[dict[str, Any]]) -> None:
+    assert all("synchroniz" in results["waits"]["one"] for results in on_ranks)

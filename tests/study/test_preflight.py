@@ -251,7 +251,6 @@ def test_names_that_look_like_markup_are_printed_as_they_are() -> None:
             "must name cuts, got 'layer9'",
         ),
         (["train.precision=fp16"], "train.precision", "fp16 needs a GPU"),
-        (["train.batchnorm.sync=true"], "train.batchnorm.sync", "GPUs only"),
         (["train.workers=3"], "resources", "one trial must fit on the cluster"),
         (["resources.gpus_per_worker=1"], "resources", "one trial must fit on the cluster"),
         (["storage.path=study.yaml/runs"], "storage.path", "must be a folder that can be written"),

@@ -135,7 +135,7 @@ def test_only_the_last_micro_batch_exchanges_gradients(
     config, student = make_config(), plain_network(0)
     method = Watched(method_of(config.distill, student, []))
     objective = Objective(student, method)
-    parallel = DistributedDataParallel(objective, find_unused_parameters=True)
+    parallel = DistributedDataParallel(objective, gradient_as_bucket_view=True)
     method.parallel = parallel
     optimizer = build_optimizer(OptimConfig(), objective.parameters(), CPU)
     step = Step(parallel, optimizer, config.train, CPU, classes=10)

@@ -86,7 +86,7 @@ def trained(
     k = int((config.decomposition or "1/0").split("/")[0])
     module: nn.Module = Objective(student, method_of(config, student, initial_groups(5, k))).train()
     if parallel:
-        module = DistributedDataParallel(module, find_unused_parameters=True)
+        module = DistributedDataParallel(module, gradient_as_bucket_view=True)
     if frozen is not None:
         freeze_batchnorm(frozen(student))
     optimizer = torch.optim.SGD(student.parameters(), lr=0.01, momentum=0.9)

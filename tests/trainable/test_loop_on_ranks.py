@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -42,7 +43,7 @@ CONFIG = TrialConfig.model_validate(
     }
 )
 
-
+SYNC = {"batchnorm": {"sync": True}, "activation_checkpointing": True}
 STOP = 25
 """Update, counted from 0 over all epochs: in the middle of the second of three epochs of 17."""
 
@@ -57,13 +58,13 @@ def _stop(self: Step, lr: float) -> None:
 _finish = Step.finish
 
 
-def _rank(rank: int, folder: str, name: str, stops: bool) -> None:
+def _rank(rank: int, folder: str, config: TrialConfig, name: str, stops: bool) -> None:
     torch.set_num_threads(1)
     store = f"file://{folder}/{name}-{stops}.store"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=RANKS)
     loop.build_student = student_with_dropout  # each rank draws its own: their generators differ
     found: list[EpochRecord] = []
-    task = TrialTask(CONFIG, Path(folder) / name, Path(folder) / "teacher.safetensors")
+    task = TrialTask(config, Path(folder) / name, Path(folder) / "teacher.safetensors")
     if stops:
         Step.finish = _stop
         with pytest.raises(TrainingError, match=rf"\(rank {rank}, epoch 2, update 9, applying"):
@@ -75,26 +76,35 @@ def _rank(rank: int, folder: str, name: str, stops: bool) -> None:
     dist.destroy_process_group()
 
 
-def trained(folder: Path, name: str, *, stops: bool = False) -> list[list[dict[str, float]]]:
+def trained(
+    folder: Path, config: TrialConfig, name: str, *, stops: bool = False
+) -> list[list[dict[str, float]]]:
     """The metrics of every epoch, by rank."""
-    mp.spawn(_rank, (str(folder), name, stops), nprocs=RANKS)
+    mp.spawn(_rank, (str(folder), config, name, stops), nprocs=RANKS)
     return [torch.load(folder / f"{name}-{r}.pt", weights_only=True) for r in range(RANKS)]
 
 
-@pytest.mark.timeout(300)
-def test_three_ranks_agree_and_a_resumed_trial_ends_in_the_same_bits(tmp_path: Path) -> None:
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    "settings", [{}, pytest.param(SYNC, marks=pytest.mark.slow)], ids=["plain", "sync"]
+)
+def test_three_ranks_agree_and_a_resumed_trial_ends_in_the_same_bits(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    tree = CONFIG.model_dump()
+    config = TrialConfig.model_validate({**tree, "train": {**tree["train"], **settings}})
     untrained_teacher(CONFIG, tmp_path)
-    whole = trained(tmp_path, "whole")
+    whole = trained(tmp_path, config, "whole")
     assert len(whole[0]) == 3
     assert whole[0] == whole[1] == whole[2]
     assert records.BN_DRIFT in whole[0][0]
-    cut = trained(tmp_path, "cut", stops=True)
+    cut = trained(tmp_path, config, "cut", stops=True)
     assert [len(told) for told in cut] == [1, 1, 1]
     names = sorted(path.name for path in (tmp_path / "cut" / CHECKPOINTS).iterdir())
     assert names == ["000000020", "000000025"]
     own = {path.name for path in (tmp_path / "cut" / CHECKPOINTS / names[-1]).glob("rank-*")}
     assert own == {"rank-0.pt", "rank-1.pt", "rank-2.pt"}
-    assert trained(tmp_path, "cut") == whole
+    assert trained(tmp_path, config, "cut") == whole
     assert (tmp_path / "cut" / BEST).read_bytes() == (tmp_path / "whole" / BEST).read_bytes()
     for name in ("student.safetensors", *own):
         last = Path(CHECKPOINTS) / f"{3 * PER_EPOCH:09d}" / name

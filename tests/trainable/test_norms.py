@@ -15,6 +15,7 @@ from trainable.errors import ConfigError
 from trainable.networks.blocks import BlockNetwork
 from trainable.networks.build import Pictures, build_student, build_teacher_network
 from trainable.networks.norms import freeze_batchnorm, group_count, with_norms
+from trainable.networks.sync_batchnorm import SyncBatchNorm
 from trainable.networks.zoo import build
 
 MakeConfig = Callable[..., TrialConfig]
@@ -117,7 +118,7 @@ def test_momentum_and_eps_reach_every_batchnorm(sync: bool) -> None:
     layers = in_blocks(network, _BatchNorm)
     assert len(layers) == 20
     assert {(layer.momentum, layer.eps) for layer in layers} == {(0.03, 1e-3)}
-    assert {type(layer) for layer in layers} == {nn.SyncBatchNorm if sync else nn.BatchNorm2d}
+    assert {type(layer) for layer in layers} == {SyncBatchNorm if sync else nn.BatchNorm2d}
 
 
 def test_what_is_not_set_stays_the_layers_own() -> None:
@@ -147,17 +148,45 @@ def test_a_layer_that_does_more_than_batchnorm_is_not_replaced(
 
 
 def test_one_worker_has_nothing_to_synchronise() -> None:
-    assert not list(of_kind(network_of(workers=1, sync=True), nn.SyncBatchNorm))
+    assert not list(of_kind(network_of(workers=1, sync=True), SyncBatchNorm))
 
 
 def test_sync_batchnorm_reaches_the_blocks() -> None:
     network = network_of("resnet18", workers=2, sync=True)
     layers = in_blocks(network, _BatchNorm)
     assert len(layers) == 20
-    assert all(isinstance(layer, nn.SyncBatchNorm) for layer in layers)
+    assert all(isinstance(layer, SyncBatchNorm) for layer in layers)
     assert {id(p) for _, ps in network.block_parameters() for p in ps} == {
         id(p) for p in network.parameters()
     }
+
+
+def test_sync_batchnorm_draws_no_random_number_and_keeps_all_weights() -> None:
+    before, state = network_of("resnet18"), torch.get_rng_state()
+    network = network_of("resnet18", workers=2, sync=True)
+    assert torch.equal(torch.get_rng_state(), state)
+    theirs, mine = before.state_dict(), network.state_dict()
+    assert list(mine) == list(theirs)
+    assert all(torch.equal(v, theirs[name]) for name, v in mine.items())
+
+
+@pytest.mark.parametrize("norms", [{"group_norm": 2}, {"sync": True}], ids=str)
+def test_a_layer_that_stands_in_two_places_stays_one(norms: dict[str, Any]) -> None:
+    norm = nn.BatchNorm2d(4)
+    network = nn.Sequential(norm, nn.Sequential(nn.ReLU(), norm))
+    network = with_norms(network, BatchNormConfig.model_validate(norms), workers=2)
+    assert network[0] is network[1][1]
+    assert type(network[0]) is not nn.BatchNorm2d
+
+
+def test_sync_batchnorm_has_the_settings_of_the_layer_before() -> None:
+    old = nn.BatchNorm1d(3, eps=0.5, momentum=None, affine=False, track_running_stats=False).eval()
+    network = with_norms(nn.Sequential(old), BatchNormConfig(sync=True), workers=2)
+    new = network[0]
+    assert isinstance(new, SyncBatchNorm)
+    assert (new.num_features, new.eps, new.momentum) == (3, 0.5, None)
+    assert (new.affine, new.track_running_stats, new.training) == (False, False, False)
+    assert not new.state_dict()
 
 
 def test_the_teacher_keeps_the_norms_that_it_was_trained_with(make_config: MakeConfig) -> None:

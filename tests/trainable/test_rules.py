@@ -67,6 +67,7 @@ def the_only_problem(config: TrialConfig, blocks: int | None = None) -> Problem:
         {"train.precision": "bf16", "resources.gpus_per_worker": 0},
         {"train.precision": "fp16", "resources.gpus_per_worker": 1},
         {"train.precision": "fp16", "train.batchnorm": {"sync": True}},
+        {"resources.gpus_per_worker": 0, "train.workers": 2, "train.batchnorm": {"sync": True}},
         {"data.mean": [0.5], "data.std": [0.5], "data.channels": 1},
         {"data.source": "parquet", "data.root": "folder"},
         {"distill.method": "mse", "distill.feature_weights": {"layer4": 0.5}},
@@ -227,11 +228,6 @@ def test_a_trial_without_a_method_needs_no_teacher() -> None:
             {"resources.gpus_per_worker": 0.5, "train.workers": 2},
             "resources.gpus_per_worker",
             "NCCL needs a whole GPU",
-        ),
-        (
-            {"resources.gpus_per_worker": 0, "train.batchnorm": {"sync": True}},
-            "train.batchnorm.sync",
-            "GPUs only",
         ),
         (
             {"resources.gpus_per_worker": 0, "train.precision": "fp16"},

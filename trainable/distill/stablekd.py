@@ -33,10 +33,12 @@ class StableKD:
     ) -> Terms:
         inputs = (images, *teacher.features)
         *others, (start, stop) = self.groups
-        logits = student.run(inputs[start], start, stop)
-        terms = self._logit_loss(student, logits, labels, teacher.logits)
+        # In the student's order: the backward pass then goes from its last parameter to its first, as ranks
+        # exchange gradients.
         errors = [
             feature_error(student.run(inputs[first], first, after), inputs[after])
             for first, after in others
         ]
+        logits = student.run(inputs[start], start, stop)
+        terms = self._logit_loss(student, logits, labels, teacher.logits)
         return with_features(terms, errors)

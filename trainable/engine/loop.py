@@ -42,6 +42,7 @@ from trainable.engine.verify import Verifier
 from trainable.methods import METHODS
 from trainable.networks.build import Pictures, build_student, forget_teacher, load_teacher
 from trainable.networks.teacher import FrozenTeacher
+from trainable.networks.zoo import is_own
 from trainable.plan import Stage, stages
 from trainable.records import EpochRecord
 
@@ -104,7 +105,7 @@ class _Trial:
             if module is not None:
                 module.to(device).to(memory_format=torch.channels_last)
         optimizer = build_optimizer(config.optim, self._objective.parameters(), device)
-        wrapped = wrap_for_ranks(self._objective)
+        wrapped = wrap_for_ranks(self._objective, may_skip=is_own(config.student.model))
         self._step = Step(wrapped, optimizer, config.train, device, classes=pictures.classes)
         self._open_data(data)
         self._reading = Reading(progress, device)

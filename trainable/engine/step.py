@@ -1,8 +1,7 @@
 """One optimizer update: `accumulate` micro-batches, then `finish`.
 
 The order is: forward → loss → scale → backward → unscale → finite check agreed by all ranks → observe →
-noise → clip → optimizer → scaler update. Nothing in it waits for the device (but for torch's SyncBatchNorm,
-whose forward does, once a layer).
+noise → clip → optimizer → scaler update. Nothing in it waits for the device.
 """
 
 from __future__ import annotations
@@ -92,8 +91,8 @@ class Step:
     ) -> None:
         """Forward and backward of a micro-batch: one student forward for all loss terms.
 
-        The summed loss is divided by `update_size`, the samples of the whole update on all ranks (times the
-        number of ranks, to undo DDP's mean). Ranks exchange gradients in the `last` micro-batch only.
+        The summed loss is divided by `update_size`, the samples of the whole update on all ranks, whose
+        gradients are summed. They exchange them in the `last` micro-batch only.
         """
         if not self._micro_batches:
             self._guard.remember()
@@ -103,8 +102,7 @@ class Step:
         with self._exchange(last):
             with self.precision.forward(), self._compiling(len(images)):
                 terms = self._objective(images, labels, teacher)
-            loss = terms[LOSS] * (ranks.world_size() / update_size)
-            self.precision.scale(loss).backward()
+            self.precision.scale(terms[LOSS] * (1 / update_size)).backward()
         for name, term in terms.items():
             self._terms[name] = self._terms.get(name, self._zero) + term.detach()
         self._samples += len(labels)

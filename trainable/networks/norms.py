@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
 from trainable.config import BatchNormConfig
 from trainable.errors import ConfigError, input_error
+from trainable.networks.sync_batchnorm import SyncBatchNorm
 from trainable.statistics.batchnorm import batchnorm_layers
 
 
@@ -19,9 +23,9 @@ def with_norms(network: nn.Module, config: BatchNormConfig, *, workers: int) -> 
         key = "sync" if config.group_norm is None else "group_norm"
         _check_are_plain(network, f"train.batchnorm.{key}")
     if config.group_norm is not None:
-        _replace_by_group_norm(network, config.group_norm)
+        _replace(network, partial(_by_group_norm, groups=config.group_norm))
     elif config.sync and workers > 1:
-        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        _replace(network, SyncBatchNorm.in_place_of)
     for layer in batchnorm_layers(network).values():
         layer.momentum = layer.momentum if config.momentum is None else config.momentum
         layer.eps = layer.eps if config.eps is None else config.eps
@@ -55,13 +59,17 @@ def group_count(channels: int, groups: int) -> int:
     return next(count for count in range(most, 0, -1) if channels % count == 0)
 
 
-def _replace_by_group_norm(network: nn.Module, groups: int) -> None:
+def _by_group_norm(old: _BatchNorm, groups: int) -> nn.GroupNorm:
     """Wu and He 2018; γ and β go on as the network's own initialisation left them."""
-    batchnorms = [
-        (name, module) for name, module in network.named_modules() if isinstance(module, _BatchNorm)
-    ]
-    for name, old in batchnorms:
-        count = group_count(old.num_features, groups)
-        new = nn.GroupNorm(count, old.num_features, affine=old.affine)
-        new.weight, new.bias = old.weight, old.bias
-        network.set_submodule(name, new)
+    count = group_count(old.num_features, groups)
+    new = nn.GroupNorm(count, old.num_features, affine=old.affine)
+    new.weight, new.bias = old.weight, old.bias
+    return new
+
+
+def _replace(network: nn.Module, make: Callable[[_BatchNorm], nn.Module]) -> None:
+    """Put what `make` makes of each BatchNorm in its place; a layer that stands in two places stays one."""
+    made: dict[nn.Module, nn.Module] = {}
+    for name, old in list(network.named_modules(remove_duplicate=False)):
+        if isinstance(old, _BatchNorm):
+            network.set_submodule(name, made.setdefault(old, make(old)))

@@ -69,13 +69,6 @@ def _gpus_can_be_given(config: TrialConfig, _: int | None) -> Iterator[Problem]:
         yield Problem(path, rule, remedy, str(gpus))
 
 
-def _sync_batchnorm_has_gpus(config: TrialConfig, _: int | None) -> Iterator[Problem]:
-    if config.resources.gpus_per_worker == 0 and config.train.batchnorm.sync:
-        remedy = "set it to false, or give the workers GPUs"
-        got = "true with 0 GPUs a worker"
-        yield Problem("train.batchnorm.sync", "SyncBatchNorm runs on GPUs only", remedy, got)
-
-
 def _sobolev_has_plain_batchnorm(config: TrialConfig, _: int | None) -> Iterator[Problem]:
     if METHODS[config.distill.method].slope and config.train.batchnorm.sync:
         rule = f"{config.distill.method} differentiates twice, which SyncBatchNorm cannot"
@@ -144,7 +137,6 @@ RULES: tuple[Rule, ...] = (
     Rule(("data.batch_size", _WORKERS, "train.accumulate"), _micro_batches_have_two_pictures),
     Rule(("train.launcher", _WORKERS), _inline_has_one_worker),
     Rule((_GPUS, _WORKERS), _gpus_can_be_given),
-    Rule((_GPUS, "train.batchnorm.sync"), _sync_batchnorm_has_gpus),
     Rule((_METHOD, "train.batchnorm.sync"), _sobolev_has_plain_batchnorm),
     Rule((_GPUS, "train.precision"), _precision_has_a_gpu),
     Rule(("train.loss_scale.initial", "train.loss_scale.floor"), _loss_scale_is_above_its_floor),

@@ -1,0 +1,189 @@
+"""How three ranks (gloo) exchange gradients: two would hide in which order they are summed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+
+from tests.trainable.stepping import PLAIN_SGD, noise, plain_network, weights
+from tests.trainable.trials import CPU
+from trainable import ranks
+from trainable.config import DistillConfig, OptimConfig, TrainConfig
+from trainable.distill.objective import Objective, method_of
+from trainable.engine.optimizers import build_optimizer
+from trainable.engine.parallel import wrap_for_ranks
+from trainable.engine.step import Step
+from trainable.networks.blocks import BlockNetwork
+from trainable.networks.teacher import FrozenTeacher
+from trainable.networks.zoo import Pictures, build, is_own
+from trainable.plan import Group, initial_groups
+
+RANKS, SIZE = 3, 4
+STABLE = {"method": "stablekd", "alpha": 0.5, "decomposition": "5/1"}
+METHODS = {"kd": {"method": "kd", "alpha": 0.5}, "stablekd": STABLE}
+
+
+def wide_network(seed: int) -> BlockNetwork:
+    """Of 4.7 MiB, in two buckets."""
+    torch.manual_seed(seed)
+    built = build("mini_resnet_10_32", Pictures(10, 3, (8, 8)), path="student.model")
+    return BlockNetwork(built.network, built.cuts)
+
+
+class Trial:
+    """A student on this rank, and what it learns from."""
+
+    def __init__(
+        self,
+        student: BlockNetwork,
+        teacher: BlockNetwork,
+        distill: dict[str, Any],
+        **settings: bool,
+    ) -> None:
+        self.student, self.teacher, self.number = student, FrozenTeacher(teacher), 0
+        config = DistillConfig.model_validate(distill)
+        method = method_of(config, student, initial_groups(len(student), len(student)))
+        self.objective = Objective(student, method).train()
+        optim = OptimConfig.model_validate({**PLAIN_SGD, "lr": 0.1})
+        optimizer = build_optimizer(optim, self.objective.parameters(), CPU)
+        wrapped = wrap_for_ranks(self.objective, **settings)
+        self.step = Step(wrapped, optimizer, TrainConfig(), CPU, classes=10)
+
+    def update(self, count: int = 1) -> None:
+        for _ in range(count):
+            images, labels = noise(RANKS * self.number + ranks.rank(), SIZE)
+            size = SIZE * RANKS
+            self.step.accumulate(images, labels, self.teacher(images), update_size=size, last=True)
+            self.step.finish(0.1)
+            self.number += 1
+
+
+def resumed_in_a_later_stage() -> dict[str, dict[str, Tensor]]:
+    """Five updates, of which three with each block for itself; and the last two by another process."""
+    later: tuple[Group, ...] = ((0, 2), (2, 5))
+    whole = Trial(wide_network(0), wide_network(1), STABLE)
+    whole.update(3)
+    resumed = Trial(wide_network(2), wide_network(1), STABLE)
+    resumed.student.load_state_dict(whole.student.state_dict())
+    resumed.number = whole.number
+    for trial in (whole, resumed):
+        trial.objective.regroup(later)
+        trial.update(2)
+    return {"whole": weights(whole.student), "resumed": weights(resumed.student)}
+
+
+def order_of(distill: dict[str, Any]) -> list[str]:
+    """In an update: when buckets are sent, and when the first layer's gradient is there."""
+    trial = Trial(wide_network(0), wide_network(1), distill)
+    trial.update()
+    found: list[str] = []
+    all_reduce = dist.all_reduce
+
+    def noting(*inputs: Any, async_op: bool = False, **named: Any) -> Any:
+        if async_op:
+            found.append("bucket")
+        return all_reduce(*inputs, async_op=async_op, **named)
+
+    first = next(trial.student.parameters())
+    first.register_post_accumulate_grad_hook(lambda _: found.append("last gradient"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dist, "all_reduce", noting)
+        trial.update()
+    return found
+
+
+class Skipping(nn.Module):
+    """A layer that a person's own network leaves out by turns: of every rank in update 2, of one in update 3."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.calls = nn.Conv2d(3, 3, 1), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        skips = self.calls == 2 or (self.calls == 3 and ranks.rank() == 1)
+        return x if skips else x + self.layer(x)
+
+
+def skipped() -> list[list[float]]:
+    """The mean of the layer's weights, begun with and after each update."""
+    torch.manual_seed(0)
+    layers = nn.Sequential(Skipping(), nn.Flatten(), nn.Linear(3 * 64, 10))
+    student = BlockNetwork(layers, ("1",))
+    trial = Trial(student, plain_network(1), METHODS["kd"], may_skip=True)
+    found = [layers[0].layer.weight.flatten().tolist()]
+    for _ in range(4):
+        trial.update()
+        found.append(layers[0].layer.weight.flatten().tolist())
+    return found
+
+
+def _rank(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    store = f"file://{folder}/store"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=RANKS)
+    found = {
+        "stages": resumed_in_a_later_stage(),
+        "order": {name: order_of(distill) for name, distill in METHODS.items()},
+        "skipped": skipped(),
+    }
+    torch.save(found, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def on_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """One spawn for all tests."""
+    folder: Path = tmp_path_factory.mktemp("exchange")
+    mp.spawn(_rank, (str(folder),), nprocs=RANKS)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]
+
+
+def test_who_goes_on_in_a_later_stage_ends_in_the_same_bits(on_ranks: list[dict[str, Any]]) -> None:
+    """Gradients come in another order in each stage, and DDP orders its buckets by the first that it sees."""
+    expected = on_ranks[0]["stages"]["whole"]
+    parameters = dict(wide_network(0).named_parameters())
+    for results in on_ranks:
+        whole, resumed = results["stages"]["whole"], results["stages"]["resumed"]
+        for name, value in whole.items():
+            assert torch.equal(resumed[name], value), name
+            if name in parameters:
+                assert torch.equal(value, expected[name]), name
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_ranks_exchange_while_the_backward_pass_goes_on(
+    method: str, on_ranks: list[dict[str, Any]]
+) -> None:
+    for results in on_ranks:
+        assert results["order"][method] == ["bucket", "last gradient", "bucket"]
+
+
+def test_a_layer_may_be_left_out_by_all_ranks_or_by_one(on_ranks: list[dict[str, Any]]) -> None:
+    start, first, second, third, fourth = on_ranks[0]["skipped"]
+    assert first != start
+    assert second == first
+    assert third != second
+    assert fourth != third
+    assert all(results["skipped"] == on_ranks[0]["skipped"] for results in on_ranks)
+
+
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [
+        ("resnet18", False),
+        ("mini_resnet_10_4", False),
+        ("torchvision:resnet18", False),
+        ("timm:resnet18", False),
+        ("my.networks:small", True),
+        ("vit_t8", False),
+    ],
+)
+def test_networks_of_a_persons_own_may_skip_layers(name: str, own: bool) -> None:
+    assert is_own(name) == own

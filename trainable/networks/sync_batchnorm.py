@@ -1,0 +1,119 @@
+"""BatchNorm over the pictures of all ranks, without a wait for the device.
+
+torch's own `nn.SyncBatchNorm` looks for ranks without pictures, and so waits for the GPU in every layer's
+forward; here no rank is without (`data/sampling.py` plans it so). It runs on CPUs too.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
+
+from trainable import ranks
+from trainable.networks import cpu_kernels
+
+
+class SyncBatchNorm(_BatchNorm):
+    """BatchNorm whose batch in training is that of all ranks; each must have a picture of its own.
+
+    Output, gradients and running statistics are those of `nn.BatchNorm` on the joined batch, however unequal
+    the ranks' shares of it. In eval mode, and on one rank, it is `nn.BatchNorm`. Ranks exchange 2·C + 1 numbers
+    each in the forward and 2·C in the backward; it cannot be differentiated twice.
+    """
+
+    @classmethod
+    def in_place_of(cls, old: _BatchNorm) -> SyncBatchNorm:
+        """A layer with the very parameters and buffers of `old`, and its settings."""
+        new = cls(old.num_features, old.eps, old.momentum, old.affine, old.track_running_stats)
+        new.weight, new.bias = old.weight, old.bias
+        new.running_mean, new.running_var = old.running_mean, old.running_var
+        new.num_batches_tracked = old.num_batches_tracked
+        return new.train(old.training)
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() < 2:
+            raise ValueError(f"expected (batch, channels, …), got {tuple(input.shape)}")
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(batch, channels, …) → the same shape, type and memory format."""
+        if not self.training or ranks.world_size() == 1:
+            return super().forward(input)
+        self._check_input_dim(input)
+        running, momentum = (None, None), 0.0
+        if self.num_batches_tracked is not None:
+            running = (self.running_mean, self.running_var)
+            self.num_batches_tracked.add_(1)
+            # Without a momentum all batches weigh the same, and the count is read: a wait, as in nn.BatchNorm.
+            momentum = self.momentum
+            if momentum is None:
+                momentum = 1.0 / float(self.num_batches_tracked)
+        return _Joined.apply(input, self.weight, self.bias, running, momentum, self.eps)
+
+
+class _Joined(torch.autograd.Function):
+    """Normalises by the joined batch's statistics, and moves the running ones towards them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        running: tuple[Tensor | None, Tensor | None],
+        momentum: float,
+        eps: float,
+    ) -> Tensor:
+        x = _dense(x)
+        kernels = _kernels(x)
+        mean, invstd = kernels.batch_norm_stats(x, eps)
+        channels = mean.numel()
+        count = mean.new_full((1,), x.numel() // channels)
+        rows = mean.new_zeros(ranks.world_size(), 2 * channels + 1)
+        torch.cat([mean, invstd, count], out=rows[ranks.rank()])
+        # A sum with zeros, which changes nothing: gathering has another name in each torch and backend.
+        ranks.sum_over_ranks(rows)
+        means, invstds, counts = rows.split([channels, channels, 1], dim=1)
+        counts = counts.reshape(-1)
+        mean, invstd = kernels.batch_norm_gather_stats_with_counts(
+            x, means, invstds, *running, momentum, eps, counts
+        )
+        ctx.save_for_backward(x, weight, mean, invstd, counts.to(torch.int32))
+        return kernels.batch_norm_elemt(x, weight, bias, mean, invstd, eps)
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # type: ignore[override]
+        ctx: Any, *gradients: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        x, weight, mean, invstd, counts = ctx.saved_tensors
+        gradient = _dense(gradients[0])
+        kernels = _kernels(x)
+        # Those of weight and bias stay this rank's: they are summed with all other gradients.
+        total, with_centred, of_weight, of_bias = kernels.batch_norm_backward_reduce(
+            gradient, x, mean, invstd, weight, *ctx.needs_input_grad[:3]
+        )
+        of_input = None
+        if ctx.needs_input_grad[0]:
+            sums = ranks.sum_over_ranks(torch.cat([total, with_centred]))
+            of_input = kernels.batch_norm_backward_elemt(
+                gradient, x, mean, invstd, weight, *sums.chunk(2), counts
+            )
+        wanted = zip((of_input, of_weight, of_bias), ctx.needs_input_grad, strict=False)
+        return (*(found if needed else None for found, needed in wanted), None, None, None)
+
+
+def _kernels(x: Tensor) -> Any:
+    """torch has these only for CUDA; those for the CPU have the same names and arguments."""
+    return torch if x.is_cuda else cpu_kernels
+
+
+def _dense(x: Tensor) -> Tensor:
+    """`x` in a layout that the kernels read: channels last if it has it, or else contiguous."""
+    channels_last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim())
+    if channels_last is not None and x.is_contiguous(memory_format=channels_last):
+        return x
+    return x.contiguous()
