@@ -78,8 +78,9 @@ class _Joined(torch.autograd.Function):
         ranks.sum_over_ranks(rows)
         means, invstds, counts = rows.split([channels, channels, 1], dim=1)
         counts = counts.reshape(-1)
+        # CUDA's takes its numbers to be of the type of the running statistics, or without any of its first argument.
         mean, invstd = kernels.batch_norm_gather_stats_with_counts(
-            x, means, invstds, *running, momentum, eps, counts
+            means, means, invstds, *running, momentum, eps, counts
         )
         ctx.save_for_backward(x, weight, mean, invstd, counts.to(torch.int32))
         return kernels.batch_norm_elemt(x, weight, bias, mean, invstd, eps)
