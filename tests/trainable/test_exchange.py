@@ -17,11 +17,10 @@ from trainable import ranks
 from trainable.config import DistillConfig, OptimConfig, TrainConfig
 from trainable.distill.objective import Objective, method_of
 from trainable.engine.optimizers import build_optimizer
-from trainable.engine.parallel import wrap_for_ranks
 from trainable.engine.step import Step
 from trainable.networks.blocks import BlockNetwork
 from trainable.networks.teacher import FrozenTeacher
-from trainable.networks.zoo import Pictures, build, is_own
+from trainable.networks.zoo import Pictures, build
 from trainable.plan import Group, initial_groups
 
 RANKS, SIZE = 3, 4
@@ -44,7 +43,6 @@ class Trial:
         student: BlockNetwork,
         teacher: BlockNetwork,
         distill: dict[str, Any],
-        **settings: bool,
     ) -> None:
         self.student, self.teacher, self.number = student, FrozenTeacher(teacher), 0
         config = DistillConfig.model_validate(distill)
@@ -52,8 +50,7 @@ class Trial:
         self.objective = Objective(student, method).train()
         optim = OptimConfig.model_validate({**PLAIN_SGD, "lr": 0.1})
         optimizer = build_optimizer(optim, self.objective.parameters(), CPU)
-        wrapped = wrap_for_ranks(self.objective, **settings)
-        self.step = Step(wrapped, optimizer, TrainConfig(), CPU, classes=10)
+        self.step = Step(self.objective, optimizer, TrainConfig(), CPU, classes=10)
 
     def update(self, count: int = 1) -> None:
         for _ in range(count):
@@ -116,7 +113,7 @@ def skipped() -> list[list[float]]:
     torch.manual_seed(0)
     layers = nn.Sequential(Skipping(), nn.Flatten(), nn.Linear(3 * 64, 10))
     student = BlockNetwork(layers, ("1",))
-    trial = Trial(student, plain_network(1), METHODS["kd"], may_skip=True)
+    trial = Trial(student, plain_network(1), METHODS["kd"])
     found = [layers[0].layer.weight.flatten().tolist()]
     for _ in range(4):
         trial.update()
@@ -172,18 +169,3 @@ def test_a_layer_may_be_left_out_by_all_ranks_or_by_one(on_ranks: list[dict[str,
     assert third != second
     assert fourth != third
     assert all(results["skipped"] == on_ranks[0]["skipped"] for results in on_ranks)
-
-
-@pytest.mark.parametrize(
-    ("name", "own"),
-    [
-        ("resnet18", False),
-        ("mini_resnet_10_4", False),
-        ("torchvision:resnet18", False),
-        ("timm:resnet18", False),
-        ("my.networks:small", True),
-        ("vit_t8", False),
-    ],
-)
-def test_networks_of_a_persons_own_may_skip_layers(name: str, own: bool) -> None:
-    assert is_own(name) == own
