@@ -87,10 +87,14 @@ def of_observing(record: dict[str, Any]) -> Iterator[Figure]:
 
 
 def of_scaling(record: dict[str, Any]) -> Iterator[Figure]:
-    """Ranks alone and together, and what those that differ from plain DDP come to."""
+    """Ranks alone and together, and what they come to beside one another."""
     case = f"{_case(record)} a rank"
     compared = {
         "all ranks": ("weak_scaling", "the rate of one rank alone, each"),
+        "all ranks, kernel by kernel": (
+            "weak_scaling_kernel_by_kernel",
+            "the rate of one rank alone, each",
+        ),
         "all ranks, SyncBatchNorm": ("sync_batchnorm", "the time without"),
         "all ranks, 4 micro-batches": ("of_a_micro_batch", "the time of a micro-batch alone"),
     }
