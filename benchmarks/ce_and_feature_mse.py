@@ -14,8 +14,8 @@ Every form trains the config's student from the same initial weights on the same
     two-forwards            one through DDP for each loss, two backward passes (a plain loop)
     around-ddp              as two-forwards, but the second calls `student.module` (the pattern of the post)
 
-With `--ranks` above 1 the plain loops run under DDP (all with SyncBatchNorm, where train.batchnorm.sync says so). What each form
-came to is written as soon as it ends, and a second call runs the forms that are missing.
+With `--ranks` above 1 the plain loops run under DDP (all with SyncBatchNorm, where train.batchnorm.sync says so). What
+each form came to is written as soon as it ends, and a second call runs the forms that are missing.
 """
 
 from __future__ import annotations
