@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -98,36 +100,38 @@ def calls(*, waits: bool = False, breaks: bool = False) -> dict[str, Any]:
     return {**found, "abandoned": len(abandoned), "said": said}
 
 
-def trained(folder: Path, name: str) -> list[dict[str, float]]:
-    found: list[EpochRecord] = []
-    run(TrialTask(CONFIG, folder / name, folder / "teacher.safetensors"), found.append, CPU)
-    return numbers(found)
+def trained() -> dict[str, Any]:
+    """A trial as it is, and one of replays."""
+    found: dict[str, Any] = {}
+    folder = Path.cwd()
+    for name, updater in (("plain", loop.Updater), ("replayed", Replayed)):
+        loop.Updater = updater
+        told: list[EpochRecord] = []
+        run(TrialTask(CONFIG, folder / name, folder / "teacher.safetensors"), told.append, CPU)
+        found[name] = numbers(told)
+    return {**found, "replays": Replayed.count}
 
 
-def _rank(rank: int, folder: str) -> None:
+def _rank(rank: int, folder: str, acts: dict[str, Callable[[], Any]]) -> None:
     torch.set_num_threads(1)
+    os.chdir(folder)
     store = f"file://{folder}/store"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=RANKS)
-    found: dict[str, Any] = {
-        "captured": calls(),
-        "waits": calls(waits=True),
-        "breaks": calls(breaks=True),
-        "plain": trained(Path(folder), "plain"),
-    }
-    loop.Updater = Replayed
-    found["replayed"] = trained(Path(folder), "replayed")
-    found["replays"] = Replayed.count
-    torch.save(found, f"{folder}/{rank}.pt")
+    torch.save({name: act() for name, act in acts.items()}, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
+
+
+def on_two_ranks(folder: Path, **acts: Callable[[], Any]) -> list[dict[str, Any]]:
+    mp.spawn(_rank, (str(folder), acts), nprocs=RANKS)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]
 
 
 @pytest.fixture(scope="module")
 def on_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """One spawn for all tests."""
-    folder: Path = tmp_path_factory.mktemp("graphs")
-    untrained_teacher(CONFIG, folder)
-    mp.spawn(_rank, (str(folder),), nprocs=RANKS)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]
+    """One spawn for all calls."""
+    waits, breaks = partial(calls, waits=True), partial(calls, breaks=True)
+    folder = tmp_path_factory.mktemp("graphs")
+    return on_two_ranks(folder, captured=calls, waits=waits, breaks=breaks)
 
 
 @pytest.mark.parametrize("case", ["captured", "waits", "breaks"])
@@ -170,8 +174,11 @@ def test_a_capture_that_breaks_off_on_one_rank_is_given_up_on_all(
     assert said == [["another rank cannot be captured"], ["operation failed"]]
 
 
-def test_a_trial_of_replays_ends_in_the_bits_of_one_without(on_ranks: list[dict[str, Any]]) -> None:
+@pytest.mark.slow
+def test_a_trial_of_replays_ends_in_the_bits_of_one_without(tmp_path: Path) -> None:
     """With SyncBatchNorm, two micro-batches an update, and two stages."""
-    for results in on_ranks:
-        assert results["replayed"] == results["plain"] == on_ranks[0]["plain"]
-        assert results["replays"] == 4
+    untrained_teacher(CONFIG, tmp_path)
+    first, second = (results["trials"] for results in on_two_ranks(tmp_path, trials=trained))
+    assert first == second
+    assert first["replayed"] == first["plain"]
+    assert first["replays"] == 4
