@@ -25,7 +25,7 @@ def branch(name: str) -> Generator[Wait]:
     called once at least before the update ends. The backward pass of what is inside is a branch, too.
     """
     if not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()):
-        yield _nothing
+        yield nothing
         return
     own = _stream(name, torch.cuda.current_device())
     own.wait_stream(torch.cuda.current_stream())
@@ -42,5 +42,5 @@ def _stream(name: str, device: int) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-def _nothing() -> None:
+def nothing() -> None:
     """There is nothing to wait for."""
