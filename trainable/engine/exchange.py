@@ -48,6 +48,7 @@ class Exchange:
             if id(parameter) not in missing[number]:
                 raise RuntimeError("a backward pass must give each parameter one gradient, got two")
             missing[number].remove(id(parameter))
+            self._buckets[number].note_stream()
             while (done := len(self._sent)) < len(missing) and not missing[done]:
                 self._send()
 
@@ -90,6 +91,8 @@ class _Bucket:
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
         self.parameters = parameters
+        self._streams: set[torch.cuda.Stream] = set()
+        """Other ones than that of the last gradient may have made the rest (`branches`)."""
         sizes = [-(-p.numel() // _ALIGNED) * _ALIGNED for p in parameters]
         self.memory = parameters[0].new_zeros(sum(sizes))
         self._places = [
@@ -98,9 +101,21 @@ class _Bucket:
             for piece, p in zip(self.memory.split(sizes), parameters, strict=True)
         ]
 
+    def note_stream(self) -> None:
+        """A gradient has been made in the current stream."""
+        if self.memory.is_cuda:
+            self._streams.add(torch.cuda.current_stream())
+
     def fill(self) -> None:
         """Bring the parameters' gradients here."""
         gradients = [p.grad for p in self.parameters if p.grad is not None]
+        if self.memory.is_cuda:
+            current = torch.cuda.current_stream()
+            for stream in self._streams - {current}:
+                current.wait_stream(stream)
+            for gradient in gradients:
+                gradient.record_stream(current)  # their own streams must not write there yet
+        self._streams.clear()
         foreach.copy_(self._places, gradients)
         for parameter, place in zip(self.parameters, self._places, strict=True):
             parameter.grad = place
