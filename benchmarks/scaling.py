@@ -94,9 +94,13 @@ def measured(
 ) -> dict[str, list[float]]:
     """Seconds of an update in each round, of the forms that are this process's."""
     case, device = case_of(options, options.batch), torch.device(options.device)
-    updates = {name: form(case) for name, form in own.items() if name in options.forms}
-    for update in updates.values():
-        seconds(update, 24 if device.type == "cuda" else 2, device)
+    updates: dict[str, Ours] = {}
+    for warming in (ALONE, TOGETHER):  # by turns, too: cuDNN chooses its kernels by how long they take
+        turn.wait(PATIENCE_S)
+        if warming is own:
+            updates = {name: form(case) for name, form in own.items() if name in options.forms}
+            for update in updates.values():
+                seconds(update, 24 if device.type == "cuda" else 2, device)
     times: dict[str, list[float]] = {name: [] for name in updates}
     for _ in range(options.rounds):
         for name in options.forms:

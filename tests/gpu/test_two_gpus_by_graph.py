@@ -197,7 +197,7 @@ def test_trials_by_graph_end_in_the_bits_of_those_without(
         graph, eager = results[f"{name} True"], results[f"{name} False"]
         assert graph["records"] == eager["records"] == found[0][f"{name} False"]["records"]
         assert eager["launches"] == 0
-        assert graph["launches"] > 30
+        assert graph["launches"] >= 30
     best = [(folder / f"{name} {graph}" / BEST).read_bytes() for graph in (False, True)]
     assert best[0] == best[1]
 
