@@ -7,12 +7,12 @@ Every form augments the same pictures of noise (crop and flip), and takes the sa
 the gradient bounded, SGD with momentum and weight decay, a GradScaler in fp16. The first three are the loop that one
 writes with torch alone: the student run once for each loss term, run once for both, and that in channels_last. Its two
 parts follow by themselves: `student alone` learns from the labels, `teacher alone` is the teacher's forward; `teacher
-fused` is the product's. `eager` is the product's step, `graph` that replayed as a CUDA graph, and `compiled` such a
+fused` is the product's, `teacher in bf16` that with `teacher.precision: bf16`, cast for the student. `eager` is the product's step, `graph` that replayed as a CUDA graph, and `compiled` such a
 graph with `train.compile`; these also look at every picture, label and gradient, undo what a bad update does to
 BatchNorm, and measure every tenth gradient.
 
 Times are medians over rounds in turns, ratios those of the rounds' pairs; `of_parts` is a form's time over the sum of
-the two parts'. Written to benchmarks/results/step-<device>.json.
+the two parts', `of_teacher` that of another teacher over the plain one's. Written to benchmarks/results/step-<device>.json.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from trainable.distill.objective import Objective, method_of
 from trainable.engine.failures import Progress
 from trainable.engine.feed import Feed
 from trainable.engine.optimizers import build_optimizer
-from trainable.engine.precision import Precision
+from trainable.engine.precision import TeacherPrecision
 from trainable.engine.settings import apply_settings
 from trainable.engine.step import Step
 from trainable.engine.updater import Updater
@@ -96,18 +96,19 @@ class Ours:
         self._updater.take(iter(self._batches), len(self._batches), self._size, LR)
 
 
-def fused_teacher(case: Case) -> Update:
-    """The product's forward of the teacher, by itself."""
+def fused_teacher(case: Case, precision: str | None = None) -> Update:
+    """The product's forward of the teacher, by itself; None is the student's precision."""
     frozen = FrozenTeacher(BlockNetwork(copy.deepcopy(case.teacher), case.cuts)).to(case.device)
     frozen.to(memory_format=torch.channels_last)
-    precision = Precision(config_of(case.precision, 2).train, case.device)
-    with precision.forward():
+    config = config_of(case.precision, 2, teacher={"precision": precision})
+    own = TeacherPrecision(config, case.device)
+    with own.forward():
         frozen.fuse(case.pixels.augmented(case.pixels.batch)[0])
 
     def update() -> None:
         images, _ = case.pixels.augmented(case.pixels.batch)
-        with precision.forward():
-            frozen(images)
+        with own.forward():
+            frozen(images, own.handed)
 
     return update
 
@@ -118,12 +119,13 @@ def config_of(
     cpus: int = 1,
     distill: dict[str, Any] | None = None,
     train: dict[str, Any] | None = None,
+    teacher: dict[str, Any] | None = None,
 ) -> TrialConfig:
     """Of a trial that takes this step."""
     return TrialConfig.model_validate(
         {
             "data": {"source": "digits", "batch_size": batch},
-            "teacher": {"model": "resnet34", "checkpoint": "none.safetensors"},
+            "teacher": {"model": "resnet34", "checkpoint": "none.safetensors", **(teacher or {})},
             "student": {"model": "resnet18"},
             "distill": distill or {"method": "kd", "alpha": ALPHA},
             "train": {"precision": precision, "clip": CLIP, **(train or {})},
@@ -139,12 +141,14 @@ FORMS: dict[str, Form] = {
     "student alone": lambda case: plain(case, passes=0, channels_last=True),
     "teacher alone": teacher_alone,
     "teacher fused": lambda case: fused_teacher(case),
+    "teacher in bf16": lambda case: fused_teacher(case, "bf16"),
     "eager": lambda case: Ours(case, graph=False),
     "graph": lambda case: Ours(case, graph=True),
     "compiled": lambda case: Ours(case, graph=True, train={"compile": True}),
 }
 PARTS = ("student alone", "teacher alone")
-ALONE = (*PARTS, "teacher fused")
+TEACHERS = ("teacher fused", "teacher in bf16")
+ALONE = (*PARTS, *TEACHERS)
 
 
 def seconds(update: Update, updates: int, device: torch.device) -> float:
@@ -194,6 +198,9 @@ def measured(options: argparse.Namespace, batch: int, forms: dict[str, Form]) ->
             parts = [sum(both) for both in zip(*(times[part] for part in PARTS), strict=True)]
             of_parts = statistics.median(a / b for a, b in zip(own, parts, strict=True))
             found[name]["of_parts"] = of_parts
+        if PARTS[1] in times and name in TEACHERS:
+            pairs = zip(own, times[PARTS[1]], strict=True)
+            found[name]["of_teacher"] = statistics.median(a / b for a, b in pairs)
         print(f"{batch:>4} {name:<16} {1000 * statistics.median(own):8.2f} ms a step {gain:6.2f}×")
     if options.profile:
         profile(list(updates.values())[-1], device)

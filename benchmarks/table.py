@@ -46,7 +46,9 @@ class Row(NamedTuple):
 
 
 def of_step(record: dict[str, Any]) -> Iterator[Figure]:
-    """Forms of a step: how much faster than the first each is, and what it takes beside its two parts."""
+    """Forms of a step: how much faster than the first each is, and what it takes beside its two parts; of the teacher by
+    itself, beside the plain one.
+    """
     for batch, forms in record["batches"].items():
         case = f"{_networks(record['settings'])}, batch {batch}"
         first = next(iter(forms))
@@ -55,6 +57,8 @@ def of_step(record: dict[str, Any]) -> Iterator[Figure]:
             compared: list[str] = []
             if name != first and (not has_parts or "of_parts" in own):
                 compared.append(f"{own['gain']:.2f}× as fast as {first}")
+            if "of_teacher" in own:
+                compared = [f"{own['of_teacher']:.2f}× the time of teacher alone"]
             if "of_parts" in own:
                 compared.append(f"{own['of_parts']:.2f}× the time of student + teacher alone")
             yield Figure(case, name, f"{own['step_ms']:.2f} ms a step", ", ".join(compared))

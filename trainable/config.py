@@ -19,6 +19,7 @@ PositiveInt = Annotated[int, Field(ge=1, le=1_000_000)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, le=2**62)]
+PrecisionName = Literal["fp32", "tf32", "bf16", "fp16"]
 
 
 class Config(BaseModel):
@@ -203,6 +204,9 @@ class TeacherConfig(Config):
     """A `.safetensors` file or a state dict saved by `torch.save`; loaded with weights only."""
     train: TeacherTrainConfig | None = None
     """Train the teacher as the study's first phase, once for each distinct config."""
+    precision: Literal["fp32", "bf16", "fp16"] | None = None
+    """Type of the teacher's forward pass, as `train.precision` is of the student's; None is the same. From another one
+    its answers are handed to the student in fp32, with that type's rounding in them."""
     cache: bool = False
     """Ask the teacher once a node, not in every epoch of every trial, and keep what it says of each training picture
     in the cache folder; needs a fixed set of views of each, so of `data.augment` no more than `crop` and `flip`:
@@ -305,7 +309,7 @@ class TrainConfig(Config):
     launcher: Literal["auto", "inline", "torch_trainer"] = "auto"
     """`inline` runs the loop in Tune's own process, `torch_trainer` under Ray Train; `auto` is `inline`
     for one worker."""
-    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
+    precision: PrecisionName = "fp32"
     """Type of the forward pass: `tf32` rounds the inputs of fp32 products to 10 bits, `bf16` and `fp16` are
     autocast's, and `fp16` scales its loss (GradScaler). Losses, gradients and parameters are fp32."""
     loss_scale: LossScaleConfig = LossScaleConfig()
@@ -360,3 +364,9 @@ class TrialConfig(Config):
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     resources: ResourcesConfig = ResourcesConfig()
+
+    @property
+    def teacher_precision(self) -> PrecisionName:
+        """Of the teacher's forward pass: its own, or else the student's."""
+        own = None if self.teacher is None else self.teacher.precision
+        return self.train.precision if own is None else own

@@ -90,11 +90,13 @@ def test_a_step_is_compared_with_its_parts_too(script: Script) -> None:
     record = a_record(10, ["A GPU"])
     forms = record["batches"]["128"]
     forms["student alone"] = {"step_ms": 3.0, "gain": 3.3}
+    forms["teacher in bf16"] = {"step_ms": 1.0, "gain": 10.0, "of_teacher": 0.52}
     forms["plain"]["of_parts"], forms["ours"]["of_parts"] = 1.5, 1.08
     assert [row.compared for row in table.rows_of("step-a-gpu", record)] == [
         "1.50× the time of student + teacher alone",
         "4.00× as fast as plain, 1.08× the time of student + teacher alone",
         "",
+        "0.52× the time of teacher alone",
     ]
 
 

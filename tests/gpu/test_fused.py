@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from tests.gpu.stepping import CUDA
-from tests.trainable.test_fused import operations, settled
+from tests.trainable.test_fused import STATED, operations, settled
 from trainable.networks.blocks import BlockNetwork
-from trainable.networks.fused import fused
+from trainable.networks.fused import distance, fused
 from trainable.networks.teacher import FrozenTeacher
 from trainable.networks.zoo import Pictures, build
 
@@ -53,6 +53,8 @@ def test_it_is_about_as_near_to_fp32_as_autocast_is(
         assert mine.is_contiguous(memory_format=torch.channels_last) or mine.dim() == 2
         error, usual = ((x.float() - true).norm() / true.norm() for x in (mine, theirs))
         assert error < 2 * usual
+    outputs = (*found.features, found.logits)
+    assert distance(outputs, (*exact.features, exact.logits)) < STATED[dtype]
 
 
 def test_fp32_is_left_alone() -> None:

@@ -106,6 +106,27 @@ def test_optimizers_and_dropout(
 
 
 @pytest.mark.usefixtures("restored_determinism")
+@pytest.mark.parametrize("cache", [False, True])
+@pytest.mark.parametrize(("teacher", "student"), [("fp16", "fp32"), ("fp32", "fp16")])
+def test_a_teacher_of_another_precision_is_cast_within_the_graph(
+    teacher: str,
+    student: str,
+    cache: bool,
+    tmp_path: Path,
+    replays: Replays,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Beside the student, or with what is gathered; groups and their errors read what was cast."""
+    monkeypatch.setenv("KD_STUDY_CACHE", str(tmp_path / "cache"))
+    config = config_of()
+    own = config.teacher.model_copy(update={"precision": teacher, "cache": cache})  # type: ignore[union-attr]
+    distill = config.distill.model_copy(update=STABLE)
+    sections = {"teacher": own, "distill": distill}
+    by_graphs, _ = both_forms(tmp_path, replays, sections, precision=student, epochs=3)
+    assert by_graphs > 20
+
+
+@pytest.mark.usefixtures("restored_determinism")
 @pytest.mark.parametrize("method", ["kd", "stablekd"])
 def test_what_a_cached_teacher_said_is_gathered_within_the_graph(
     method: str, tmp_path: Path, replays: Replays, monkeypatch: pytest.MonkeyPatch

@@ -36,13 +36,16 @@ from trainable.engine.asking import ASKED, CHECKED
 from trainable.engine.checkpoint import BEST
 from trainable.errors import ConfigError, DataError
 from trainable.networks.build import Pictures, build_teacher_network
-from trainable.networks.teacher import FrozenTeacher, TeacherOutputs
+from trainable.networks.teacher import FrozenTeacher, Handed, TeacherOutputs, as_given
 from trainable.networks.weights import load_weights
 
 PICTURES = 359
 """Of the digits, without those held out: few, so that many trials take no time."""
 STABLE = {"method": "stablekd", "alpha": 0.5, "decomposition": "5/2"}
 AT = {"method": "at", "alpha": None, "lam": 10.0}
+
+
+EXACT = {"teacher": {"precision": "fp32"}, "train": {"precision": "bf16"}}
 
 
 class Ended(NamedTuple):
@@ -78,9 +81,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     found: list[int] = []
     forward = FrozenTeacher.forward
 
-    def counted(self: FrozenTeacher, images: Tensor) -> TeacherOutputs:
+    def counted(self: FrozenTeacher, images: Tensor, handed: Handed = as_given) -> TeacherOutputs:
         found.append(len(images))
-        return forward(self, images)
+        return forward(self, images, handed)
 
     monkeypatch.setattr(FrozenTeacher, "forward", counted)
     return found
@@ -109,6 +112,16 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "maps, accumulated": {"distill": AT, "train": {"epochs": 2, "accumulate": 2}},
     "bf16": {"distill": STABLE, "train": {"epochs": 3, "precision": "bf16"}},
+    "bf16 for fp32": {
+        "teacher": {"precision": "bf16"},
+        "distill": STABLE,
+        "train": {"epochs": 3, "accumulate": 2},
+    },
+    "fp32 for bf16": {
+        "teacher": {"precision": "fp32"},
+        "distill": AT,
+        "train": {"epochs": 2, "precision": "bf16"},
+    },
     "balanced": {"data": {"sampling": "balanced", "augment": {"flip": True}}},
     "subset": {"data": {"subset": 0.3, "batch_size": 50}},
     "streamed": {"data": {"loader": "streamed", "decode_workers": 0, "augment": {"flip": True}}},
@@ -168,9 +181,9 @@ def test_trials_share_a_file_where_the_answers_are_the_same(
     dark = {"mean": [0.1] * 3, "std": [0.5] * 3}
     variants = [
         [{}, {"data": {"batch_size": 32}}, {"train": {"epochs": 1, "accumulate": 2, "seed": 5}}],
+        [{"teacher": {"precision": "bf16"}}, {"train": {"precision": "bf16"}}],
         [{"distill": STABLE | {"decomposition": "1/0"}}, {"distill": {**AT, "lam": 1.0}}],
-        [{"train": {"precision": "bf16"}}],
-        [{"data": {"subset": 0.5}}],
+        [{"data": {"subset": 0.5}}, {"data": {"subset": 0.5}, **EXACT}],
         [{"data": {"split_seed": 1}}],
         [{"data": {"augment": {"flip": True}}}],
         [{"data": {"augment": {"crop": 1}}}],
@@ -330,6 +343,25 @@ def test_what_is_larger_than_the_budget_is_refused_with_its_size(
     assert files(folder) == []
 
 
+@pytest.mark.parametrize(
+    ("teacher", "student", "each"),
+    [("bf16", "fp32", 2), ("fp32", "bf16", 4), (None, "bf16", 2), (None, "fp32", 4)],
+)
+def test_the_least_that_is_needed_is_that_of_the_teachers_precision(
+    teacher: str | None, student: str, each: int, make_config: MakeConfig
+) -> None:
+    config = cached(
+        make_config(
+            teacher={"precision": teacher},
+            train={"precision": student},
+            data={"cache_budget_gib": 1e-9},
+        )
+    )
+    gib = PICTURES * 10 * each / 2**30
+    with pytest.raises(ConfigError, match=f"needs at least {gib:.3g} GiB"):
+        asking.check_shapes(config, PICTURES, [(10,)])
+
+
 def test_a_full_disk_is_seen_beforehand(
     make_config: MakeConfig, tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -406,10 +438,12 @@ def _rank(rank: int, place: str, config: TrialConfig) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("precision", [None, "bf16"])
 def test_two_ranks_that_ask_at_once_ask_once_and_each_gathers_its_own(
-    make_config: MakeConfig, tmp_path: Path, weights: Path
+    precision: str | None, make_config: MakeConfig, tmp_path: Path, weights: Path
 ) -> None:
     config = make_config(
+        teacher={"precision": precision},
         data={"drop_last": True, "augment": {"flip": True}},
         distill=STABLE,
         train={"epochs": 3, "workers": RANKS, "accumulate": 2},

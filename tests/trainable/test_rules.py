@@ -66,6 +66,16 @@ def the_only_problem(config: TrialConfig, blocks: int | None = None) -> Problem:
         {"resources.gpus_per_worker": 2.0, "train.workers": 2},
         {"train.precision": "bf16", "resources.gpus_per_worker": 0},
         {"train.precision": "fp16", "resources.gpus_per_worker": 1},
+        {"teacher.precision": "bf16", "resources.gpus_per_worker": 0},
+        {"teacher.precision": "fp16", "resources.gpus_per_worker": 1, "train.precision": "tf32"},
+        {"teacher.precision": "fp32", "train.precision": "bf16"},
+        {"teacher.precision": "fp32", "distill.method": "sobolev", "distill.lam": 1.0},
+        {
+            "teacher.precision": "fp16",
+            "resources.gpus_per_worker": 0,
+            "distill.method": "none",
+            "distill.alpha": None,
+        },
         {"train.precision": "fp16", "train.batchnorm": {"sync": True}},
         {"resources.gpus_per_worker": 0, "train.workers": 2, "train.batchnorm": {"sync": True}},
         {"data.mean": [0.5], "data.std": [0.5], "data.channels": 1},
@@ -238,6 +248,26 @@ def test_a_trial_without_a_method_needs_no_teacher() -> None:
             {"resources.gpus_per_worker": 0, "train.precision": "tf32"},
             "train.precision",
             "tf32 needs a GPU",
+        ),
+        (
+            {"resources.gpus_per_worker": 0, "teacher.precision": "fp16"},
+            "teacher.precision",
+            "fp16 needs a GPU, got 'fp16' with 0 GPUs a worker; use fp32 or bf16 on CPUs",
+        ),
+        (
+            {"teacher.precision": "fp32", "train.precision": "tf32"},
+            "teacher.precision",
+            "fp32 cannot be had beside train.precision: tf32, a setting of the whole process",
+        ),
+        (
+            {
+                "teacher.precision": "fp16",
+                "resources.gpus_per_worker": 0,
+                "distill.method": "sobolev",
+                "distill.lam": 1.0,
+            },
+            "teacher.precision",
+            "sobolev takes the slope of the teacher's answer in fp32, got 'fp16'",
         ),
         (
             {"train.loss_scale": {"initial": 1.0, "floor": 2.0}},

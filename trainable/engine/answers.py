@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from trainable.data.cache import Arrays
-from trainable.networks.teacher import TeacherOutputs
+from trainable.networks.teacher import Handed, TeacherOutputs, as_given
 
 Bytes = npt.NDArray[np.uint8]
 _UPLOADED = 4096
@@ -76,9 +76,9 @@ class Answers:
             column = _Resident(stored, layout, device) if is_cuda else _Mapped(stored, layout)
             self._columns.append(column)
 
-    def __call__(self, rows: Tensor) -> TeacherOutputs:
+    def __call__(self, rows: Tensor, handed: Handed = as_given) -> TeacherOutputs:
         """int64 (B,) → what the teacher said; features only where they were kept."""
-        *features, logits = (column.gathered(rows) for column in self._columns)
+        *features, logits = handed([column.gathered(rows) for column in self._columns])
         return TeacherOutputs(tuple(features), logits)
 
 

@@ -22,13 +22,13 @@ from trainable.data.faults import data_error
 from trainable.data.store import Dataset
 from trainable.engine.answers import Answers, Bytes, Layout
 from trainable.engine.feed import Feed
-from trainable.engine.precision import Precision
+from trainable.engine.precision import TeacherPrecision
 from trainable.errors import ConfigError, Problem
 from trainable.methods import METHODS
 from trainable.networks.projectors import Shape
 from trainable.networks.teacher import FrozenTeacher
 
-FORMAT = "1"
+FORMAT = "2"
 """Version of the files: raise it whenever equal keys would stand for other answers."""
 ASKED = 128
 """Pictures that the teacher is asked about at a time, at most."""
@@ -45,7 +45,7 @@ class Question(NamedTuple):
 
     config: TrialConfig
     teacher: FrozenTeacher
-    precision: Precision
+    precision: TeacherPrecision
     weights: Path
     """The teacher's file."""
     data: Dataset
@@ -96,7 +96,7 @@ def check_shapes(config: TrialConfig, pictures: int, shapes: Sequence[Shape]) ->
     is not known: all count as such.
     """
     kept = shapes if _reads_features(config) else shapes[-1:]
-    each = 2 if config.train.precision in ("bf16", "fp16") else 4
+    each = 2 if config.teacher_precision in ("bf16", "fp16") else 4
     _check_budget(config, pictures, each * sum(math.prod(shape) for shape in kept))
 
 
@@ -127,13 +127,14 @@ def _key(question: Question) -> str:
     kind = f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
     if device.type == "cuda":
         kind = f"{torch.cuda.get_device_name(device)}, deterministic: {train.deterministic}"
+        kind += f", tf32: {train.precision == 'tf32'}"  # of what autocast leaves in fp32
     cuts = config.student.cuts if teacher.cuts is None else teacher.cuts
     settings = (
         (data.mean, data.std),
         (augment.crop, augment.flip),
         teacher.model_dump_json(include={"model", "head"}),
         cuts if _reads_features(config) else "logits",
-        (train.precision, torch.__version__, kind),
+        (config.teacher_precision, torch.__version__, kind),
     )
     return combine(FORMAT, data.fingerprint, rows, weights, *(repr(s) for s in settings))
 
@@ -186,7 +187,7 @@ def _check(question: Question, answers: Answers) -> None:
     (images,) = question.feed.views([rows])
     kept = answers(torch.from_numpy(rows).to(question.device))
     outputs = _outputs(question, images)
-    bound = _ROUNDING[question.config.train.precision]
+    bound = _ROUNDING[question.config.teacher_precision]
     for (name, now), then in zip(outputs.items(), (*kept.features, kept.logits), strict=True):
         if now.dtype != then.dtype or now.shape != then.shape:
             raise OtherAnswersError(f"{name} of another type or shape")

@@ -1,26 +1,29 @@
-"""Autocast and loss scaling."""
+"""Autocast of both networks, and the student's loss scaling."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.amp import GradScaler, autocast
 from torch.optim import Optimizer
 
-from trainable.config import TrainConfig
+from trainable.config import PrecisionName, TrainConfig, TrialConfig
+from trainable.methods import METHODS
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Precision:
-    """The type of the forward pass, and the loss scale that keeps fp16 gradients from vanishing.
+    """The type of the student's forward pass, and the loss scale that keeps fp16 gradients from vanishing.
 
     Without fp16 the scale is 1 and never moves. (TF32 is a setting of the process: `settings`.)
     """
 
     def __init__(self, config: TrainConfig, device: torch.device) -> None:
-        self._device_type = device.type
-        self._dtype = _AUTOCAST.get(config.precision)
+        self._device = device
+        self._name: PrecisionName = config.precision
         self._floor = config.loss_scale.floor
         self.scaler = _AgreedGradScaler(
             device.type,
@@ -31,13 +34,7 @@ class Precision:
 
     def forward(self) -> autocast:
         """The context of the forward pass."""
-        # No cast of a weight is kept: a CUDA graph may not read one, and rounds as its eager form does.
-        return autocast(
-            self._device_type,
-            dtype=self._dtype,
-            enabled=self._dtype is not None,
-            cache_enabled=False,
-        )
+        return _autocast(self._name, self._device)
 
     def scale(self, loss: Tensor) -> Tensor:
         """The loss times the scale."""
@@ -59,6 +56,36 @@ class Precision:
         """1.0 if the scale is below its floor, else 0.0: () on the device, of the type of `like`."""
         scale = self.scaler.on_device()
         return torch.zeros_like(like) if scale is None else (scale < self._floor).to(like).view(())
+
+
+class TeacherPrecision:
+    """The type of the teacher's forward pass, and of what it hands to a student of another."""
+
+    def __init__(self, config: TrialConfig, device: torch.device) -> None:
+        self._device = device
+        self._name: PrecisionName = config.teacher_precision
+        self._is_another = config.teacher_precision != config.train.precision
+        self._reads_features = METHODS[config.distill.method].features != "none"
+
+    def forward(self) -> autocast:
+        """The context of the forward pass."""
+        return _autocast(self._name, self._device)
+
+    def handed(self, outputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The features and logits for the student: of another precision's, those that its method reads, in fp32.
+
+        That is the type of pictures, which every block and method takes, under autocast or not.
+        """
+        if not self._is_another:
+            return outputs
+        read = outputs if self._reads_features else outputs[-1:]
+        return [output.float() for output in read]
+
+
+def _autocast(name: PrecisionName, device: torch.device) -> autocast:
+    dtype = _AUTOCAST.get(name)
+    # No cast of a weight is kept: a CUDA graph may not read one, and rounds as its eager form does.
+    return autocast(device.type, dtype=dtype, enabled=dtype is not None, cache_enabled=False)
 
 
 class _AgreedGradScaler(GradScaler):

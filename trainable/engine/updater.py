@@ -19,6 +19,7 @@ from trainable.engine.answers import Answers
 from trainable.engine.failures import TRAINING, Progress
 from trainable.engine.feed import Feed
 from trainable.engine.graph import Graphs
+from trainable.engine.precision import TeacherPrecision
 from trainable.engine.step import Step
 from trainable.methods import METHODS
 from trainable.networks.teacher import FrozenTeacher, TeacherOutputs
@@ -41,6 +42,7 @@ class Updater:
     ) -> None:
         self._feed, self._teacher, self._step, self._progress = feed, teacher, step, progress
         self._precision, self._size = config.train.precision, config.data.batch_size
+        self._of_teacher = TeacherPrecision(config, device)
         self._asks_slope = METHODS[config.distill.method].slope
         self._compiles = config.train.compile
         own = micro_batch_sizes(self._size, ranks.world_size(), config.train.accumulate)[0]
@@ -99,7 +101,7 @@ class Updater:
         if self._asks_slope:
             return  # the slope is taken of the networks as they are, twice of the student's
         if isinstance(self._teacher, FrozenTeacher):
-            with self._step.precision.forward():
+            with self._of_teacher.forward():
                 self._teacher.fuse(images)
         if self._compiles:
             self._step.compile_for(len(images))
@@ -107,11 +109,13 @@ class Updater:
     def _ask(self, batch: Batch, images: Tensor) -> TeacherOutputs | None:
         if self._teacher is None:
             return None
+        handed = self._of_teacher.handed
         if isinstance(self._teacher, Answers):
-            return self._teacher(self._feed.row(batch))
-        with self._step.precision.forward():
-            ask = self._teacher.with_slope if self._asks_slope else self._teacher
-            return ask(images)
+            return self._teacher(self._feed.row(batch), handed)
+        if self._asks_slope:
+            return self._teacher.with_slope(images)
+        with self._of_teacher.forward():
+            return self._teacher(images, handed)
 
     def _say_training(self, batch: Batch) -> None:
         self._progress.doing = f"{TRAINING} of {len(batch.labels)} pictures in {self._precision}"

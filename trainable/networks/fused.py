@@ -25,10 +25,7 @@ aten, mkldnn = torch.ops.aten, torch.ops.mkldnn
 _log = logging.getLogger(__name__)
 
 BOUND, ROUNDING = 1.5, 1e-4
-"""A fused forward may be as many times as far from fp32 as the recorded one is, or this far where that is fp32.
-
-Of logits and of features at each cut: root mean square of the difference ÷ that of the values; the largest counts.
-"""
+"""A fused forward may be as many times as far from fp32 as the recorded one is, or this far where that is fp32."""
 
 _TRAINED = (aten.cudnn_batch_norm.default, aten.native_batch_norm.default)
 _NORMS = (
@@ -58,9 +55,13 @@ def fused(forward: Forward, example: Tensor) -> Forward | None:
     try:
         with torch.no_grad():
             found = _rewritten(Record(forward, example), example)
-            if found is None or _agrees(found, forward, example):
-                return found
-        _log.warning("the teacher's layers are not fused: what they say would not be the same")
+            if found is None:
+                return None
+            off, bound = _judged(found, forward, example)
+        if off <= bound:
+            return found
+        words = "what they say would be %.2g from fp32, where %.2g is allowed"
+        _log.warning(f"the teacher's layers are not fused: {words}", off, bound)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever a network's own code raises at being recorded
@@ -185,12 +186,20 @@ def _joinable(record: Record, node: fx.Node) -> _Convolution | None:
         return None
     weight = record.value(found.weight)
     if not weight.is_cuda:
-        is_fit = torch.backends.mkldnn.is_available() and weight.dtype == torch.float32
+        is_fit = _takes(weight.dtype)
     else:
         is_half = weight.dtype in (torch.float16, torch.bfloat16)
         has_lanes = not weight.shape[0] % _LANES and not weight.shape[1] % _LANES
         is_fit = is_half and has_lanes and found.groups == 1
     return found if is_fit else None
+
+
+def _takes(dtype: torch.dtype) -> bool:
+    """Whether oneDNN has convolutions of such weights for this CPU."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    is_supported = dtype == torch.bfloat16 and mkldnn._is_mkldnn_bf16_supported()
+    return is_supported or dtype == torch.float32
 
 
 def _joint_bias(record: Record, convolution: _Convolution, shortcut: fx.Node | None) -> fx.Node:
@@ -230,19 +239,24 @@ def _holds(dtype: torch.dtype, values: Tensor) -> bool:
     return bool(error <= torch.finfo(dtype).eps * values.norm())
 
 
-def _agrees(found: Forward, forward: Forward, example: Tensor) -> bool:
-    """Whether the fused forward is about as near to fp32 as the recorded one."""
+def _judged(found: Forward, forward: Forward, example: Tensor) -> tuple[float, float]:
+    """How far the fused forward is from fp32, and how far it may be, given how far the recorded one is."""
     recorded = exact = forward(example)
     if torch.is_autocast_enabled(example.device.type):
         with torch.autocast(example.device.type, enabled=False):
             exact = forward(example)
-    bound = max(BOUND * max(_distances(recorded, exact)), ROUNDING)
-    return all(distance <= bound for distance in _distances(found(example), exact))
+    bound = max(BOUND * distance(recorded, exact), ROUNDING)
+    return distance(found(example), exact), bound
 
 
-def _distances(outputs: Sequence[Tensor], exact: Sequence[Tensor]) -> list[float]:
+def distance(outputs: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
+    """Of logits and of features at each cut: root mean square of the difference ÷ that of the values; the largest.
+
+    NaN where one is.
+    """
     pairs = zip(outputs, exact, strict=True)
-    return [float(_norm(one.float() - two) / _norm(two).clamp_min(1e-12)) for one, two in pairs]
+    found = [_norm(one.float() - two) / _norm(two).clamp_min(1e-12) for one, two in pairs]
+    return float(torch.stack(found).amax())
 
 
 def _norm(x: Tensor) -> Tensor:

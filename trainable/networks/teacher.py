@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,14 @@ from trainable.networks.blocks import BlockNetwork
 from trainable.networks.fused import fused, kind_of
 from trainable.networks.record import Forward
 from trainable.networks.slope import Slope, random_directions, slope
+
+Handed = Callable[[Sequence[Tensor]], Sequence[Tensor]]
+"""Features and logits, the logits last, as the teacher gave them → as they are handed to the student."""
+
+
+def as_given(outputs: Sequence[Tensor]) -> Sequence[Tensor]:
+    """To a student that runs in the teacher's precision."""
+    return outputs
 
 
 class TeacherOutputs:
@@ -75,10 +83,10 @@ class FrozenTeacher(nn.Module):
             self.eval()
             self._fused, self._like = fused(self.blocks.features, images), like
 
-    def forward(self, images: Tensor) -> TeacherOutputs:
+    def forward(self, images: Tensor, handed: Handed = as_given) -> TeacherOutputs:
         """Features at the cuts and logits of (batch, channels, height, width) pictures."""
         with branch("teacher") as wait:
-            *features, logits = self._answers(images)
+            *features, logits = handed(self._answers(images))
         return TeacherOutputs(tuple(features), logits, wait=wait)
 
     def _answers(self, images: Tensor) -> Sequence[Tensor]:

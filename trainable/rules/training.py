@@ -82,6 +82,23 @@ def _precision_has_a_gpu(config: TrialConfig, _: int | None) -> Iterator[Problem
         yield Problem("train.precision", rule, "use fp32 or bf16 on CPUs", got)
 
 
+def _teacher_can_have_its_precision(config: TrialConfig, _: int | None) -> Iterator[Problem]:
+    traits, train = METHODS[config.distill.method], config.train
+    precision = None if config.teacher is None else config.teacher.precision
+    if precision is None or not traits.teacher:
+        return
+    path, got = "teacher.precision", repr(precision)
+    if traits.slope and precision != "fp32":
+        rule = f"{config.distill.method} takes the slope of the teacher's answer in fp32"
+        yield Problem(path, rule, "remove it, or choose another method", got)
+    elif precision == "fp16" and config.resources.gpus_per_worker == 0:
+        rule, got = "fp16 needs a GPU", f"{got} with 0 GPUs a worker"
+        yield Problem(path, rule, "use fp32 or bf16 on CPUs", got)
+    elif precision == "fp32" and train.precision == "tf32":
+        rule = "fp32 cannot be had beside train.precision: tf32, a setting of the whole process"
+        yield Problem(path, rule, "remove it, or set train.precision to fp32", got)
+
+
 def _loss_scale_is_above_its_floor(config: TrialConfig, _: int | None) -> Iterator[Problem]:
     scale = config.train.loss_scale
     if scale.initial < scale.floor:
@@ -139,6 +156,10 @@ RULES: tuple[Rule, ...] = (
     Rule((_GPUS, _WORKERS), _gpus_can_be_given),
     Rule((_METHOD, "train.batchnorm.sync"), _sobolev_has_plain_batchnorm),
     Rule((_GPUS, "train.precision"), _precision_has_a_gpu),
+    Rule(
+        (_METHOD, _GPUS, "teacher", "teacher.precision", "train.precision"),
+        _teacher_can_have_its_precision,
+    ),
     Rule(("train.loss_scale.initial", "train.loss_scale.floor"), _loss_scale_is_above_its_floor),
     Rule(("train.clip", "train.clip_by"), _clip_by_has_a_bound),
     Rule(("train.compile", "train.activation_checkpointing"), _compiled_blocks_are_kept),
