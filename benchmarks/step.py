@@ -7,12 +7,13 @@ Every form augments the same pictures of noise (crop and flip), and takes the sa
 the gradient bounded, SGD with momentum and weight decay, a GradScaler in fp16. The first three are the loop that one
 writes with torch alone: the student run once for each loss term, run once for both, and that in channels_last. Its two
 parts follow by themselves: `student alone` learns from the labels, `teacher alone` is the teacher's forward; `teacher
-fused` is the product's, `teacher in bf16` that with `teacher.precision: bf16`, cast for the student. `eager` is the product's step, `graph` that replayed as a CUDA graph, and `compiled` such a
-graph with `train.compile`; these also look at every picture, label and gradient, undo what a bad update does to
-BatchNorm, and measure every tenth gradient.
+fused` is the product's, `teacher in bf16` that with `teacher.precision: bf16`, cast for the student. `eager` is the
+product's step, `graph` that replayed as a CUDA graph, and `compiled` such a graph with `train.compile`; these also
+look at every picture, label and gradient, undo what a bad update does to BatchNorm, and measure every tenth gradient.
 
 Times are medians over rounds in turns, ratios those of the rounds' pairs; `of_parts` is a form's time over the sum of
-the two parts', `of_teacher` that of another teacher over the plain one's. Written to benchmarks/results/step-<device>.json.
+the two parts', `of_teacher` that of another teacher over the plain one's. Written to
+benchmarks/results/step-<device>.json.
 """
 
 from __future__ import annotations

@@ -46,8 +46,9 @@ class Row(NamedTuple):
 
 
 def of_step(record: dict[str, Any]) -> Iterator[Figure]:
-    """Forms of a step: how much faster than the first each is, and what it takes beside its two parts; of the teacher by
-    itself, beside the plain one.
+    """Forms of a step: how much faster than the first each is, and what it takes beside its two parts.
+
+    Forms of the teacher alone are compared with the plain one.
     """
     for batch, forms in record["batches"].items():
         case = f"{_networks(record['settings'])}, batch {batch}"

@@ -45,12 +45,16 @@ class Question(NamedTuple):
 
     config: TrialConfig
     teacher: FrozenTeacher
-    precision: TeacherPrecision
     weights: Path
     """The teacher's file."""
     data: Dataset
     feed: Feed
     device: torch.device
+
+    @property
+    def precision(self) -> TeacherPrecision:
+        """In which the teacher answers."""
+        return TeacherPrecision(self.config, self.device)
 
 
 class OtherAnswersError(ValueError):

@@ -30,7 +30,6 @@ from trainable.engine.failures import Progress, explained
 from trainable.engine.feed import Feed
 from trainable.engine.norms import Norms
 from trainable.engine.optimizers import build_optimizer, reset_state
-from trainable.engine.precision import TeacherPrecision
 from trainable.engine.randomness import generator_states, restore_generators, seed_everything
 from trainable.engine.reading import Reading
 from trainable.engine.schedule import learning_rates
@@ -136,9 +135,7 @@ class _Trial:
         config, weights = task.config, task.teacher_weights
         if teacher is None or weights is None or not is_asked_once(config):
             return teacher
-        feed, device = self._feed, self._device
-        precision = TeacherPrecision(config, device)
-        return open_answers(Question(config, teacher, precision, weights, data, feed, device))
+        return open_answers(Question(config, teacher, weights, data, self._feed, self._device))
 
     def _open_data(self, data: Dataset) -> None:
         config, device, workers = self._config, self._device, self._config.data.decode_workers
