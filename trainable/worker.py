@@ -34,6 +34,5 @@ def shared_gpu(config: TrialConfig) -> SharedGpu | None:
     gpus = config.resources.gpus
     if not gpus or gpus >= 1:
         return None
-    context = ray.get_runtime_context()
-    (number,) = context.get_accelerator_ids()["GPU"]
-    return SharedGpu(f"{context.get_node_id()}-{number}")
+    (number,) = ray.get_runtime_context().get_accelerator_ids()["GPU"]
+    return SharedGpu(f"gpu-{number}")

@@ -4,7 +4,7 @@ A trial that ran out of memory beside others cannot know whose fault it was: its
 goes on once more from its last checkpoint, alone on the GPU: it waits until those beside it have ended, and who comes
 later waits for it. Out of memory then is its own fault. So a trial begins twice at most, and none is waited for twice.
 
-Two files of the node say who is there; the kernel takes a process that died off them.
+Locks on two files of the node say who is there; the kernel takes those of a process that died.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class SharedGpu:
     """A GPU of this node on which several trials may run at a time."""
 
     def __init__(self, name: str, folder: Path | None = None) -> None:
-        """`name` is the same in all processes on this GPU; they meet in `folder`, by default one of this user's."""
+        """`name` is the same in all of this user's processes on this GPU, which meet in `folder`."""
         self._folder = folder or Path(tempfile.gettempdir()) / f"kd-study-{os.getuid()}"
         self._name = name
 
@@ -43,7 +43,7 @@ class SharedGpu:
     def beside_others(self) -> Generator[None]:
         """Be one of several in this block; waits for one that is, or waits to be, alone."""
         with self._locked("gate", fcntl.LOCK_EX):
-            held = self._open("gpu")
+            held = self._open("trials")
             _lock(held, fcntl.LOCK_SH)
         with held:
             yield
@@ -51,7 +51,7 @@ class SharedGpu:
     @contextmanager
     def alone(self) -> Generator[None]:
         """Be the only one in this block; waits for those that are there, and nobody comes in the meantime."""
-        with self._locked("gate", fcntl.LOCK_EX), self._locked("gpu", fcntl.LOCK_EX):
+        with self._locked("gate", fcntl.LOCK_EX), self._locked("trials", fcntl.LOCK_EX):
             yield
 
     @contextmanager
@@ -62,7 +62,7 @@ class SharedGpu:
 
     def _open(self, kind: str) -> TextIO:
         self._folder.mkdir(parents=True, exist_ok=True)
-        return (self._folder / f"{self._name}.{kind}.lock").open("w")
+        return (self._folder / f"{self._name}.{kind}").open("w")
 
 
 def run_on(gpu: SharedGpu | None, task: TrialTask, report: Report, device: torch.device) -> None:
