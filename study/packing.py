@@ -37,11 +37,17 @@ def with_gpus(config: StudyConfig, gpus: float) -> StudyConfig:
 
 def as_packed(config: StudyConfig, folder: Path) -> StudyConfig:
     """The config with `auto` as the study in this folder was settled, if it was."""
-    path = folder / _FILE
-    if config.resources.gpus_per_worker != "auto" or not path.is_file():
+    if config.resources.gpus_per_worker != "auto" or (kept := packing_of(folder)) is None:
         return config
-    kept = Packing.model_validate_json(path.read_text(encoding="utf-8"))
     return with_gpus(config, kept.gpus)
+
+
+def packing_of(folder: Path) -> Packing | None:
+    """What `keep_packing` wrote, if it did."""
+    path = folder / _FILE
+    if not path.is_file():
+        return None
+    return Packing.model_validate_json(path.read_text(encoding="utf-8"))
 
 
 def keep_packing(packing: Packing, folder: Path) -> None:

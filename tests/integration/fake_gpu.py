@@ -1,8 +1,9 @@
 """A study on a Ray cluster that is told of a GPU which is not there: its trials share it, and run on CPUs.
 
-    python -m tests.integration.fake_gpu CONFIG PLACES
+    python -m tests.integration.fake_gpu CONFIG [--unmeasurable]
 
-Run as a process of its own, because a Ray cluster is one a process. `network` finds no memory as often
+A process of its own, since there is one Ray cluster a process. What a trial takes is made up, so that four share the
+GPU; or it is to be measured, which fails. `network` finds no memory as often
 as there are marks in the folder that `FULL` names.
 """
 
@@ -19,11 +20,14 @@ import torch
 from torch import Tensor, nn
 
 FULL = "KD_STUDY_TEST_FULL"
-UPDATES_BEFORE = 30
+IN_EPOCH_2 = 30
+"""Of 17 updates an epoch."""
+_took = False
+"""Whether this process had a mark."""
 
 
 class FindsNoMemory(nn.Module):
-    """In a trial's second epoch, if it gets hold of a mark."""
+    """In a trial's second epoch, if it gets hold of a mark; not again where it is alone, in the same process."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,7 +35,7 @@ class FindsNoMemory(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         self.updates += self.training
-        if self.updates == UPDATES_BEFORE and _takes_a_mark():
+        if self.updates == IN_EPOCH_2 and _takes_a_mark():
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
         return x
 
@@ -43,11 +47,13 @@ def network(num_classes: int, in_channels: int) -> nn.Module:
 
 
 def _takes_a_mark() -> bool:
-    for mark in sorted(Path(os.environ[FULL]).glob("*")):
+    global _took
+    for mark in () if _took else sorted(Path(os.environ[FULL]).glob("*")):
         try:
             mark.unlink()
         except FileNotFoundError:  # another trial was faster
             continue
+        _took = True
         return True
     return False
 
@@ -91,11 +97,11 @@ def main() -> None:
     from trainable.tasks import Footprint
 
     without_cuda()
-    # A quarter of the time on a GPU with room for eight: four share it.
-    footprint = Footprint(gib=9.0, gpu_gib=80.0, busy=0.25, filled=0.1, update_ms=4.0)
-    measuring._measure = lambda trial, weights: (footprint, False)  # type: ignore[assignment]
+    if "--unmeasurable" not in sys.argv:
+        footprint = Footprint(gib=9.0, gpu_gib=80.0, busy=0.25, filled=0.1, update_ms=4.0)
+        measuring._measure = lambda trial, weights: (footprint, False)  # type: ignore[assignment]
     ray.init(
-        num_cpus=int(sys.argv[2]),
+        num_cpus=4,
         num_gpus=1,
         log_to_driver=False,
         logging_level="ERROR",

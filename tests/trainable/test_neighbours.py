@@ -29,16 +29,11 @@ from trainable.records import EpochRecord
 CPU = torch.device("cpu")
 HOLDER = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_SH); print(flush=True); input()"
 IN_EPOCH_2 = 30
-"""Of 22 updates an epoch."""
+"""Of 17 updates an epoch."""
 SOON_S = 10.0
 """Until what must happen has happened."""
 A_WHILE_S = 0.2
 """In which what must not happen would have happened."""
-
-
-@pytest.fixture(autouse=True)
-def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(neighbours, "_POLL_S", 0.01)
 
 
 @pytest.fixture

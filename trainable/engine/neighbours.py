@@ -13,7 +13,6 @@ import fcntl
 import gc
 import os
 import tempfile
-import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from datetime import datetime
@@ -27,8 +26,6 @@ from trainable.errors import OutOfMemoryError
 
 NOTES = "out_of_memory.txt"
 """File in a trial's folder: a line for each time that it found no memory beside others."""
-
-_POLL_S = 0.5
 
 
 class SharedGpu:
@@ -44,7 +41,7 @@ class SharedGpu:
         """Be one of several in this block; waits for one that is, or waits to be, alone."""
         with self._locked("gate", fcntl.LOCK_EX):
             held = self._open("trials")
-            _lock(held, fcntl.LOCK_SH)
+            fcntl.flock(held, fcntl.LOCK_SH)
         with held:
             yield
 
@@ -57,7 +54,7 @@ class SharedGpu:
     @contextmanager
     def _locked(self, kind: str, how: int) -> Generator[None]:
         with self._open(kind) as file:
-            _lock(file, how)
+            fcntl.flock(file, how)
             yield
 
     def _open(self, kind: str) -> TextIO:
@@ -72,12 +69,13 @@ def run_on(gpu: SharedGpu | None, task: TrialTask, report: Report, device: torch
         return
     with gpu.beside_others():
         reason = _out_of_memory(lambda: run(task, report, device))
-        free_memory()  # before another takes the place
+        _free_memory()  # before another takes the place
     if reason is None:
         return
     _note(task.folder, reason)
     with gpu.alone():
         run(task, report, device)
+        _free_memory()
 
 
 def notes_of(folder: Path) -> tuple[str, ...]:
@@ -86,7 +84,7 @@ def notes_of(folder: Path) -> tuple[str, ...]:
     return tuple(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else ()
 
 
-def free_memory() -> None:
+def _free_memory() -> None:
     """Give back to the device what nothing refers to any more."""
     gc.collect()
     torch.cuda.empty_cache()
@@ -105,14 +103,3 @@ def _note(folder: Path, reason: str) -> None:
     when = datetime.now().astimezone().isoformat(timespec="seconds")
     with (folder / NOTES).open("a", encoding="utf-8") as file:
         file.write(f"{when} {' '.join(reason.split())}\n")
-
-
-def _lock(file: TextIO, how: int) -> None:
-    """Wait for a lock; asleep, not in the kernel, so that a stopped driver can still end this process's threads."""
-    while True:
-        try:
-            fcntl.flock(file, how | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(_POLL_S)
-        else:
-            return
