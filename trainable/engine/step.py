@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from trainable import ranks
+from trainable.branches import Wait, branch, nothing
 from trainable.compiled import Compiler
 from trainable.config import TrainConfig
 from trainable.distill.objective import Objective
@@ -36,6 +37,8 @@ SAMPLES = "samples"
 # Beside the names of blocks, which begin with no slash.
 NORM, CLIPPED, UPDATES = "/norm", "/clipped", "/updates"
 RUNNING_STATISTICS = "batchnorm"
+_COUNTS = "counts"
+"""Branch of what nothing of an update depends on, but whether it is skipped."""
 
 
 class Step:
@@ -64,6 +67,7 @@ class Step:
             self._noise = GradientNoise(config.gradient_noise, config.seed, device)
         self._observe_every = config.observe_every
         self._compiler: Compiler | None = None
+        self._counted: Wait = nothing
         self._terms: Terms = {}
         self._samples = torch.zeros((), device=device)
         self._micro_batches = 0
@@ -98,7 +102,9 @@ class Step:
             self._guard.remember()
             self.inputs.start()
             self._samples.zero_()
-        labels = self.inputs.look(images, labels, self._micro_batches)
+        with branch(_COUNTS) as self._counted:
+            self.inputs.look(images, labels, self._micro_batches)
+        labels = self.inputs.in_range(labels)
         with self._exchange(last):
             with self.precision.forward(), self._compiling(len(images)):
                 terms = self._objective(images, labels, teacher)
@@ -129,7 +135,11 @@ class Step:
         gradients = self.membership.gradients()
         each = norms_of(gradients)
         norms = self.membership.joined(each)
-        bad = self._judge(norms)
+        names, flags = self._not_finite(norms)
+        bad = flags.amax()
+        with branch(_COUNTS) as self._counted:
+            self.health.count(names, flags)
+            self.losses.add({SAMPLES: self._samples, **self._terms}, bad)
         is_observed = self.observes
         if is_observed:
             self.observed.gradient(gradients, bad)
@@ -137,12 +147,14 @@ class Step:
             self._noise.add(gradients, self._updates)
             each = norms_of(gradients)
         clipped = self._zero if self._clip is None else self._clip(gradients, each)
-        self._observe_gradients(norms, clipped, bad)
+        with branch(_COUNTS) as self._counted:
+            self._add_gradients(norms, clipped, bad)
         if is_observed:
             self.observed.before()
         self._guard.step(self.optimizer, bad)
         if is_observed:
             self.observed.after(bad)
+        self._counted()
         self.precision.update(self.optimizer, bad)
         self._drop_gradients()
         self._terms = {}
@@ -207,23 +219,21 @@ class Step:
     def _compiling(self, size: int) -> AbstractContextManager[None]:
         return nullcontext() if self._compiler is None else self._compiler.at_work(size)
 
-    def _judge(self, norms: BlockNorms) -> Tensor:
-        """1.0 if the update has to be skipped, the same on every rank.
+    def _not_finite(self, norms: BlockNorms) -> tuple[list[str], Tensor]:
+        """Places, and for each 1.0 where something of the update is not finite on any rank: the same on every one.
 
-        What is not finite is looked for in the order in which one thing spoils the next: the input, the
-        single terms, their sum, the running statistics, the gradient from the head backwards.
+        They are in the order in which one thing spoils the next: the input, the single terms, their sum, the
+        running statistics, the gradient from the head backwards.
         """
+        self._counted()
         terms = {name: term for name, term in self._terms.items() if name != LOSS}
         terms[LOSS] = self._terms[LOSS]
-        running = self._guard.statistics_are_finite(self._zero)
-        fine = [torch.stack(list(terms.values())).isfinite(), running.view(1)]
-        fine.append(norms.blocks.flip(0).isfinite())
-        flags = torch.cat([self.inputs.found, (~torch.cat(fine)).to(torch.float32)])
-        names = [INPUT, LABEL, *(name.rpartition("/")[2] for name in terms), RUNNING_STATISTICS]
-        names += reversed(self.membership.names)
-        return self.health.judge(names, ranks.max_over_ranks(flags))
+        terms[RUNNING_STATISTICS] = self._guard.largest(self._zero)
+        numbers = torch.cat([torch.stack(list(terms.values())), norms.blocks.flip(0)])
+        flags = torch.cat([self.inputs.found, (~numbers.isfinite()).to(torch.float32)])
+        names = [INPUT, LABEL, *(name.rpartition("/")[2] for name in terms)]
+        return [*names, *reversed(self.membership.names)], ranks.max_over_ranks(flags)
 
-    def _observe_gradients(self, norms: BlockNorms, clipped: Tensor, bad: Tensor) -> None:
-        self.losses.add({SAMPLES: self._samples, **self._terms}, bad)
+    def _add_gradients(self, norms: BlockNorms, clipped: Tensor, bad: Tensor) -> None:
         blocks = dict(zip(self.membership.names, norms.blocks.unbind(), strict=True))
         self.gradients.add({NORM: norms.total, CLIPPED: clipped, UPDATES: self._one, **blocks}, bad)
