@@ -101,6 +101,7 @@ def main() -> None:
         footprint = Footprint(gib=9.0, gpu_gib=80.0, busy=0.25, filled=0.1, update_ms=4.0)
         measuring._measure = lambda trial, weights: (footprint, False)  # type: ignore[assignment]
     ray.init(
+        address="local",
         num_cpus=4,
         num_gpus=1,
         log_to_driver=False,
