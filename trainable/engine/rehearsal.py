@@ -71,13 +71,13 @@ class Rehearsal(Trial):
         batches = self._feed.batches(chosen, 1)
         for update in chosen:
             count = len(update.micro_batches)
-            self._updater.take(batches, count, update.size, self._rates[0])
+            self.updater.take(batches, count, update.size, self._rates[0])
 
     def end(self) -> None:
         """Take what an epoch ends with: its short last update, and a batch of the validation."""
         last = self._feed.plan(1)[-1]
         batches = self._feed.batches([last], 1)
-        self._updater.take(batches, len(last.micro_batches), last.size, self._rates[0])
+        self.updater.take(batches, len(last.micro_batches), last.size, self._rates[0])
         if self._evaluator is not None:
             watch = self._config.train.batchnorm.batch_stats_accuracy
             one = self._evaluator.shortened()

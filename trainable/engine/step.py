@@ -1,7 +1,7 @@
 """One optimizer update: `accumulate` micro-batches, then `finish`.
 
-The order is: forward → loss → scale → backward → unscale → finite check agreed by all ranks → observe →
-noise → clip → optimizer → scaler update. Nothing in it waits for the device.
+The order is: forward → loss → scale → backward → sum over the ranks → unscale → finite check agreed by all ranks →
+observe → noise → clip → optimizer → scaler update. Nothing in it waits for the device.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from trainable import ranks
@@ -22,6 +21,7 @@ from trainable.config import TrainConfig
 from trainable.distill.objective import Objective
 from trainable.distill.terms import LOSS, Terms
 from trainable.engine.clipping import clip_of
+from trainable.engine.exchange import Exchange
 from trainable.engine.guard import Guard
 from trainable.engine.health import Health
 from trainable.engine.inputs import INPUT, LABEL, Inputs
@@ -46,22 +46,22 @@ class Step:
 
     def __init__(
         self,
-        objective: Objective | DistributedDataParallel,
+        objective: Objective,
         optimizer: Optimizer,
         config: TrainConfig,
         device: torch.device,
         *,
         classes: int,
     ) -> None:
-        plain = objective.module if isinstance(objective, DistributedDataParallel) else objective
         self._objective = objective
         self.optimizer = optimizer
         self.precision = Precision(config, device)
         self.inputs = Inputs(classes, device)
-        self.membership = BlockMembership(plain.block_parameters())
+        self.membership = BlockMembership(objective.block_parameters())
         self.health = Health(config, self.precision, device)
-        self._guard = Guard(plain)
-        self._clip = clip_of(config, plain, self.membership.parameters)
+        self._exchange = Exchange(self.membership.parameters)
+        self._guard = Guard(objective)
+        self._clip = clip_of(config, objective, self.membership.parameters)
         self._noise = None
         if config.gradient_noise:
             self._noise = GradientNoise(config.gradient_noise, config.seed, device)
@@ -77,8 +77,8 @@ class Step:
         self.losses, self.gradients = Totals(device), Totals(device)
         """Sums since the last flush: of this rank's loss terms over samples, of gradient norms over good
         updates."""
-        names = plain.names_of(self.membership.parameters)
-        self.observed = Observed(self.membership, names, head=len(plain.student) - 1)
+        names = objective.names_of(self.membership.parameters)
+        self.observed = Observed(self.membership, names, head=len(objective.student) - 1)
 
     def compile_for(self, size: int) -> None:
         """From now on compute micro-batches of this size with compiled kernels."""
@@ -105,9 +105,9 @@ class Step:
         with branch(_COUNTS) as self._counted:
             self.inputs.look(images, labels, self._micro_batches)
         labels = self.inputs.in_range(labels)
-        with self._exchange(last):
-            with self.precision.forward(), self._compiling(len(images)):
-                terms = self._objective(images, labels, teacher)
+        with self.precision.forward(), self._compiling(len(images)):
+            terms = self._objective(images, labels, teacher)
+        with self._exchange.at_work() if last else nullcontext():
             self.precision.scale(terms[LOSS] * (1 / update_size)).backward()
         for name, term in terms.items():
             self._terms[name] = self._terms.get(name, self._zero) + term.detach()
@@ -131,6 +131,8 @@ class Step:
 
     def apply(self) -> None:
         """The update's work on the device, and nothing else: a CUDA graph can hold it."""
+        self.membership.gradients()  # those that this update gave none are 0, and are summed, too
+        self._exchange.finish()
         self.precision.unscale(self.optimizer)
         gradients = self.membership.gradients()
         each = norms_of(gradients)
@@ -156,13 +158,14 @@ class Step:
             self.observed.after(bad)
         self._counted()
         self.precision.update(self.optimizer, bad)
-        self._drop_gradients()
+        self.optimizer.zero_grad()
         self._terms = {}
         self._micro_batches = 0
 
     def abandon(self) -> None:
         """Forget an update that broke off before anything of it ran on the device."""
-        self._drop_gradients()
+        self._exchange.abandon()
+        self.optimizer.zero_grad()
         self._terms, self._micro_batches = {}, 0
         self.precision.abandon(self.optimizer)
 
@@ -205,16 +208,6 @@ class Step:
             "observed": self.observed,
             "health": self.health,
         }
-
-    def _exchange(self, last: bool) -> AbstractContextManager[None]:
-        if isinstance(self._objective, DistributedDataParallel) and not last:
-            return self._objective.no_sync()
-        return nullcontext()
-
-    def _drop_gradients(self) -> None:
-        # DDP writes its sums into gradients that stay; elsewhere the first micro-batch need not add to zeros.
-        is_summed = isinstance(self._objective, DistributedDataParallel)
-        self.optimizer.zero_grad(set_to_none=not is_summed)
 
     def _compiling(self, size: int) -> AbstractContextManager[None]:
         return nullcontext() if self._compiler is None else self._compiler.at_work(size)
