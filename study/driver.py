@@ -31,6 +31,7 @@ from study.folder import (
     open_results,
 )
 from study.jobs import Job
+from study.nodes import check_nodes
 from study.preflight import StudyPlan, preflight
 from study.recorder import REST_S, Recorder, Watcher
 from study.report.links import PAGE
@@ -98,6 +99,7 @@ def run_study(config: StudyConfig, open_display: OpenDisplay) -> StudyResults:
 
 def _run(config: StudyConfig, open_display: OpenDisplay) -> StudyResults:
     with connected() as capacity:
+        check_nodes(Path(config.storage.path))
         plan = preflight(config, capacity)
         store = connect(config)
         with only_driver(config.folder), log_file(config.folder):

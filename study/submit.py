@@ -18,6 +18,7 @@ import uuid
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,10 @@ class Package:
         """Add the code of kd-study itself, which then runs in place of what the cluster has."""
         for package in (study, trainable):
             self.add_code(Path(package.__path__[0]))
+        # Beside the code, so that every node finds this version of it and no other.
+        known = self.folder / f"kd_study-{version('kd-study')}.dist-info" / "METADATA"
+        known.parent.mkdir()
+        known.write_text(f"Metadata-Version: 2.1\nName: kd-study\nVersion: {version('kd-study')}\n")
         self._program = "python -m study"
 
     @property
