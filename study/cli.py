@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -242,12 +243,9 @@ def _follow(server: JobServer, job: JobDetails) -> JobDetails:
     """Show a job's log to its end."""
     from study.submit import LostJobError
 
-    def write(text: str) -> None:
-        print(text, end="", flush=True)
-
     try:
         with _detaching(job):
-            return server.follow(job, write)
+            return server.follow(job, partial(print, end="", flush=True))
     except LostJobError as error:
         print(f"{error}; the same command follows {job.submission_id} again", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None

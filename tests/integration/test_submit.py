@@ -87,10 +87,19 @@ def test_a_study_is_followed_to_its_leaderboard(
     assert (code, stdout) == (2, "")
     assert stderr.startswith("study.name: has no job that runs, got 'tiny-")
 
-    # It has finished: the cluster's Ray prints the leaderboard again.
-    plain = ray_job_submit(tmp_path, cluster, "kd-study", "run", path.name)
+
+def test_rays_own_command_does_it_too(
+    cluster: str, tmp_path: Path, configure: Any, left_by: Any
+) -> None:
+    config = configure(tmp_path, study={"trials": 1}, search=SEARCH)
+    sent = tmp_path / "sent"
+    sent.mkdir()
+    (sent / "my study.yaml").write_text(dump_config(config))
+    command = ["kd-study", "run", "my study.yaml", "--set", "optim.momentum=0.8"]
+    plain = ray_job_submit(sent, cluster, *command)
     assert plain.returncode == 0, plain.stderr
-    assert "2 of 2 trials ended" in plain.stdout
+    assert "1 of 1 trials ended" in plain.stdout
+    assert left_by(config).child("trial 0").data.params["optim.momentum"] == "0.8"
 
 
 def test_a_stopped_study_goes_on(
@@ -215,7 +224,7 @@ def test_a_cluster_that_goes_away_is_said(tmp_path: Path, configure: Any) -> Non
 
 
 def test_a_cluster_that_asks_for_a_token(tmp_path: Path, configure: Any) -> None:
-    path = written(configure(tmp_path, search=SEARCH))
+    path = written(configure(tmp_path, study={"trials": 1}, search=SEARCH))
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "t" * 64}
     with running_cluster(token) as address:
         for given in ({}, token | {"RAY_AUTH_TOKEN": "u" * 64}):
@@ -223,6 +232,6 @@ def test_a_cluster_that_asks_for_a_token(tmp_path: Path, configure: Any) -> None
             assert (code, stdout) == (2, "")
             assert stderr.startswith("--address: asks for a token, and must be given the right one")
             assert len(stderr.splitlines()) == 1
-        code, _, stderr = submit(path, "--address", address, "--status", env=token)
-        assert code == 2
-        assert stderr.startswith("study.name: has no job at ")
+        code, stdout, stderr = submit(path, "--address", address, env=token)
+        assert (code, stderr) == (0, "")
+        assert "1 of 1 trials ended" in stdout
