@@ -324,11 +324,11 @@ class TrainConfig(Config):
     checkpoint: CheckpointConfig = CheckpointConfig()
     batchnorm: BatchNormConfig = BatchNormConfig()
     workers: PositiveInt = 1
-    """Processes a trial, each with a share of the batch (DDP)."""
+    """Processes a trial, each with a share of the batch; they sum their gradients once an update."""
     deterministic: bool = False
     """Only deterministic algorithms on GPUs, at a cost in speed; CPUs always are."""
     cuda_graph: bool = True
-    """On one CUDA device, launch each update's kernels at once, as a CUDA graph, whose memory stays reserved beside
+    """On CUDA devices, launch each update's kernels at once, as a CUDA graph, whose memory stays reserved beside
     what validation and an epoch's short last update take. A network must then decide nothing on the host in its
     forward; one that waits for the device or draws there is seen, and a line in the worker's log says so."""
     compile: bool = False
