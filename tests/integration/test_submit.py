@@ -87,6 +87,11 @@ def test_a_study_is_followed_to_its_leaderboard(
     assert (code, stdout) == (2, "")
     assert stderr.startswith("study.name: has no job that runs, got 'tiny-")
 
+    code, again, _ = submit(path, "--address", cluster)
+    assert code == 0
+    assert "training the" not in again
+    assert "2 of 2 trials ended" in again
+
 
 def test_rays_own_command_does_it_too(
     cluster: str, tmp_path: Path, configure: Any, left_by: Any

@@ -99,6 +99,7 @@ def test_what_tunes_own_actor_reserves(workers: int, launcher: str, trainer: boo
     assert actor_resources(settings) == ({"memory": 1} if trainer else {"CPU": 2.0, "GPU": 1.0})
 
 
+@pytest.mark.slow
 def test_a_cluster_that_does_not_answer_is_said_at_once(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(dump_config(config(gpus=0)))

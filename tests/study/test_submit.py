@@ -14,11 +14,8 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from study.cli import _app
-from study.config import RESOLVED
-from study.report.links import PAGE
 from study.yaml import dump_yaml
 from tests.integration.jobs import running_cluster
-from tests.study.studies import write_study
 
 CONFIG = {
     "study": {"name": "s"},
@@ -138,23 +135,22 @@ def test_what_contradicts_itself_is_refused(config: Path) -> None:
     assert line.startswith("search: ")
 
 
-def test_a_job_of_a_real_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a study that has finished, whose leaderboard it prints; Ray would rather ask RAY_ADDRESS."""
+def test_a_job_of_a_real_cluster(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a cluster without kd-study, where it ends at once; Ray would rather ask RAY_ADDRESS."""
     monkeypatch.setenv("RAY_ADDRESS", NOWHERE)
-    folder = write_study(tmp_path, trials=2, epochs=4)
-    (folder / PAGE).touch()
-    path = folder / RESOLVED
-    with running_cluster() as address:
-        none = refused(path, "--address", address, "--status")
+    with running_cluster({"PATH": "/usr/bin:/bin"}) as address:
+        none = refused(config, "--address", address, "--status")
         assert none.startswith("study.name: has no job at")
-        result = submit(path, "--address", address)
-        assert (result.exit_code, result.stderr) == (0, ""), result.stdout
-        assert "Best: trial" in result.stdout
-        last = result.stdout.splitlines()[-1]
-        assert last.startswith("made-up-")
-        assert ": succeeded at " in last
-        asked = submit(path, "--address", address, "--status")
+        result = submit(config, "--address", address)
+        assert result.exit_code == 1
+        told = result.stdout.splitlines()
+        assert told[0].startswith("s-")
+        assert ": pending since " in told[0]
+        assert any(line.endswith(": kd-study run config.yaml") for line in told)
+        assert ": failed at " in told[-1]
+        assert result.stderr.startswith("the head node has no kd-study on its PATH: ")
+        asked = submit(config, "--address", address, "--status")
         assert asked.exit_code == 0
-        assert asked.stdout.splitlines()[-1] == last
-        ended = refused(path, "--address", address, "--stop")
-        assert ended.startswith("study.name: has no job that runs")
+        assert asked.stdout.splitlines()[-1] == told[-1]
+        ended = refused(config, "--address", address, "--stop")
+        assert ended.startswith("study.name: has no job that runs, got ")
