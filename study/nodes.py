@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from uuid import uuid4
 
@@ -65,8 +65,16 @@ def versions_here() -> dict[str, str]:
         "python": platform.python_version(),
         "ray": ray.__version__,
         "torch": version("torch").partition("+")[0],
-        "kd-study": f"{version('kd-study')} (code {_code()})",
+        "kd-study": f"{kd_study_version()} (code {_code()})",
     }
+
+
+def kd_study_version() -> str:
+    """The version of kd-study, or that its code lies here uninstalled."""
+    try:
+        return version("kd-study")
+    except PackageNotFoundError:
+        return "uninstalled"
 
 
 def problems_of_nodes(here: Mapping[str, str], nodes: list[Node], storage: Path) -> list[Problem]:
@@ -101,7 +109,7 @@ def _asking() -> Callable[[str | None], tuple[dict[str, str], bool]]:
             from study.nodes import versions_here
 
             return versions_here(), sees
-        except ImportError as error:  # a package without metadata counts, too
+        except ImportError as error:
             return {"kd-study": f"that cannot be imported ({error})"}, sees
 
     return ask

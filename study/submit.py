@@ -18,7 +18,6 @@ import uuid
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 import study
 import trainable
 from study.config import StudyConfig, dump_config
+from study.nodes import kd_study_version
 from trainable.errors import InputError, KdStudyError, input_error
 
 _STOPPING = {"RAY_JOB_STOP_SIGNAL": "SIGTERM", "RAY_JOB_STOP_WAIT_TIME_S": "120"}
@@ -76,9 +76,10 @@ class Package:
         for package in (study, trainable):
             self.add_code(Path(package.__path__[0]))
         # Beside the code, so that every node finds this version of it and no other.
-        known = self.folder / f"kd_study-{version('kd-study')}.dist-info" / "METADATA"
+        version = kd_study_version()
+        known = self.folder / f"kd_study-{version}.dist-info" / "METADATA"
         known.parent.mkdir()
-        known.write_text(f"Metadata-Version: 2.1\nName: kd-study\nVersion: {version('kd-study')}\n")
+        known.write_text(f"Metadata-Version: 2.1\nName: kd-study\nVersion: {version}\n")
         self._program = "python -m study"
 
     @property
