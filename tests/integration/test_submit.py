@@ -21,9 +21,10 @@ from tests.integration.jobs import ray_job_submit, running_cluster, submit, subm
 pytestmark = [pytest.mark.service, pytest.mark.slow, pytest.mark.timeout(400)]
 
 SEARCH = {"optim.lr": {"loguniform": [0.01, 0.1]}}
+EPOCHS = 12
 LONG: dict[str, Any] = {
     "study": {"trials": 3, "concurrency": 1},
-    "train": {"epochs": 8},
+    "train": {"epochs": EPOCHS},
     "search": SEARCH,
 }
 
@@ -63,7 +64,7 @@ def must_be_whole(left: Any) -> None:
     assert {run.info.status for run in (left.parent, *left.children)} == {"FINISHED"}
     for number in range(3):
         steps = [step for step, _ in left.history(f"trial {number}")["val/accuracy"]]
-        assert steps == list(range(1, 9))
+        assert steps == list(range(1, EPOCHS + 1))
 
 
 def test_a_study_is_followed_to_its_leaderboard(
@@ -126,7 +127,8 @@ def test_a_stopped_study_goes_on(
     assert told.endswith("run the same command again to go on\n")
     stopped = left_by(config)
     assert stopped.parent.data.tags["kd.state"] == "interrupted"
-    assert [trial.state for trial in stopped.optuna_trials].count(TrialState.COMPLETE) == 1
+    states = [trial.state for trial in stopped.optuna_trials]
+    assert 1 <= states.count(TrialState.COMPLETE) <= 2
 
     code, stdout, stderr = submit(path, "--address", cluster)
     assert (code, stderr) == (0, ""), stdout
