@@ -95,7 +95,10 @@ def measured(
     """Seconds of an update in each round, of the forms that are this process's."""
     case, device = case_of(options, options.batch), torch.device(options.device)
     updates: dict[str, Ours] = {}
-    for warming in (ALONE, TOGETHER):  # by turns, too: cuDNN chooses its kernels by how long they take
+    for warming in (
+        ALONE,
+        TOGETHER,
+    ):  # by turns, too: cuDNN chooses its kernels by how long they take
         turn.wait(PATIENCE_S)
         if warming is own:
             updates = {name: form(case) for name, form in own.items() if name in options.forms}

@@ -14,6 +14,7 @@ import torch
 from ray.exceptions import AuthenticationError
 
 from study.config import StudyConfig
+from study.packing import with_gpus
 from trainable.config import TrialConfig
 from trainable.errors import ConfigError, Problem
 
@@ -68,12 +69,13 @@ def connected() -> Generator[Capacity]:
 
 
 def with_resources(config: StudyConfig, capacity: Capacity) -> StudyConfig:
-    """The config with `resources.gpus_per_worker` settled: 1 where the cluster has GPUs, else 0."""
-    if config.resources.gpus_per_worker is not None:
+    """The config with `resources.gpus_per_worker` settled: 1 where the cluster has GPUs, else 0.
+
+    So is `auto`, until a trial has been measured (`study.measuring`).
+    """
+    if config.resources.gpus is not None:
         return config
-    settled = {"gpus_per_worker": 1.0 if capacity.gpus else 0.0}
-    resources = config.resources.model_copy(update=settled)
-    return config.model_copy(update={"resources": resources})
+    return with_gpus(config, 1.0 if capacity.gpus else 0.0)
 
 
 def uses_torch_trainer(config: TrialConfig) -> bool:
@@ -86,7 +88,7 @@ def worker_resources(config: TrialConfig) -> dict[str, float]:
     """What Ray reserves for one worker."""
     resources = config.resources
     reserved = {"CPU": float(resources.cpus_per_worker)}
-    return {**reserved, "GPU": resources.gpus_per_worker} if resources.gpus_per_worker else reserved
+    return {**reserved, "GPU": resources.gpus} if resources.gpus else reserved
 
 
 def actor_resources(config: TrialConfig) -> dict[str, float]:

@@ -23,7 +23,7 @@ from trainable.errors import ConfigError
 
 
 def config(
-    gpus: float | None = None,
+    gpus: float | str | None = None,
     cpus: int = 1,
     workers: int = 1,
     launcher: str = "auto",
@@ -85,6 +85,12 @@ def test_gpus_are_taken_where_there_are_any_unless_told_otherwise() -> None:
     assert with_resources(config(), Capacity(2, 0)).resources.gpus_per_worker == 0
     assert with_resources(config(), Capacity(2, 4)).resources.gpus_per_worker == 1
     assert with_resources(config(gpus=0), Capacity(2, 4)).resources.gpus_per_worker == 0
+    assert with_resources(config(gpus=0.25), Capacity(2, 4)).resources.gpus_per_worker == 0.25
+
+
+def test_auto_is_a_whole_gpu_until_it_is_measured_and_nothing_without_gpus() -> None:
+    assert with_resources(config(gpus="auto"), Capacity(2, 4)).resources.gpus_per_worker == 1
+    assert with_resources(config(gpus="auto"), Capacity(2, 0)).resources.gpus_per_worker == 0
 
 
 @pytest.mark.parametrize(
