@@ -32,6 +32,7 @@ from study.folder import (
 )
 from study.jobs import Job
 from study.measuring import packed
+from study.nodes import check_nodes
 from study.packing import as_packed
 from study.preflight import StudyPlan, preflight
 from study.recorder import REST_S, Recorder, Watcher
@@ -100,6 +101,7 @@ def run_study(config: StudyConfig, open_display: OpenDisplay) -> StudyResults:
 
 def _run(config: StudyConfig, open_display: OpenDisplay) -> StudyResults:
     with connected() as capacity:
+        check_nodes(Path(config.storage.path))
         plan = preflight(as_packed(config, config.folder), capacity)
         store = connect(config)
         with only_driver(config.folder), log_file(config.folder):
