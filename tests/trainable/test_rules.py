@@ -403,6 +403,9 @@ class Recorder:
         self._value, self._path, self._seen = value, path, seen
 
     def __getattr__(self, name: str) -> object:
+        derived = getattr(type(self._value), name, None)
+        if isinstance(derived, property) and derived.fget is not None:
+            return derived.fget(self)  # of keys, which are read
         value, path = getattr(self._value, name), f"{self._path}.{name}".removeprefix(".")
         self._seen.add(path)
         return Recorder(value, path, self._seen) if hasattr(value, "model_fields_set") else value
@@ -427,6 +430,8 @@ def test_a_rule_declares_every_key_that_it_reads(rule: rules.Rule) -> None:
             {"data.loader": "resident", "data.augment": {"resized_crop": [0.9, 0.1], "erase": 1}},
             {"train.clip_by": "layer", "train.batchnorm": {"group_norm": 8}},
             {"teacher.cache": True, "data.augment": {"mixup": 1}},
+            {"teacher.precision": "fp16", "resources.gpus_per_worker": 0},
+            {"teacher.precision": "fp32", "train.precision": "tf32"},
         )
     ]
     for config in configs:
