@@ -74,7 +74,8 @@ class Ours:
         """
         self._batches = [case.pixels.batch] * micro_batches
         self._size = micro_batches * len(case.pixels.batch.labels) * ranks.world_size()
-        sections["train"] = {"cuda_graph": graph, **sections.get("train", {})}
+        train = {"cuda_graph": graph, "accumulate": micro_batches}
+        sections["train"] = train | sections.get("train", {})
         config = config_of(case.precision, self._size, **sections)
         student = BlockNetwork(copy.deepcopy(case.student), case.cuts)
         teacher = BlockNetwork(copy.deepcopy(case.teacher), case.cuts)

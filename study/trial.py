@@ -17,7 +17,7 @@ from study.jobs import Job
 from trainable import tasks
 from trainable.config import TrialConfig
 from trainable.records import EpochRecord
-from trainable.worker import train_worker
+from trainable.worker import shared_gpu, train_worker
 
 
 def run_job(drawn: dict[str, Any], study: StudyConfig, teacher_weights: Path | None) -> None:
@@ -39,7 +39,8 @@ def _run_inline(task: tasks.TrialTask) -> None:
     def report(record: EpochRecord) -> None:
         tune.report(record.to_result(task.config.train.epochs))
 
-    tasks.train(task, report, tasks.default_device(task.config))
+    device, shared = tasks.default_device(task.config), shared_gpu(task.config)
+    tasks.train(task, report, device, shared)
 
 
 def _run_workers(task: tasks.TrialTask, study: StudyConfig) -> None:
@@ -50,7 +51,7 @@ def _run_workers(task: tasks.TrialTask, study: StudyConfig) -> None:
         torch_config=TorchConfig(backend=_backend(task.config)),
         scaling_config=ScalingConfig(
             num_workers=task.config.train.workers,
-            use_gpu=bool(task.config.resources.gpus_per_worker),
+            use_gpu=bool(task.config.resources.gpus),
             resources_per_worker=worker_resources(task.config),
         ),
         run_config=RunConfig(
@@ -70,4 +71,4 @@ def _run_workers(task: tasks.TrialTask, study: StudyConfig) -> None:
 
 
 def _backend(config: TrialConfig) -> str:
-    return "nccl" if config.resources.gpus_per_worker else "gloo"
+    return "nccl" if config.resources.gpus else "gloo"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +25,8 @@ from trainable.records import EPOCH, EPOCHS, EpochRecord
 
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 """What Ray puts into tracebacks for terminals."""
+_LOOK_S = 1.0
+"""Between two looks at what trials leave in their folders."""
 
 
 def run_tune(
@@ -63,6 +66,7 @@ class TuneListener(Callback):
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
         self._ended: list[tuple[Job, State, str | None]] = []
+        self._looked = time.monotonic()
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its callbacks for a restore that is not used here: the recorder stays behind."""
@@ -105,12 +109,15 @@ class TuneListener(Callback):
         self._ended.append((_job(trial), "failed", _COLOURS.sub("", text)))
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """Record the trials that ended in this step.
+        """Record the trials that ended in this step, and see now and then what the others tell.
 
         Not sooner: Tune takes an error in `on_trial_complete` for a failure of the trial, and goes on.
         """
         while self._ended:
             self._recorder.ended(*self._ended.pop(0))
+        if time.monotonic() - self._looked >= _LOOK_S:
+            self._recorder.look_around()
+            self._looked = time.monotonic()
 
 
 def _job(trial: Trial) -> Job:

@@ -7,6 +7,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from study.jobs import Job
 from study.tuning import TuneListener
 
@@ -18,6 +20,10 @@ class Recorder:
 
     def __init__(self) -> None:
         self.ends: list[tuple[str, str | None]] = []
+        self.looks = 0
+
+    def look_around(self) -> None:
+        self.looks += 1
 
     def started(self, job: Job) -> None:
         assert job == TRIAL
@@ -67,6 +73,17 @@ def test_a_failure_without_a_file_is_told_too() -> None:
     listener.on_trial_error(0, [], trial)
     listener.on_step_end(0, [])
     assert recorder.ends == [("failed", "unknown error")]
+
+
+def test_listener_looks_around_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("study.tuning.time.monotonic", lambda: now)
+    recorder = Recorder()
+    listener = TuneListener(recorder)  # type: ignore[arg-type]
+    for seconds in (0.1, 0.5, 0.5, 0.5, 0.6):  # at 0.1, 0.6, 1.1, 1.6, 2.2
+        now += seconds
+        listener.on_step_end(0, [])
+    assert recorder.looks == 2
 
 
 def test_tune_can_pickle_the_listener() -> None:

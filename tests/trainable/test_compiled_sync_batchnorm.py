@@ -117,7 +117,7 @@ def compiled_layers(tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[
 def test_compiled_ranks_together_are_batchnorm_of_the_joined_batch(
     case: str, form: str, compiled_layers: list[list[dict[str, Any]]]
 ) -> None:
-    """Also in the processes of earlier ranks, with the other one's share."""
+    """Also in a later process group, where each is the other one."""
     alone = results_of(layer_of(case, FORMS[form]["kind"]), case, **FORMS[form])
     for group in compiled_layers:
         found = [results[f"{case} {form}"] for results in group]

@@ -18,9 +18,9 @@ from trainable.statistics import foreach
 # buckets are filled in the order of the first gradients, which is another in a process that goes on in a later
 # stage, and then three ranks sum in another order.
 
-_BUCKET_BYTES = 4 * 2**20
-"""A bucket is full with so many: large enough for the links' full rate, small enough that little is left to send
-when the backward pass ends."""
+_BUCKET_BYTES = 25 * 2**20
+"""A bucket is full with so many. cuDNN's BatchNorm needs the whole GPU and does not begin while something is sent, so
+that a few large sends, at the links' full rate, cost less than many small ones."""
 _ALIGNED = 8
 """Elements: fused kernels read tensors that begin at multiples of 16 bytes faster."""
 

@@ -78,7 +78,7 @@ def run(task: TrialTask, report: Report, device: torch.device) -> None:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(device)
         apply_settings(task.config)
-        trial = _Trial(task, device, progress)
+        trial = Trial(task, device, progress)
         trial.resume()
     try:
         for record in trial.records:
@@ -91,7 +91,7 @@ def run(task: TrialTask, report: Report, device: torch.device) -> None:
         trial.updater.release()
 
 
-class _Trial:
+class Trial:
     """The parts of a running trial, and what an epoch does with them."""
 
     def __init__(self, task: TrialTask, device: torch.device, progress: Progress) -> None:

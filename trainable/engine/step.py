@@ -68,6 +68,7 @@ class Step:
         self._observe_every = config.observe_every
         self._compiler: Compiler | None = None
         self._counted: Wait = nothing
+        self._forward_flags = torch.zeros(0, device=device)
         self._terms: Terms = {}
         self._samples = torch.zeros((), device=device)
         self._micro_batches = 0
@@ -107,10 +108,13 @@ class Step:
         labels = self.inputs.in_range(labels)
         with self.precision.forward(), self._compiling(len(images)):
             terms = self._objective(images, labels, teacher)
-        with self._exchange.at_work() if last else nullcontext():
-            self.precision.scale(terms[LOSS] * (1 / update_size)).backward()
         for name, term in terms.items():
             self._terms[name] = self._terms.get(name, self._zero) + term.detach()
+        if last:
+            with branch(_COUNTS) as self._counted:
+                self._forward_flags = ranks.max_over_ranks(self._not_finite_in_forward())
+        with self._exchange.at_work() if last else nullcontext():
+            self.precision.scale(terms[LOSS] * (1 / update_size)).backward()
         self._samples += len(labels)
         self._micro_batches += 1
 
@@ -212,20 +216,27 @@ class Step:
     def _compiling(self, size: int) -> AbstractContextManager[None]:
         return nullcontext() if self._compiler is None else self._compiler.at_work(size)
 
-    def _not_finite(self, norms: BlockNorms) -> tuple[list[str], Tensor]:
-        """Places, and for each 1.0 where something of the update is not finite on any rank: the same on every one.
+    def _not_finite_in_forward(self) -> Tensor:
+        """1.0 for each place where something in the update's forward passes is not finite on this rank.
 
         They are in the order in which one thing spoils the next: the input, the single terms, their sum, the
-        running statistics, the gradient from the head backwards.
+        running statistics.
+        """
+        terms = [term for name, term in self._terms.items() if name != LOSS]
+        numbers = torch.stack([*terms, self._terms[LOSS], self._guard.largest(self._zero)])
+        return torch.cat([self.inputs.found, (~numbers.isfinite()).to(torch.float32)])
+
+    def _not_finite(self, norms: BlockNorms) -> tuple[list[str], Tensor]:
+        """Places, and for each 1.0 where something is not finite on any rank: the same on every one.
+
+        After those of the forward passes, the gradient from the head backwards, which is the sum over the ranks.
         """
         self._counted()
-        terms = {name: term for name, term in self._terms.items() if name != LOSS}
-        terms[LOSS] = self._terms[LOSS]
-        terms[RUNNING_STATISTICS] = self._guard.largest(self._zero)
-        numbers = torch.cat([torch.stack(list(terms.values())), norms.blocks.flip(0)])
-        flags = torch.cat([self.inputs.found, (~numbers.isfinite()).to(torch.float32)])
-        names = [INPUT, LABEL, *(name.rpartition("/")[2] for name in terms)]
-        return [*names, *reversed(self.membership.names)], ranks.max_over_ranks(flags)
+        flags = (~norms.blocks.flip(0).isfinite()).to(torch.float32)
+        terms = [name.rpartition("/")[2] for name in self._terms if name != LOSS]
+        names = [INPUT, LABEL, *terms, LOSS.rpartition("/")[2], RUNNING_STATISTICS]
+        names += reversed(self.membership.names)
+        return names, torch.cat([self._forward_flags, flags])
 
     def _add_gradients(self, norms: BlockNorms, clipped: Tensor, bad: Tensor) -> None:
         blocks = dict(zip(self.membership.names, norms.blocks.unbind(), strict=True))

@@ -55,6 +55,7 @@ class Updater:
         """Updates of another phase do something else: other groups are trained, or statistics are frozen."""
         if self._graphs is not None and phase != self._phase:
             self._graphs.forget()
+            torch.cuda.empty_cache()  # what they held, too: neighbours on the GPU may need it
         self._phase = phase
 
     def release(self) -> None:
