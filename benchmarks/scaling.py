@@ -5,14 +5,12 @@
 
 KD as `benchmarks/step.py` has it, every rank with a batch of its own. One process trains alone; as many more as there
 are ranks train together, plainly, with SyncBatchNorm, and with 4 micro-batches an update. On GPUs updates are CUDA
-graphs, as in the product, and the plain ones also run kernel by kernel; on CPUs, which have no graphs, all do. Those
-that are compiled, which has torch.compile make the student's kernels, are left out on CPUs, where that takes minutes.
-All take turns, and wait while others are measured.
+graphs, as in the product, and the plain ones also run kernel by kernel; on CPUs, which have no graphs, all do. All
+take turns, and wait while others are measured.
 
 Times are medians over rounds, ratios those of the rounds' pairs, with the least and the most of a round.
 `weak_scaling` is the time of one rank alone over that of all: 1 is perfect. `sync_batchnorm` is the time with it over
-the time without. Both are also taken of what is compiled: `weak_scaling_compiled`, `sync_batchnorm_compiled`.
-`of_a_micro_batch` is the time of one of four micro-batches over that of an update which has but one.
+the time without. `of_a_micro_batch` is the time of one of four micro-batches over that of an update which has but one.
 `exchanges` counts the all-reduces of an update by its number of micro-batches, as it runs kernel by kernel: those of
 the buckets of gradients, and one of whether all is finite. Written to
 benchmarks/results/scaling-<ranks>x-<device>.json.
@@ -43,28 +41,22 @@ from trainable.engine.settings import apply_settings
 from trainable.networks.norms import with_norms
 
 ACCUMULATED = 4
-COMPILED: dict[str, Any] = {"graph": True, "train": {"compile": True}}
 ONE, ONE_EAGER = "one rank", "one rank, kernel by kernel"
-ONE_COMPILED = "one rank, compiled"
 ALONE: dict[str, Callable[[Case], Ours]] = {
     ONE: lambda case: Ours(case, graph=True),
     ONE_EAGER: lambda case: Ours(case, graph=False),
-    ONE_COMPILED: lambda case: Ours(case, **COMPILED),
 }
 PLAIN, EAGER = "all ranks", "all ranks, kernel by kernel"
-ALL_COMPILED, SYNCED_COMPILED = "all ranks, compiled", "all ranks, compiled, SyncBatchNorm"
 SYNCED, IN_PARTS = "all ranks, SyncBatchNorm", "all ranks, 4 micro-batches"
 TOGETHER: dict[str, Callable[[Case], Ours]] = {
     PLAIN: lambda case: Ours(case, graph=True),
     EAGER: lambda case: Ours(case, graph=False),
     SYNCED: lambda case: Ours(synced(case), graph=True),
     IN_PARTS: lambda case: Ours(case, graph=True, micro_batches=ACCUMULATED),
-    ALL_COMPILED: lambda case: Ours(case, **COMPILED),
-    SYNCED_COMPILED: lambda case: Ours(synced(case), **COMPILED),
 }
-BUT_ON_CPUS = (ONE_EAGER, EAGER, ONE_COMPILED, ALL_COMPILED, SYNCED_COMPILED)
-PATIENCE_S = 300
-"""How long a process waits for the others, which may be compiling."""
+BUT_ON_CPUS = (ONE_EAGER, EAGER)
+PATIENCE_S = 120
+"""How long a process waits for the others."""
 
 
 def synced(case: Case) -> Case:
@@ -137,9 +129,7 @@ def ratios(times: Mapping[str, Sequence[float]]) -> dict[str, Any]:
     pairs = {
         "weak_scaling": (ONE, PLAIN, 1),
         "weak_scaling_kernel_by_kernel": (ONE_EAGER, EAGER, 1),
-        "weak_scaling_compiled": (ONE_COMPILED, ALL_COMPILED, 1),
         "sync_batchnorm": (SYNCED, PLAIN, 1),
-        "sync_batchnorm_compiled": (SYNCED_COMPILED, ALL_COMPILED, 1),
         "of_a_micro_batch": (IN_PARTS, PLAIN, ACCUMULATED),
     }
     found: dict[str, Any] = {}
@@ -165,14 +155,13 @@ def main() -> None:
     command = parser(__doc__)
     command.add_argument("--batch", type=int, default=256 if is_cuda else 32, help="of each rank")
     command.add_argument("--ranks", type=int, default=2)
-    forms = {**ALONE, **TOGETHER}
-    usual = [name for name in forms if is_cuda or name not in BUT_ON_CPUS]
-    command.add_argument("--forms", nargs="*", default=usual, choices=list(forms))
     options = command.parse_args()
     if options.device == "cuda" and torch.cuda.device_count() < options.ranks:
         command.error(
             f"{options.ranks} ranks need as many GPUs, here are {torch.cuda.device_count()}"
         )
+    forms = {**ALONE, **TOGETHER}
+    options.forms = [n for n in forms if options.device == "cuda" or n not in BUT_ON_CPUS]
     turn = mp.get_context("spawn").Barrier(options.ranks + 1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -184,11 +173,11 @@ def main() -> None:
         step_s = statistics.median(times[form])
         rate = pictures_a_second(form, step_s, options)
         figures[form] = {"step_ms": 1000 * step_s, "pictures_per_s": rate}
-        print(f"{form:<34} {1000 * step_s:9.2f} ms an update, {rate:9.1f} pictures/s")
+        print(f"{form:<30} {1000 * step_s:9.2f} ms an update, {rate:9.1f} pictures/s")
     found = ratios(times)
     for key, value in found.items():
         print(
-            f"{key:<34} {value['ratio']:.3f} ({value['ratios'][0]:.3f} to {value['ratios'][1]:.3f})"
+            f"{key:<30} {value['ratio']:.3f} ({value['ratios'][0]:.3f} to {value['ratios'][1]:.3f})"
         )
     print(f"all-reduces of an update by its micro-batches: {first['exchanges']}")
     kept = {"forms": figures, "ratios": found, "exchanges": first["exchanges"]}

@@ -113,9 +113,7 @@ def of_scaling(record: dict[str, Any]) -> Iterator[Figure]:
             "weak_scaling_kernel_by_kernel",
             "the rate of one rank alone, each",
         ),
-        "all ranks, compiled": ("weak_scaling_compiled", "the rate of one rank alone, each"),
         "all ranks, SyncBatchNorm": ("sync_batchnorm", "the time without"),
-        "all ranks, compiled, SyncBatchNorm": ("sync_batchnorm_compiled", "the time without"),
         "all ranks, 4 micro-batches": ("of_a_micro_batch", "the time of a micro-batch alone"),
     }
     for name, own in record["forms"].items():

@@ -12,8 +12,6 @@ from typing import ParamSpec
 import torch
 from torch import Tensor
 
-from trainable import ranks
-
 Inputs = ParamSpec("Inputs")
 _log = logging.getLogger(__name__)
 
@@ -64,7 +62,6 @@ def compilable(function: Callable[Inputs, Tensor]) -> Callable[Inputs, Tensor]:
         compiler = _at_work.get()
         if compiler is not None and not compiler.is_refused:
             try:
-                _forget_those_of_others(ranks.rank(), ranks.world_size())
                 return _compiled(function)(*args, **kwargs)
             except RuntimeError as error:
                 if not _is_of_compiling(error):
@@ -73,13 +70,6 @@ def compilable(function: Callable[Inputs, Tensor]) -> Callable[Inputs, Tensor]:
         return function(*args, **kwargs)
 
     return run
-
-
-@functools.lru_cache(maxsize=1)
-def _forget_those_of_others(rank: int, world_size: int) -> None:
-    """Both numbers are written into what is compiled, and nothing looks whether they still hold."""
-    del rank, world_size
-    torch.compiler.reset()
 
 
 @functools.cache

@@ -12,13 +12,10 @@ Script = Callable[[str], Any]
 TIMES = {
     "one rank": [0.9, 0.95, 0.5],
     "one rank, kernel by kernel": [0.8, 0.8, 0.8],
-    "one rank, compiled": [0.7, 0.7, 0.7],
     "all ranks": [1.0, 1.0, 1.0],
     "all ranks, kernel by kernel": [2.0, 1.0, 2.0],
     "all ranks, SyncBatchNorm": [1.1, 1.2, 1.1],
     "all ranks, 4 micro-batches": [3.0, 3.6, 3.2],
-    "all ranks, compiled": [1.0, 1.0, 1.0],
-    "all ranks, compiled, SyncBatchNorm": [1.05, 1.05, 1.1],
 }
 
 
@@ -28,9 +25,7 @@ def test_ratios_are_medians_of_the_rounds(script: Script) -> None:
         {
             "weak_scaling": 0.9,
             "weak_scaling_kernel_by_kernel": 0.4,
-            "weak_scaling_compiled": 0.7,
             "sync_batchnorm": 1.1,
-            "sync_batchnorm_compiled": 1.05,
             "of_a_micro_batch": 0.8,
         }
     )
@@ -74,13 +69,3 @@ def test_gradients_are_exchanged_once_an_update(
     assert set(record["ratios"]) == {"weak_scaling", "sync_batchnorm", "of_a_micro_batch"}
     rows = script("table").rows_of("scaling-2x-cpu", record)
     assert len(rows) == 5
-
-
-def test_the_table_has_a_line_for_every_form_with_its_ratio(script: Script) -> None:
-    found = script("scaling").ratios(TIMES)
-    forms = {name: {"step_ms": 1.0, "pictures_per_s": 2.0} for name in TIMES}
-    settings = {"student": "s", "teacher": "t", "precision": "fp16", "batch": 256}
-    record = {"settings": settings, "forms": forms, "ratios": found, "exchanges": {"1": 2}}
-    lines = {each.form: each.compared for each in script("table").of_scaling(record)}
-    assert lines["all ranks, compiled"].startswith("0.700×")
-    assert lines["all ranks, compiled, SyncBatchNorm"] == "1.050× the time without"

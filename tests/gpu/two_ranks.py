@@ -14,20 +14,17 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 RANKS, LIMIT_S = 2, 55
-"""A process that is not through by then, or by what it is given, writes where its threads are, and exits; so the
-other one is ended."""
+"""A process that is not through by then writes where its threads are, and exits; so the other one is ended."""
 
 
-def on_two_ranks(
-    act: Callable[[torch.device, Path], Any], folder: Path, limit_s: int = LIMIT_S
-) -> list[Any]:
+def on_two_ranks(act: Callable[[torch.device, Path], Any], folder: Path) -> list[Any]:
     """What a function of a module gives on each rank, after the process group was taken down."""
-    mp.spawn(_rank, (act, folder, limit_s), nprocs=RANKS)
+    mp.spawn(_rank, (act, folder), nprocs=RANKS)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]
 
 
-def _rank(rank: int, act: Callable[[torch.device, Path], Any], folder: Path, limit_s: int) -> None:
-    faulthandler.dump_traceback_later(limit_s, exit=True)
+def _rank(rank: int, act: Callable[[torch.device, Path], Any], folder: Path) -> None:
+    faulthandler.dump_traceback_later(LIMIT_S, exit=True)
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     device, store = torch.device("cuda", rank), f"file://{folder}/store"
     torch.cuda.set_device(device)
@@ -36,7 +33,7 @@ def _rank(rank: int, act: Callable[[torch.device, Path], Any], folder: Path, lim
         init_method=store,
         rank=rank,
         world_size=RANKS,
-        timeout=timedelta(seconds=limit_s),
+        timeout=timedelta(seconds=LIMIT_S),
         device_id=device,
     )
     found = act(device, folder)

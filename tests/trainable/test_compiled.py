@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 from torch._dynamo.utils import counters
 from torch._inductor import config as inductor
 from torch._inductor.graph import GraphLowering
-from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from tests.trainable.trials import MakeConfig, numbers, train, untrained_teacher
-from trainable import compiled, ranks
+from trainable import compiled
 from trainable.compiled import Compiler, compilable
 from trainable.networks.blocks import BlockNetwork
 
@@ -90,25 +87,6 @@ def test_what_cannot_be_compiled_runs_as_it_is_written(
     with Compiler(2).at_work(2):
         double(TWO)
     assert compilers.runs == 1
-
-
-@compilable
-def beside_the_others(x: Tensor) -> Tensor:
-    return x + ranks.rank() + 10 * ranks.world_size()
-
-
-def test_what_was_compiled_for_another_rank_is_compiled_anew(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """torch.compile itself takes both numbers to stay as they were."""
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
-    compiled._compiled.cache_clear()
-    for rank, world in ((0, 2), (1, 2), (1, 3)):
-        dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world)
-        with Compiler(2).at_work(2):
-            assert beside_the_others(torch.zeros(2)).tolist() == [rank + 10.0 * world] * 2
-        dist.destroy_process_group()
-    compiled._compiled.cache_clear()
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), RuntimeError("shape")])

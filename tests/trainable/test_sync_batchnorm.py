@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,6 @@ from tests.trainable.norm_layers import (
 from tests.trainable.stepping import gradients_at_step, noise
 from tests.trainable.trials import CPU
 from trainable import ranks
-from trainable.compiled import Compiler
 from trainable.config import BatchNormConfig, DistillConfig, OptimConfig, TrainConfig
 from trainable.distill.objective import Objective, method_of
 from trainable.engine.optimizers import build_optimizer
@@ -83,11 +82,7 @@ def exchanges() -> dict[str, list[int]]:
 
 
 def steps_of(
-    *,
-    recompute: bool = False,
-    accumulate: int = 1,
-    frozen: bool = False,
-    compiler: Compiler | None = None,
+    *, recompute: bool = False, accumulate: int = 1, frozen: bool = False
 ) -> dict[str, Any]:
     """Two updates of a whole student with this rank's share of each micro-batch of seven pictures."""
     students = []
@@ -111,9 +106,7 @@ def steps_of(
         parts = zip(images.double().split(7), labels.split(7), strict=True)
         for place, (x, y) in enumerate(parts, start=1):
             x, y, last = x[own_share()], y[own_share()], place == accumulate
-            outputs = teacher(x)
-            with nullcontext() if compiler is None else compiler.at_work(len(x)):
-                step.accumulate(x, y, outputs, update_size=len(labels), last=last)
+            step.accumulate(x, y, teacher(x), update_size=len(labels), last=last)
         step.finish(0.1)
     return {"gradients": gradients, "state": student.state_dict()}
 

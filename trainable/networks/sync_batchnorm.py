@@ -1,8 +1,7 @@
 """BatchNorm over the pictures of all ranks, without a wait for the device.
 
 torch's own `nn.SyncBatchNorm` looks for ranks without pictures, and so waits for the GPU in every layer's
-forward; here no rank is without (`data/sampling.py` plans it so). It runs on CPUs too, and torch.compile takes it
-whole, with the same exchanges in the same order: ranks may differ in what they compile.
+forward; here no rank is without (`data/sampling.py` plans it so). It runs on CPUs too.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
 from trainable import ranks
-from trainable.networks import plain_kernels
+from trainable.networks import cpu_kernels
 
 
 class SyncBatchNorm(_BatchNorm):
@@ -44,18 +43,33 @@ class SyncBatchNorm(_BatchNorm):
         if not self.training or ranks.world_size() == 1:
             return super().forward(input)
         self._check_input_dim(input)
-        x = _dense(input)
-        with torch.no_grad():
-            mean, invstd, counts = self._joined(x)
-        return _Normalised.apply(x, self.weight, self.bias, mean, invstd, counts, self.eps)
+        running, momentum = (None, None), 0.0
+        if self.num_batches_tracked is not None:
+            running = (self.running_mean, self.running_var)
+            self.num_batches_tracked.add_(1)
+            # Without a momentum all batches weigh the same, and the count is read: a wait, as in nn.BatchNorm.
+            momentum = self.momentum
+            if momentum is None:
+                momentum = 1.0 / float(self.num_batches_tracked)
+        return _Joined.apply(input, self.weight, self.bias, running, momentum, self.eps)
 
-    def _joined(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean and 1/√(variance + eps) of the joined batch, and each rank's values a channel.
 
-        The running statistics move towards them.
-        """
+class _Joined(torch.autograd.Function):
+    """Normalises by the joined batch's statistics, and moves the running ones towards them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        running: tuple[Tensor | None, Tensor | None],
+        momentum: float,
+        eps: float,
+    ) -> Tensor:
+        x = _dense(x)
         kernels = _kernels(x)
-        mean, invstd = kernels.batch_norm_stats(x, self.eps)
+        mean, invstd = kernels.batch_norm_stats(x, eps)
         channels = mean.numel()
         count = mean.new_full((1,), x.numel() // channels)
         rows = mean.new_zeros(ranks.world_size(), 2 * channels + 1)
@@ -64,37 +78,12 @@ class SyncBatchNorm(_BatchNorm):
         ranks.sum_over_ranks(rows)
         means, invstds, counts = rows.split([channels, channels, 1], dim=1)
         counts = counts.reshape(-1)
-        running, momentum = (None, None), 0.0
-        if self.num_batches_tracked is not None:
-            running = (self.running_mean, self.running_var)
-            tracked, momentum = self.num_batches_tracked.add_(1), self.momentum
-            if momentum is None:  # all batches weigh the same
-                momentum = tracked.to(mean.dtype).reciprocal()
-                # CUDA's takes a number: a wait, as in nn.BatchNorm.
-                momentum = float(momentum) if kernels is torch else momentum
         # CUDA's takes its numbers to be of the type of the running statistics, or without any of its first argument.
         mean, invstd = kernels.batch_norm_gather_stats_with_counts(
-            means, means, invstds, *running, momentum, self.eps, counts
+            means, means, invstds, *running, momentum, eps, counts
         )
-        return mean, invstd, counts.to(torch.int32)
-
-
-class _Normalised(torch.autograd.Function):
-    """Normalises by the joined batch's statistics, whose own gradients are a part of the input's."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        mean: Tensor,
-        invstd: Tensor,
-        counts: Tensor,
-        eps: float,
-    ) -> Tensor:
-        ctx.save_for_backward(x, weight, mean, invstd, counts)
-        return _kernels(x).batch_norm_elemt(x, weight, bias, mean, invstd, eps)
+        ctx.save_for_backward(x, weight, mean, invstd, counts.to(torch.int32))
+        return kernels.batch_norm_elemt(x, weight, bias, mean, invstd, eps)
 
     @staticmethod
     @once_differentiable
@@ -115,19 +104,17 @@ class _Normalised(torch.autograd.Function):
                 gradient, x, mean, invstd, weight, *sums.chunk(2), counts
             )
         wanted = zip((of_input, of_weight, of_bias), ctx.needs_input_grad, strict=False)
-        return (*(found if needed else None for found, needed in wanted), None, None, None, None)
+        return (*(found if needed else None for found, needed in wanted), None, None, None)
 
 
 def _kernels(x: Tensor) -> Any:
-    """torch has these only for CUDA; the plain ones have the same names and arguments."""
-    return torch if x.is_cuda and not torch.compiler.is_compiling() else plain_kernels
+    """torch has these only for CUDA; those for the CPU have the same names and arguments."""
+    return torch if x.is_cuda else cpu_kernels
 
 
 def _dense(x: Tensor) -> Tensor:
-    """`x` in a layout that CUDA's kernels read: channels last if it has it, or else contiguous."""
+    """`x` in a layout that the kernels read: channels last if it has it, or else contiguous."""
     channels_last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim())
-    if torch.compiler.is_compiling() or (
-        channels_last is not None and x.is_contiguous(memory_format=channels_last)
-    ):
+    if channels_last is not None and x.is_contiguous(memory_format=channels_last):
         return x
     return x.contiguous()

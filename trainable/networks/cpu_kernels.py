@@ -1,7 +1,6 @@
-"""The steps of BatchNorm over ranks as torch has them for CUDA, in plain tensor operations.
+"""The steps of BatchNorm over ranks as torch has them for CUDA, in plain tensor operations for the CPU.
 
-Those are for the CPU, and for torch.compile, which joins them with what is around. Names and arguments are those of
-`torch.batch_norm_stats` and the others. Half precision is computed in fp32.
+Names and arguments are those of `torch.batch_norm_stats` and the others. Half precision is computed in fp32.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ def batch_norm_gather_stats_with_counts(
     invstds: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
-    momentum: float | Tensor,
+    momentum: float,
     eps: float,
     counts: Tensor,
 ) -> tuple[Tensor, Tensor]:
@@ -52,7 +51,7 @@ def batch_norm_elemt(
     y = (_wide(x) - _over_channels(mean, x)) * _over_channels(scale, x)
     if bias is not None:
         y = y + _over_channels(bias, x)
-    return _as_narrow(y, x)
+    return y.to(x.dtype)
 
 
 def batch_norm_backward_reduce(
@@ -91,7 +90,7 @@ def batch_norm_backward_elemt(
     centred = _wide(x) - _over_channels(mean, x)
     inner = _wide(gradient) - _over_channels(total / samples, x)
     found = (inner - centred * _over_channels(slope, x)) * _over_channels(scale, x)
-    return _as_narrow(found, x)
+    return found.to(x.dtype)
 
 
 def _all_but_channels(x: Tensor) -> list[int]:
@@ -105,9 +104,3 @@ def _over_channels(values: Tensor, like: Tensor) -> Tensor:
 
 def _wide(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
-def _as_narrow(y: Tensor, x: Tensor) -> Tensor:
-    """`y` in the type of `x`."""
-    # Compiled by torch 2.11, what an autograd function returns got no gradient if a `to` had changed nothing of it.
-    return y if y.dtype == x.dtype else y.to(x.dtype)
