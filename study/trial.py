@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import ray
 from ray import tune
 from ray.train import RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -16,16 +17,23 @@ from study.config import StudyConfig
 from study.jobs import Job
 from trainable import tasks
 from trainable.config import TrialConfig
-from trainable.records import EpochRecord
+from trainable.records import VALUE, EpochRecord
 from trainable.worker import train_worker
+
+SCORES = "scores"
+"""Key of a result of scoring: metrics by name."""
 
 
 def run_job(drawn: dict[str, Any], study: StudyConfig, teacher_weights: Path | None) -> None:
-    """Tune's trainable: run `drawn["job"]` of a study from its last checkpoint."""
+    """Tune's trainable: run `drawn["job"]` of a study from its last checkpoint, or score its network."""
     # Tune reuses this process only if the thread of a stopped trial ends in time; 2 s is its default,
     # and where that fails it forgets the next trial without a word.
     os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "60")
     job = Job.from_dict(drawn["job"])
+    if job.split is not None:
+        metrics = _score(job, job.split, study, teacher_weights)
+        tune.report({SCORES: metrics, VALUE: 0.0})  # Tune wants a value of everything
+        return
     config = job.config(study)
     weights = teacher_weights if config.distill.method != "none" else None
     task = tasks.TrialTask(config, job.folder(study), weights)
@@ -67,6 +75,24 @@ def _run_workers(task: tasks.TrialTask, study: StudyConfig) -> None:
         if not told:
             raise
         raise WorkerGroupError("\n".join(told), error.worker_failures) from None
+
+
+def _score(
+    job: Job, split: Literal["val", "test"], study: StudyConfig, teacher_weights: Path | None
+) -> dict[str, float]:
+    """Metrics of a job's network on a split, in a process that has a worker's resources."""
+    is_teacher = job.role == "teacher"
+    config: Any = study if is_teacher else job.config(study)
+    weights = teacher_weights if is_teacher else tasks.best_weights(job.folder(study))
+    assert weights is not None
+    network, device = "teacher" if is_teacher else "student", tasks.default_device(config)
+    if not uses_torch_trainer(study):
+        return tasks.score_weights(config, network, weights, split, device)
+    need = worker_resources(study)
+    remote = ray.remote(tasks.score_weights).options(
+        num_cpus=need["CPU"], num_gpus=need.get("GPU", 0), scheduling_strategy="DEFAULT"
+    )
+    return ray.get(remote.remote(config, network, weights, split, device))
 
 
 def _backend(config: TrialConfig) -> str:
