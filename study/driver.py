@@ -16,7 +16,7 @@ from ray.tune import TuneConfig
 from ray.tune.experiment import Trial
 
 from study.agenda import Agenda
-from study.cluster import connected, uses_torch_trainer
+from study.cluster import connected
 from study.config import StudyConfig
 from study.folder import (
     SPOOL,
@@ -183,8 +183,7 @@ class _Run:
             scheduler=build_scheduler(self._config, ended_curves(study) if study else {}),
             num_samples=-1,
             max_concurrent_trials=self._plan.concurrency,
-            # A thread that waits for a TorchTrainer cannot be ended, and so not its actor reused.
-            reuse_actors=not uses_torch_trainer(self._config),
+            reuse_actors=True,
             trial_dirname_creator=_trial_dirname,
         )
         try:
