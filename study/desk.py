@@ -30,6 +30,7 @@ class Desk:
         self._result: Any = None
         self._work, self._answer = _Slot(), _Slot()
         self._news = asyncio.Queue[Any]()
+        self._closed = asyncio.Event()
 
     async def begin(self, work: list[Any]) -> None:
         """Have the workers do `work`: a reference to it, in a list."""
@@ -43,9 +44,17 @@ class Desk:
         """Whether the work goes on after its last report."""
         await self._answer.put(goes_on)
 
+    async def close(self) -> None:
+        """Send the workers away, whatever they do."""
+        self._closed.set()
+
     async def breaks(self) -> None:
         """Nobody will work any more."""
         self._news.put_nowait(Broken())
+
+    async def closed(self) -> None:
+        """For a worker: returns when it is to leave."""
+        await self._closed.wait()
 
     async def work(self, number: int) -> list[Any]:
         """For a worker: the piece of work of this number, counted from 1."""

@@ -1,8 +1,8 @@
 """A group of workers under Ray Train that does one piece of work after another.
 
 Setting one up takes ten seconds and more: a controller and the workers are processes which import torch, and
-then find each other. So it lasts as long as the process of Tune that goes from trial to trial; Ray takes its
-processes and their places away with that one. What fails in it ends it, and the next trial makes another.
+then find each other. So it lasts as long as the process of Tune that goes from trial to trial, which sends
+it away when it ends itself. What fails in it ends it, and the next trial makes another.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ from study.config import StudyConfig
 from study.desk import Broken, Desk, Ended
 from trainable.records import EpochRecord
 from trainable.worker import Work, serve
+
+_LEAVING_S = 30.0
+"""How long a process waits for its workers to leave."""
 
 
 class WorkerGroup:
@@ -72,6 +75,14 @@ class WorkerGroup:
             self._answer(True)
         return news.result
 
+    def close(self) -> None:
+        """End it, in the middle of its work if it has any, and give its places back.
+
+        Ray removes a placement group with its job, not with the actor that made it: Train has to be let do it.
+        """
+        ray.get(self._desk.close.remote())
+        self._thread.join(_LEAVING_S)
+
     def _live(self) -> None:
         try:
             self._trainer.fit()
@@ -101,6 +112,16 @@ def _told(error: Exception | None) -> Exception:
 
 
 _group: WorkerGroup | None = None
+
+
+class ClosesGroup:
+    """Mixed into Tune's trainable: its process has no workers left when it ends."""
+
+    def cleanup(self) -> None:
+        """What Tune calls last."""
+        if _group is not None and _group.is_alive:
+            _group.close()
+        super().cleanup()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def lasting_group(config: StudyConfig) -> WorkerGroup:

@@ -11,7 +11,7 @@ from ray import tune
 
 from study.cluster import uses_torch_trainer
 from study.config import StudyConfig
-from study.group import lasting_group
+from study.group import ClosesGroup, lasting_group
 from study.jobs import Job
 from trainable import tasks
 from trainable.records import VALUE, EpochRecord
@@ -32,6 +32,10 @@ def run_job(drawn: dict[str, Any], study: StudyConfig, teacher_weights: Path | N
     else:
         scores = _do(_scoring(job, job.split, study, teacher_weights), study)
         tune.report({SCORES: scores, VALUE: 0.0})  # Tune wants a value of everything
+
+
+# Ray's way to give the class that Tune makes of a function a method.
+run_job.__mixins__ = (ClosesGroup,)  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def _do(work: Work, study: StudyConfig) -> Any:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import threading
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import ray
 import ray.train
 import ray.train.torch
 import torch
+from ray.exceptions import RayError
 
 from trainable.engine.loop import TrialTask, run
 from trainable.records import EpochRecord
@@ -26,10 +29,11 @@ class _StoppedError(Exception):
 def serve(settings: dict[str, Any]) -> None:
     """Train loop of each worker: do what `settings["desk"]` hands out, on the device that Ray Train chose.
 
-    The desk is an actor with the methods `work`, `report` and `end`; see `study.desk`. An error ends the
-    worker, and with it the group: other ranks may wait for this one for ever.
+    The desk is an actor with the methods `work`, `report`, `end` and `closed`; see `study.desk`. An error
+    ends the worker, and with it the group: other ranks may wait for this one for ever.
     """
     desk, rank = settings["desk"], ray.train.get_context().get_world_rank()
+    threading.Thread(target=_leave, args=(desk,), name="leaving", daemon=True).start()
     device, reports = ray.train.torch.get_device(), itertools.count(1)
 
     def report(record: EpochRecord) -> None:
@@ -40,6 +44,14 @@ def serve(settings: dict[str, Any]) -> None:
         (work,) = ray.get(desk.work.remote(number))
         result = _do(ray.get(work), report, device)
         ray.get(desk.end.remote(rank, result))
+
+
+def _leave(desk: Any) -> None:
+    """End this process when the desk is closed, or gone: nothing else ends a trial in mid-epoch."""
+    with suppress(RayError):
+        ray.get(desk.closed.remote())
+    # Ray would tell of a crash if the process ended by itself.
+    ray.kill(ray.get_runtime_context().current_actor)
 
 
 def _do(work: Work, report: Callable[[EpochRecord], None], device: torch.device) -> Any:
