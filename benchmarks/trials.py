@@ -16,7 +16,7 @@ The cost of a trial is the seconds from the search's beginning to the end over t
 training alone (the median of trials one after the other in one process; of two workers there is no such figure, and
 nothing is subtracted). `command_s` is the whole command, with the start of Python, Ray and MLflow, and the references.
 
-`efficiency` is training seconds over slot seconds, of trials of ten epochs of a wider student: the seconds of all
+`efficiency` is training seconds over slot seconds, of trials of thirty epochs of a wider student: the seconds of all
 epochs, validation and checkpoints with them, over those that two places were held. `between_trials` counts each place
 from the training of its first trial to the end of its last, `of_the_study` all of the study, with its teacher, its
 baseline and the start of the processes (not of Ray). Written to benchmarks/results/trials-<device>.json.
@@ -55,7 +55,7 @@ ALONE = 8
 LONG: dict[str, Any] = {
     "teacher": {"model": "mini_resnet_10_4", "train": {"epochs": 2}},
     "student": {"model": "mini_resnet_18_16"},
-    "train": {"epochs": 10},
+    "train": {"epochs": 30},
 }
 """A trial of some twenty seconds. What lies between two trials does not grow with them: longer ones have the better
 efficiency."""
