@@ -39,6 +39,7 @@ BENCHMARKS = {
     "peers": Benchmark(
         "peers.py", "--batches 128 --rounds 5", "--device cpu --batches 32 --rounds 3 --updates 2"
     ),
+    "kernels": Benchmark("kernels.py", "--rounds 3", None),
     "stages": Benchmark(
         "stages.py", "--rounds 3", "--device cpu --batch 32 --rounds 3 --updates 2"
     ),

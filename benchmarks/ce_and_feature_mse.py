@@ -14,8 +14,8 @@ Every form trains the config's student from the same initial weights on the same
     two-forwards            one through DDP for each loss, two backward passes (a plain loop)
     around-ddp              as two-forwards, but the second calls `student.module` (the pattern of the post)
 
-With `--ranks` above 1 each runs under DDP (with SyncBatchNorm, where train.batchnorm.sync says so). What each form
-came to is written as soon as it ends, and a second call runs the forms that are missing.
+With `--ranks` above 1 the plain loops run under DDP (all with SyncBatchNorm, where train.batchnorm.sync says so). What
+each form came to is written as soon as it ends, and a second call runs the forms that are missing.
 """
 
 from __future__ import annotations
@@ -47,7 +47,6 @@ from trainable.distill.terms import LOSS, cross_entropy, feature_error
 from trainable.engine.evaluate import Evaluator
 from trainable.engine.feed import Feed
 from trainable.engine.optimizers import build_optimizer, set_learning_rate
-from trainable.engine.parallel import wrap_for_ranks
 from trainable.engine.precision import Precision
 from trainable.engine.schedule import learning_rates
 from trainable.engine.settings import apply_settings
@@ -144,9 +143,9 @@ def guarded_update(
 ) -> tuple[Update, Step, nn.Module]:
     """This project's step."""
     method = method_of(config.distill, student, [(0, len(student))])
-    wrapped = wrap_for_ranks(Objective(student, method))
-    optimizer = build_optimizer(config.optim, wrapped.parameters(), device)
-    step = Step(wrapped, optimizer, config.train, device, classes=classes)
+    objective = Objective(student, method)
+    optimizer = build_optimizer(config.optim, objective.parameters(), device)
+    step = Step(objective, optimizer, config.train, device, classes=classes)
 
     def update(
         images: Tensor, labels: Tensor, teacher: TeacherOutputs, size: int, lr: float
@@ -154,7 +153,7 @@ def guarded_update(
         step.accumulate(images, labels, teacher, update_size=size, last=True)
         step.finish(lr)
 
-    return update, step, wrapped
+    return update, step, objective
 
 
 def unguarded_update(
@@ -162,10 +161,9 @@ def unguarded_update(
 ) -> tuple[Update, nn.Module]:
     """The forms that anyone would write."""
     if form == "unguarded-overflow":
-        method = method_of(config.distill, student, [(0, len(student))])
-        wrapped = wrap_for_ranks(Objective(student, method))
-        world = ranks.world_size()  # this wrapper sums gradients, where others average them
-        losses = [lambda *batch: wrapped(*batch)[LOSS] / world]
+        objective = Objective(student, method_of(config.distill, student, [(0, len(student))]))
+        wrapped = DistributedDataParallel(objective) if dist.is_initialized() else objective
+        losses = [lambda *batch: wrapped(*batch)[LOSS]]
         return plain_update(config, wrapped, losses, device), wrapped
     both = TwoForwards(student, config.distill)
     wrapped: nn.Module = both

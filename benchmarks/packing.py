@@ -1,16 +1,17 @@
 """Several trials at once on one GPU against one after another: how many an hour, and are their results the same?
 
-    python benchmarks/packing.py                         configs/quickstart.yaml, 8 trials, 4 at once; 2 at once on CPUs
+    python benchmarks/packing.py --set train.epochs=60   configs/quickstart.yaml, 8 trials, 4 at once; 2 at once on CPUs
     python benchmarks/packing.py configs/cifar100_kd.yaml --at-once 4 --set data.source=parquet --set data.root=…
 
 `kd-study run` runs the same study in turn: one trial at a time with the GPU for itself, then N trials at a time with
-`resources.gpus_per_worker` of 1/N, and that once more under NVIDIA's MPS where `nvidia-cuda-mps-control` is installed.
-On CPUs a trial has one core. The sampler is `random`, so that a trial's hyperparameters do not hang on what ended
-before it, no trial is pruned, and `train.deterministic` is on, so that results can be compared: they are the same if a
-trial's hyperparameters and its loss and accuracy of every epoch are. `--set train.deterministic=false` shows the speed
-of the usual kernels, and how far results then lie apart.
+`resources.gpus_per_worker` of 1/N, as many as `auto` says, and N once more under NVIDIA's MPS where
+`nvidia-cuda-mps-control` is installed. On CPUs a trial has one core, and there is no `auto`. The sampler is `random`,
+so that a trial's hyperparameters do not hang on what ended before it, no trial is pruned, and `train.deterministic` is
+on, so that results can be compared: they are the same if a trial's hyperparameters and its loss and accuracy of every
+epoch are. `--set train.deterministic=false` shows the speed of the usual kernels, and how far results then lie apart.
 
-Time is from the first trial's start to the last one's end. Written to benchmarks/results/packing-<device>.json.
+Time is from the first trial's start to the last one's end. Every process starts CUDA once in it, which takes seconds:
+trials should take longer, as 60 epochs of the quickstart do. Written to benchmarks/results/packing-<device>.json.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ import torch
 from environment import keep
 from mlflow.tracking import MlflowClient
 
+from study.packing import packing_of
 from study.results import find_results
 
 ROOT = Path(__file__).parent.parent
@@ -56,12 +58,15 @@ class Studied(NamedTuple):
     """From the first trial's start to the last one's end."""
     outcomes: Mapping[int, Outcome]
     """By the trials' numbers."""
+    told: str | None = None
+    """What `auto` was settled to, and why."""
 
 
 def studied(
-    options: argparse.Namespace, name: str, at_once: int, storage: Path, env: Mapping[str, str]
+    options: argparse.Namespace, name: str, gpus: str, at_once: int, env: Mapping[str, str]
 ) -> Studied:
-    """Run the study with so many trials at a time."""
+    """Run the study with so many trials at a time, each with this share of the GPU."""
+    storage = options.storage
     settings = [
         "study.sampler=random",
         "study.pruner.name=none",
@@ -71,21 +76,24 @@ def studied(
         f"study.trials={options.trials}",
         f"study.concurrency={at_once}",
         f"storage.path={storage}",
-        f"resources.gpus_per_worker={share_of(at_once) if options.device == 'cuda' else 0}",
+        f"resources.gpus_per_worker={gpus}",
     ]
     command = [sys.executable, "-m", "study", "run", str(options.config.resolve())]
     for setting in settings:
         command += ["--set", setting]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=env, cwd=ROOT)
+    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=ROOT, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{name} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
     results = find_results(storage, name)
     rows = [row for row in results.of("trial") if row.state == "complete"]
     if len(rows) != options.trials:
-        raise RuntimeError(f"{len(rows)} of {options.trials} trials ended well: see {storage}")
+        raise RuntimeError(f"{len(rows)} of {options.trials} trials ended well:\n{done.stdout}")
     client = MlflowClient(results.tracking_uri)
     runs = [client.get_run(row.run_id or "").info for row in rows]
     spent_ms = max(run.end_time for run in runs) - min(run.start_time for run in runs)
     outcomes = {row.number: Outcome(row.params, _curves(client, row.run_id or "")) for row in rows}
-    return Studied(spent_ms / 1000, outcomes)
+    settled = packing_of(storage / name)
+    return Studied(spent_ms / 1000, outcomes, None if settled is None else settled.told)
 
 
 def share_of(at_once: int) -> float:
@@ -117,17 +125,22 @@ def under_mps(usual: Mapping[str, str], folder: Path) -> Iterator[dict[str, str]
 
 def compared(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Each way's record."""
-    usual, storage, many = dict(os.environ), folder / "runs", f"{options.at_once} at once"
-    if options.device == "cuda":
+    usual, many = dict(os.environ), f"{options.at_once} at once"
+    is_cuda, options.storage = options.device == "cuda", folder / "runs"
+    share = str(share_of(options.at_once)) if is_cuda else "0"
+    if is_cuda:
         usual["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-    alone = studied(options, "packing-alone", 1, storage, usual)
+    alone = studied(options, "packing-alone", "1" if is_cuda else "0", 1, usual)
     found = {ONE: _record(options, alone)}
-    packed = studied(options, "packing-packed", options.at_once, storage, usual)
+    packed = studied(options, "packing-packed", share, options.at_once, usual)
     found[many] = _record(options, packed, alone)
-    if options.device == "cuda" and shutil.which(MPS):
+    if is_cuda:
+        auto = studied(options, "packing-auto", "auto", options.trials, usual)
+        found["auto"] = _record(options, auto, alone)
+    if is_cuda and shutil.which(MPS):
         try:
             with under_mps(usual, folder) as env:
-                shared = studied(options, "packing-mps", options.at_once, storage, env)
+                shared = studied(options, "packing-mps", share, options.at_once, env)
             found[f"{many}, MPS"] = _record(options, shared, alone)
         except (subprocess.CalledProcessError, RuntimeError) as error:
             found[f"{many}, MPS"] = {"error": str(error)}
@@ -154,7 +167,7 @@ def main() -> None:
     for way, own in ways.items():
         print(f"{way:<20} {json.dumps(own)}")
     # Places on this machine have no part in a record.
-    options.config = options.config.name
+    options.config, options.storage = options.config.name, None
     options.settings = [s for s in options.settings if not Path(s.partition("=")[2]).is_absolute()]
     keep(options, "packing", mps_is_installed=shutil.which(MPS) is not None, ways=ways)
 
@@ -170,6 +183,8 @@ def _record(
         "seconds": own.seconds,
         "trials_per_hour": 3600 * options.trials / own.seconds,
     }
+    if own.told is not None:
+        record["told"] = own.told
     if alone is not None:
         record["throughput"] = alone.seconds / own.seconds
         record |= difference(own.outcomes, alone.outcomes)

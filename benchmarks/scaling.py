@@ -3,15 +3,16 @@
     python benchmarks/scaling.py                         2 GPUs (NCCL), ResNet34 → ResNet18 in fp16, 256 pictures each
     python benchmarks/scaling.py --device cpu            to try it (gloo), WRN-40-2 → WRN-16-2, one thread a rank
 
-KD as `benchmarks/step.py` has it, every rank with a batch of its own. One process trains alone, as one GPU does in the
-product (as a CUDA graph) and kernel by kernel; as many more as there are ranks train together in DDP, plainly, with
-SyncBatchNorm (GPUs only), and with 4 micro-batches an update. All take turns, and wait while others are measured.
+KD as `benchmarks/step.py` has it, every rank with a batch of its own. One process trains alone; as many more as there
+are ranks train together, plainly, with SyncBatchNorm, and with 4 micro-batches an update. On GPUs updates are CUDA
+graphs, as in the product, and the plain ones also run kernel by kernel; on CPUs, which have no graphs, all do. All
+take turns, and wait while others are measured.
 
 Times are medians over rounds, ratios those of the rounds' pairs, with the least and the most of a round.
 `weak_scaling` is the time of one rank alone over that of all: 1 is perfect. `sync_batchnorm` is the time with it over
 the time without. `of_a_micro_batch` is the time of one of four micro-batches over that of an update which has but one.
-`exchanges` counts the all-reduces of an update by its number of micro-batches: those of DDP's buckets of gradients, one
-of which parameters were used, and one of whether all is finite. Written to
+`exchanges` counts the all-reduces of an update by its number of micro-batches, as it runs kernel by kernel: those of
+the buckets of gradients, and one of whether all is finite. Written to
 benchmarks/results/scaling-<ranks>x-<device>.json.
 """
 
@@ -24,6 +25,7 @@ import statistics
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -39,17 +41,21 @@ from trainable.engine.settings import apply_settings
 from trainable.networks.norms import with_norms
 
 ACCUMULATED = 4
+ONE, ONE_EAGER = "one rank", "one rank, kernel by kernel"
 ALONE: dict[str, Callable[[Case], Ours]] = {
-    "one rank": lambda case: Ours(case, graph=True),
-    "one rank, kernel by kernel": lambda case: Ours(case, graph=False),
+    ONE: lambda case: Ours(case, graph=True),
+    ONE_EAGER: lambda case: Ours(case, graph=False),
 }
-PLAIN, SYNCED, IN_PARTS = "all ranks", "all ranks, SyncBatchNorm", "all ranks, 4 micro-batches"
+PLAIN, EAGER = "all ranks", "all ranks, kernel by kernel"
+SYNCED, IN_PARTS = "all ranks, SyncBatchNorm", "all ranks, 4 micro-batches"
 TOGETHER: dict[str, Callable[[Case], Ours]] = {
-    PLAIN: lambda case: Ours(case, graph=False),
-    SYNCED: lambda case: Ours(synced(case), graph=False),
-    IN_PARTS: lambda case: Ours(case, graph=False, micro_batches=ACCUMULATED),
+    PLAIN: lambda case: Ours(case, graph=True),
+    EAGER: lambda case: Ours(case, graph=False),
+    SYNCED: lambda case: Ours(synced(case), graph=True),
+    IN_PARTS: lambda case: Ours(case, graph=True, micro_batches=ACCUMULATED),
 }
-PATIENCE_S = 600
+BUT_ON_CPUS = (ONE_EAGER, EAGER)
+PATIENCE_S = 120
 """How long a process waits for the others."""
 
 
@@ -71,9 +77,8 @@ def run_process(number: int, options: argparse.Namespace, folder: Path, turn: An
     apply_settings(config_of(options.precision, options.batch))
     if own is TOGETHER:
         store, size = f"file://{folder}/store", options.ranks
-        dist.init_process_group(
-            backend, init_method=store, rank=rank, world_size=size, device_id=device
-        )
+        group = {"rank": rank, "world_size": size, "timeout": timedelta(seconds=PATIENCE_S)}
+        dist.init_process_group(backend, init_method=store, device_id=device, **group)
     times = measured(options, own, turn)
     exchanges = {}
     if own is TOGETHER:
@@ -89,9 +94,16 @@ def measured(
 ) -> dict[str, list[float]]:
     """Seconds of an update in each round, of the forms that are this process's."""
     case, device = case_of(options, options.batch), torch.device(options.device)
-    updates = {name: form(case) for name, form in own.items() if name in options.forms}
-    for update in updates.values():
-        seconds(update, 24 if device.type == "cuda" else 2, device)
+    updates: dict[str, Ours] = {}
+    for warming in (
+        ALONE,
+        TOGETHER,
+    ):  # by turns, too: cuDNN chooses its kernels by how long they take
+        turn.wait(PATIENCE_S)
+        if warming is own:
+            updates = {name: form(case) for name, form in own.items() if name in options.forms}
+            for update in updates.values():
+                seconds(update, 24 if device.type == "cuda" else 2, device)
     times: dict[str, list[float]] = {name: [] for name in updates}
     for _ in range(options.rounds):
         for name in options.forms:
@@ -115,8 +127,8 @@ def exchanges_of(case: Case, micro_batches: int) -> float:
 def ratios(times: Mapping[str, Sequence[float]]) -> dict[str, Any]:
     """What the forms' times are to each other."""
     pairs = {
-        "weak_scaling": ("one rank", PLAIN, 1),
-        "weak_scaling_kernel_by_kernel": ("one rank, kernel by kernel", PLAIN, 1),
+        "weak_scaling": (ONE, PLAIN, 1),
+        "weak_scaling_kernel_by_kernel": (ONE_EAGER, EAGER, 1),
         "sync_batchnorm": (SYNCED, PLAIN, 1),
         "of_a_micro_batch": (IN_PARTS, PLAIN, ACCUMULATED),
     }
@@ -149,8 +161,7 @@ def main() -> None:
             f"{options.ranks} ranks need as many GPUs, here are {torch.cuda.device_count()}"
         )
     forms = {**ALONE, **TOGETHER}
-    on_gpus = ("one rank", SYNCED)
-    options.forms = [n for n in forms if options.device == "cuda" or n not in on_gpus]
+    options.forms = [n for n in forms if options.device == "cuda" or n not in BUT_ON_CPUS]
     turn = mp.get_context("spawn").Barrier(options.ranks + 1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -162,7 +173,7 @@ def main() -> None:
         step_s = statistics.median(times[form])
         rate = pictures_a_second(form, step_s, options)
         figures[form] = {"step_ms": 1000 * step_s, "pictures_per_s": rate}
-        print(f"{form:<28} {1000 * step_s:9.2f} ms an update, {rate:9.1f} pictures/s")
+        print(f"{form:<30} {1000 * step_s:9.2f} ms an update, {rate:9.1f} pictures/s")
     found = ratios(times)
     for key, value in found.items():
         print(

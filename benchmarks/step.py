@@ -49,7 +49,6 @@ from trainable.distill.objective import Objective, method_of
 from trainable.engine.failures import Progress
 from trainable.engine.feed import Feed
 from trainable.engine.optimizers import build_optimizer
-from trainable.engine.parallel import wrap_for_ranks
 from trainable.engine.precision import Precision
 from trainable.engine.settings import apply_settings
 from trainable.engine.step import Step
@@ -71,11 +70,12 @@ class Ours:
     ) -> None:
         """In a stage counted from 0; `sections` are more settings of `distill` and `train`.
 
-        The case's batch is a micro-batch of each rank, in DDP where there are several.
+        The case's batch is a micro-batch of each rank.
         """
         self._batches = [case.pixels.batch] * micro_batches
         self._size = micro_batches * len(case.pixels.batch.labels) * ranks.world_size()
-        sections["train"] = {"cuda_graph": graph, **sections.get("train", {})}
+        train = {"cuda_graph": graph, "accumulate": micro_batches}
+        sections["train"] = train | sections.get("train", {})
         config = config_of(case.precision, self._size, **sections)
         student = BlockNetwork(copy.deepcopy(case.student), case.cuts)
         teacher = BlockNetwork(copy.deepcopy(case.teacher), case.cuts)
@@ -89,8 +89,7 @@ class Ours:
         objective.to(memory_format=torch.channels_last)
         frozen.to(memory_format=torch.channels_last)
         optimizer = build_optimizer(OptimConfig(**SGD), objective.parameters(), case.device)
-        self.objective = wrap_for_ranks(objective)
-        self.step = Step(self.objective, optimizer, config.train, case.device, classes=CLASSES)
+        self.step = Step(objective, optimizer, config.train, case.device, classes=CLASSES)
         feed = cast("Feed", case.pixels)
         self._updater = Updater(config, feed, frozen, self.step, Progress(), case.device)
 

@@ -78,6 +78,19 @@ def of_stages(record: dict[str, Any]) -> Iterator[Figure]:
         yield Figure(case, name, f"{own['step_ms']:.2f} ms a step", compared)
 
 
+def of_kernels(record: dict[str, Any]) -> Iterator[Figure]:
+    """What kernels of each kind take of a step, and its rate against that of a product of matrices."""
+    settings = record["settings"]
+    for batch, own in record["batches"].items():
+        case = f"{_networks(settings)}, {settings['form']}, batch {batch}"
+        rate = f"{own['step_tflops']:.0f} TFLOP/s"
+        compared = f"{own['of_matmul']:.1%} of {record['matmul_tflops']:.0f}, a product of matrices"
+        yield Figure(case, f"{own['step_ms']:.2f} ms a step", rate, compared)
+        parts = {**own["kinds"], "at once": -own["at_once"], "idle": own["idle"]}
+        for name, ms in parts.items():
+            yield Figure(case, name, f"{ms:.2f} ms", "")
+
+
 def of_observing(record: dict[str, Any]) -> Iterator[Figure]:
     """How often gradients are measured: the time over that of never."""
     first = next(iter(record["forms"]))
@@ -87,10 +100,14 @@ def of_observing(record: dict[str, Any]) -> Iterator[Figure]:
 
 
 def of_scaling(record: dict[str, Any]) -> Iterator[Figure]:
-    """Ranks alone and together, and what those that differ from plain DDP come to."""
+    """Ranks alone and together, and what they come to beside one another."""
     case = f"{_case(record)} a rank"
     compared = {
         "all ranks": ("weak_scaling", "the rate of one rank alone, each"),
+        "all ranks, kernel by kernel": (
+            "weak_scaling_kernel_by_kernel",
+            "the rate of one rank alone, each",
+        ),
         "all ranks, SyncBatchNorm": ("sync_batchnorm", "the time without"),
         "all ranks, 4 micro-batches": ("of_a_micro_batch", "the time of a micro-batch alone"),
     }
@@ -164,6 +181,7 @@ def of_logging(record: dict[str, Any]) -> Iterator[Figure]:
 READERS: dict[str, Callable[[dict[str, Any]], Iterable[Figure]]] = {
     "step": of_step,
     "peers": of_peers,
+    "kernels": of_kernels,
     "stages": of_stages,
     "observing": of_observing,
     "memory": of_memory,

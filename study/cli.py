@@ -6,8 +6,9 @@ import os
 import sys
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -17,10 +18,16 @@ from study.config import (
     draft_config,
     embedded_store,
     load_config,
+    load_for_cluster,
     load_single,
 )
 from study.results import StudyResults, TrialRow, all_results, find_results
 from trainable.errors import InputError, input_error
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobDetails
+
+    from study.submit import JobServer
 
 _app = typer.Typer(
     name="kd-study",
@@ -45,6 +52,7 @@ _Storage = Annotated[
 _Port = Annotated[int, typer.Option(min=1, max=65535, metavar="N", help="Where to listen.")]
 
 NO_USABLE_TRIAL, BAD_INPUT, INTERRUPTED = 1, 2, 130
+_STATUS_LINES = 5
 _OUT = Console()
 
 
@@ -135,8 +143,51 @@ def ui(
             raise typer.Exit(NO_USABLE_TRIAL) from None
 
 
+@_app.command()
+def submit(
+    config: _Config,
+    address: Annotated[
+        str,
+        typer.Option(metavar="URL", help="The cluster's dashboard, e.g. http://127.0.0.1:8265."),
+    ],
+    set_: _Set = None,
+    code: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="PATH", help="A Python file or package that CONFIG names, to send; repeatable."
+        ),
+    ] = None,
+    with_kd_study: Annotated[
+        bool, typer.Option("--with-kd-study", help="Send kd-study's own code, too.")
+    ] = False,
+    status: Annotated[bool, typer.Option("--status", help="Say how the study's job is.")] = False,
+    stop: Annotated[bool, typer.Option("--stop", help="Have it save itself and end.")] = False,
+) -> None:
+    """Run the study of CONFIG as a job of a Ray cluster, and follow its log; Ctrl-C lets it go on alone.
+
+    The same command follows the job again, or submits a stopped study anew, which then goes on.
+    """
+    with _bad_input_exits():
+        if status and stop:
+            _exit_bad("--status: goes without --stop; give one of them")
+        loaded = load_for_cluster(config, set_ or [])
+        _must_search(loaded)
+        from study.submit import JobServer, packaged, state_of
+
+        server = JobServer(address)
+        if status or stop:
+            _look_at(server, loaded, stop=stop)
+            return
+        with packaged(loaded, config, code or [], with_kd_study=with_kd_study) as package:
+            job = server.submit(package)
+        print(state_of(job))
+        _exit_as(_follow(server, job))
+
+
 def main() -> None:
     """Entry point of `kd-study`."""
+    # Ray reads it when it is imported; unset, it depends on whether a token lies in the home folder.
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     # A config may name a network of the current folder, which Ray's workers look into, too.
     sys.path.append(os.getcwd())
     _app()
@@ -148,8 +199,7 @@ def _study(load: Callable[[], StudyConfig]) -> None:
         from study.driver import StudyFailedError, StudyInterruptedError, run_study
         from study.report.progress import Progress
 
-        if config.study.trials > 1 and not config.search:
-            _exit_bad("search: run needs at least one path to search; or use kd-study train")
+        _must_search(config)
 
         def display(slots: int, ended: Sequence[TrialRow]) -> Progress:
             return Progress(config.study.trials, slots, ended=ended, console=_OUT)
@@ -165,6 +215,67 @@ def _study(load: Callable[[], StudyConfig]) -> None:
         _print_results(results, config.folder)
         if results.winner is None:
             raise typer.Exit(NO_USABLE_TRIAL)
+
+
+def _must_search(config: StudyConfig) -> None:
+    if config.study.trials > 1 and not config.search:
+        _exit_bad("search: run needs at least one path to search; or use kd-study train")
+
+
+def _look_at(server: JobServer, config: StudyConfig, *, stop: bool) -> None:
+    """Say how the last job of a study is, once it is stopped if that is wanted."""
+    from study.submit import is_live, state_of
+
+    job = server.latest(config)
+    if job is None:
+        rule = f"has no job at {server.address}"
+        remedy = "check the address, study.name and storage.path, or submit it"
+        raise input_error(InputError, "study.name", rule, remedy, config.study.name)
+    if stop and not is_live(job):
+        rule, remedy = "has no job that runs", "--status says more"
+        raise input_error(InputError, "study.name", rule, remedy, state_of(job))
+    with _detaching(job):
+        job = server.stop(job) if stop else job
+    print("\n".join([*server.last_lines(job, _STATUS_LINES), state_of(job)]))
+
+
+def _follow(server: JobServer, job: JobDetails) -> JobDetails:
+    """Show a job's log to its end."""
+    from study.submit import LostJobError
+
+    try:
+        with _detaching(job):
+            return server.follow(job, partial(print, end="", flush=True))
+    except LostJobError as error:
+        print(f"{error}; the same command follows {job.submission_id} again", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+@contextmanager
+def _detaching(job: JobDetails) -> Generator[None]:
+    """Lets Ctrl-C end the looking, not what is looked at."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        told = "the same command follows it again, --status says how it is, --stop ends it"
+        print(f"\ndetached from {job.submission_id}, which goes on: {told}")
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _exit_as(job: JobDetails) -> None:
+    """Exit as the study of a job that has ended did."""
+    from study.submit import state_of, why_it_failed
+
+    print(state_of(job))
+    if job.status == "SUCCEEDED":
+        return
+    if job.status == "STOPPED":
+        print("run the same command again to go on")
+        raise typer.Exit(INTERRUPTED)
+    if job.driver_exit_code in (NO_USABLE_TRIAL, BAD_INPUT, INTERRUPTED):
+        raise typer.Exit(job.driver_exit_code)  # the log says why
+    print(why_it_failed(job), file=sys.stderr)
+    raise typer.Exit(NO_USABLE_TRIAL)
 
 
 def _print_results(results: StudyResults, folder: Path) -> None:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import ray
 import torch
+from ray.exceptions import AuthenticationError
 
 from study.config import StudyConfig
+from study.packing import with_gpus
 from trainable.config import TrialConfig
 from trainable.errors import ConfigError, Problem
 
+_PATIENCE_S = 10.0
 _QUIET = {
     "RAY_AUTH_MODE": "disabled",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -49,7 +53,13 @@ def connected() -> Generator[Capacity]:
     if not already:
         # "local" is a cluster of our own, whatever else may have been started on this machine.
         address = os.environ.get("RAY_ADDRESS") or "local"
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        try:
+            _must_listen(address)
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        except (OSError, RuntimeError, ValueError, AuthenticationError) as error:
+            if address == "local":
+                raise
+            raise _no_cluster(address, error) from None
     try:
         offered = ray.cluster_resources()
         yield Capacity(offered.get("CPU", 0.0), offered.get("GPU", 0.0))
@@ -59,12 +69,13 @@ def connected() -> Generator[Capacity]:
 
 
 def with_resources(config: StudyConfig, capacity: Capacity) -> StudyConfig:
-    """The config with `resources.gpus_per_worker` settled: 1 where the cluster has GPUs, else 0."""
-    if config.resources.gpus_per_worker is not None:
+    """The config with `resources.gpus_per_worker` settled: 1 where the cluster has GPUs, else 0.
+
+    So is `auto`, until a trial has been measured (`study.measuring`).
+    """
+    if config.resources.gpus is not None:
         return config
-    settled = {"gpus_per_worker": 1.0 if capacity.gpus else 0.0}
-    resources = config.resources.model_copy(update=settled)
-    return config.model_copy(update={"resources": resources})
+    return with_gpus(config, 1.0 if capacity.gpus else 0.0)
 
 
 def uses_torch_trainer(config: TrialConfig) -> bool:
@@ -77,7 +88,7 @@ def worker_resources(config: TrialConfig) -> dict[str, float]:
     """What Ray reserves for one worker."""
     resources = config.resources
     reserved = {"CPU": float(resources.cpus_per_worker)}
-    return {**reserved, "GPU": resources.gpus_per_worker} if resources.gpus_per_worker else reserved
+    return {**reserved, "GPU": resources.gpus} if resources.gpus else reserved
 
 
 def actor_resources(config: TrialConfig) -> dict[str, float]:
@@ -102,6 +113,20 @@ def concurrency(config: StudyConfig, capacity: Capacity) -> int:
     if fits == 0:
         raise ConfigError([_too_large(need, workers, capacity)])
     return min(fits, config.study.trials, config.study.concurrency or fits)
+
+
+def _must_listen(address: str) -> None:
+    """OSError at once, where Ray would try for a minute and print to stderr meanwhile."""
+    host, _, port = address.rpartition(":")
+    if port.isdecimal() and "/" not in host:
+        socket.create_connection((host, int(port)), _PATIENCE_S).close()
+
+
+def _no_cluster(address: str, error: Exception) -> ConfigError:
+    reason = " ".join(str(error).split())
+    rule = f"must be a running cluster of this Python and Ray, but: {reason}"
+    remedy = "give e.g. 10.0.0.1:6379, or unset it to use this machine alone"
+    return ConfigError([Problem("RAY_ADDRESS", rule, remedy, repr(address))])
 
 
 def _fitting_on_gpus(each: float, workers: int, gpus: float) -> int:

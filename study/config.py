@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,16 @@ from study.results import Value
 from study.rules import cross_problems, valid_candidates
 from study.schema import StudyConfig, StudySection
 from study.space import Sample
-from study.tree import Tree, flat, put, take, with_absolute_paths, with_settings, with_values
+from study.tree import (
+    Tree,
+    flat,
+    put,
+    relative_places,
+    take,
+    with_absolute_paths,
+    with_settings,
+    with_values,
+)
 from study.yaml import dump_yaml, parse_yaml
 from trainable.errors import ConfigError, Problem, input_error
 
@@ -29,6 +38,7 @@ __all__ = [
     "embedded_store",
     "flat",
     "load_config",
+    "load_for_cluster",
     "load_single",
     "parse_config",
     "with_values",
@@ -70,19 +80,17 @@ def load_config(path: Path, settings: Sequence[str] = ()) -> StudyConfig:
     return _finished(draft_config(path, settings))
 
 
+def load_for_cluster(path: Path, settings: Sequence[str] = ()) -> StudyConfig:
+    """As `load_config`, for other machines: the places of files must be absolute."""
+    tree = _read(path)
+    draft = _draft(tree, settings, str(path))
+    relative = relative_places(with_settings(tree, settings))
+    return _finished(replace(draft, problems=(*draft.problems, *relative)))
+
+
 def draft_config(path: Path, settings: Sequence[str] = ()) -> Draft:
     """As `load_config`, but raises only if there is no tree of keys at all."""
-    if not path.is_file():
-        raise input_error(ConfigError, str(path), "must be a config file", "check the path")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        rule = f"must be text in UTF-8, but byte {error.start} is not"
-        raise input_error(ConfigError, str(path), rule, "save it as UTF-8") from None
-    except OSError as error:
-        rule = f"must be readable, but: {error.strerror}"
-        raise input_error(ConfigError, str(path), rule, "check its permissions") from None
-    return _draft(parse_yaml(text, str(path)), settings, str(path))
+    return _draft(_read(path), settings, str(path))
 
 
 def parse_config(tree: Any, settings: Sequence[str] = (), where: str = "config") -> StudyConfig:
@@ -154,6 +162,20 @@ def _without_base(single: StudyConfig, sample: Sample, found: list[Problem]) -> 
             blocking.append(Problem(path, "is searched and has no base value", remedy))
             found[:] = [problem for problem in found if problem not in gone]
     return blocking
+
+
+def _read(path: Path) -> Any:
+    if not path.is_file():
+        raise input_error(ConfigError, str(path), "must be a config file", "check the path")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        rule = f"must be text in UTF-8, but byte {error.start} is not"
+        raise input_error(ConfigError, str(path), rule, "save it as UTF-8") from None
+    except OSError as error:
+        rule = f"must be readable, but: {error.strerror}"
+        raise input_error(ConfigError, str(path), rule, "check its permissions") from None
+    return parse_yaml(text, str(path))
 
 
 def _finished(draft: Draft) -> StudyConfig:

@@ -30,6 +30,9 @@ from study.folder import (
     open_results,
 )
 from study.jobs import Job
+from study.measuring import packed
+from study.nodes import check_nodes
+from study.packing import as_packed
 from study.preflight import StudyPlan, preflight
 from study.recorder import REST_S, Recorder, Watcher
 from study.report.links import PAGE
@@ -86,11 +89,15 @@ def run_study(config: StudyConfig, open_display: OpenDisplay) -> StudyResults:
 
 def _run(config: StudyConfig, open_display: OpenDisplay) -> StudyResults:
     with connected() as capacity:
-        plan = preflight(config, capacity)
+        check_nodes(Path(config.storage.path))
+        plan = preflight(as_packed(config, config.folder), capacity)
         store = connect(config)
         with only_driver(config.folder), log_file(config.folder):
             keep_config(config)
+            plan, told = packed(plan, _teacher_weights(plan))
             with _recording(plan.config, store, plan.concurrency, open_display) as (recorder, show):
+                if told:
+                    show.message(told)
                 return _Run(plan, recorder, show).run()
 
 
@@ -98,7 +105,8 @@ def _end(config: StudyConfig, finished: StudyResults, open_display: OpenDisplay)
     """What a study that has finished could not: its report, and to tell MLflow the rest."""
     with only_driver(config.folder), log_file(config.folder):
         try:
-            with _recording(config, connect(config), 1, open_display) as (recorder, display):
+            settled = as_packed(config, config.folder)
+            with _recording(settled, connect(config), 1, open_display) as (recorder, display):
                 if not (config.folder / PAGE).exists():
                     _report(recorder, display, config.folder)
                 recorder.settle(REST_S)
@@ -135,6 +143,7 @@ class _Run:
 
     def __init__(self, plan: StudyPlan, recorder: Recorder, watcher: Watcher) -> None:
         self._plan, self._config = plan, plan.config
+        self._teacher_weights = _teacher_weights(plan)
         self._recorder, self._watcher = recorder, watcher
 
     def run(self) -> StudyResults:
@@ -152,16 +161,6 @@ class _Run:
         _report(self._recorder, self._watcher, self._config.folder)
         self._recorder.settle()
         return self._recorder.results
-
-    @property
-    def _teacher_weights(self) -> Path | None:
-        teacher = self._config.teacher
-        if teacher is None:
-            return None
-        if teacher.checkpoint is not None:
-            return Path(teacher.checkpoint)
-        key = tasks.teacher_key(self._config.teacher_training(), self._plan.data)
-        return Path(self._config.storage.path) / "teachers" / f"{key}.safetensors"
 
     def _work(self, study: optuna.Study | None) -> None:
         """Take all steps; once more those that are left if the search's time was up."""
@@ -199,6 +198,17 @@ class _Run:
             reason = "it did not end" if row is None else row.error or row.state
             place = f"{job.folder(self._config)}, and error.txt of its MLflow run, say more"
             raise StudyFailedError(f"training the {job.role} failed: {reason}\n{place}")
+
+
+def _teacher_weights(plan: StudyPlan) -> Path | None:
+    """The file of the teacher's weights, also of one that is still to be trained."""
+    config = plan.config
+    if config.teacher is None:
+        return None
+    if config.teacher.checkpoint is not None:
+        return Path(config.teacher.checkpoint)
+    key = tasks.teacher_key(config.teacher_training(), plan.data)
+    return Path(config.storage.path) / "teachers" / f"{key}.safetensors"
 
 
 def _trial_dirname(trial: Trial) -> str:

@@ -34,7 +34,7 @@ class WorkerGroup:
         # Beside a trial's own reservation, which has no room for it.
         desk: Any = ray.remote(Desk).options(num_cpus=0, scheduling_strategy="DEFAULT")
         self._desk: Any = desk.remote(workers)
-        is_on_gpus = bool(config.resources.gpus_per_worker)
+        is_on_gpus = bool(config.resources.gpus)
         self._trainer = TorchTrainer(
             serve,
             train_loop_config={"desk": self._desk},

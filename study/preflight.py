@@ -35,13 +35,15 @@ class StudyPlan:
     """A study that can run."""
 
     config: StudyConfig
-    """With its resources settled."""
+    """With its resources settled; where they are not yet, a trial has a whole GPU."""
     capacity: Capacity
     concurrency: int
     data: DataSummary
     student: NetworkSummary
     """Of the usual sample, where the search has several."""
     teacher: NetworkSummary | None
+    is_unsettled: bool = False
+    """Whether a trial is to be measured before the first, for `resources.gpus_per_worker: auto`."""
 
 
 def preflight(config: StudyConfig, capacity: Capacity) -> StudyPlan:
@@ -70,7 +72,11 @@ def preflight_draft(draft: Draft, capacity: Capacity) -> StudyPlan:
     checks.add(cross_problems(config, networks.blocks_of, draft.unknown))
     if checks.problems or slots is None or data is None or networks.student is None:
         raise checks.error()
-    return StudyPlan(config, capacity, slots, data, networks.student, networks.teacher)
+    shares = bool(config.resources.gpus) and config.train.workers == 1
+    is_unsettled = shares and draft.config.resources.gpus_per_worker == "auto"
+    return StudyPlan(
+        config, capacity, slots, data, networks.student, networks.teacher, is_unsettled
+    )
 
 
 def stages_by_decomposition(plan_: StudyPlan) -> dict[str, tuple[plan.Stage, ...]]:

@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from yaml import YAMLError
 
 from study.yaml import dump_yaml
+from trainable.config import NUMBER, WORD
 from trainable.errors import ConfigError, Problem
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -24,7 +25,9 @@ _FORMS = {
         "choose such a name, in quotes if it is a number",
     ),
     "distill.decomposition": ("must be written k/n", "write e.g. 5/2"),
+    "resources.gpus_per_worker": ("must be a number or auto", "write e.g. 1, 0.25 or auto"),
 }
+_OF_ANOTHER_FORM = ("string_type", "string_pattern_mismatch", "literal_error", "float_type")
 _SHOWN = 80
 
 
@@ -64,9 +67,8 @@ def problems_of(error: ValidationError, model: type[BaseModel]) -> list[Problem]
 
 def place_of(details: ErrorDetails) -> tuple[str, ...]:
     """The keys on the way to an error; positions in lists are numbers."""
-    place = tuple(str(part) for part in details["loc"])
-    # A value of several types is refused once for each of them.
-    return place[:-1] if _SCALARS.get("".join(place[-1:])) == details["type"] else place
+    place = tuple(str(part) for part in details["loc"] if part not in (NUMBER, WORD))
+    return place[:-1] if _is_of_union(details) else place
 
 
 def near_key(place: Sequence[str], model: type[BaseModel]) -> str | None:
@@ -120,6 +122,11 @@ def _with_tuples(tree: Any) -> Any:
     return tuple(map(_with_tuples, tree)) if isinstance(tree, (list, tuple)) else tree
 
 
+def _is_of_union(details: ErrorDetails) -> bool:
+    """Whether the value may have several types: it is refused once for each of them."""
+    return _SCALARS.get("".join(map(str, details["loc"][-1:]))) == details["type"]
+
+
 def _problem(details: ErrorDetails, model: type[BaseModel]) -> Problem:
     place = place_of(details)
     path = ".".join(place)
@@ -130,7 +137,7 @@ def _problem(details: ErrorDetails, model: type[BaseModel]) -> Problem:
         return Problem(".".join(place[:-1]), "must have two numbers", "give low and high", got)
     if details["type"] == "missing":
         return Problem(path, "is required", "add it")
-    words = _words(details, path, is_union=len(place) < len(details["loc"]))
+    words = _words(details, path, is_union=_is_of_union(details))
     return Problem(path, *words, shown(details["input"]))
 
 
@@ -142,7 +149,7 @@ def _words(details: ErrorDetails, path: str, *, is_union: bool) -> Words:
     if is_union:
         hint = "write e.g. baseline: {optim.lr: 0.1}" if "baseline" in path else "give one value"
         return Words("must be a number, text, true or false", hint)
-    if path in _FORMS and kind in ("string_type", "string_pattern_mismatch"):
+    if path in _FORMS and kind in _OF_ANOTHER_FORM:
         return Words(*_FORMS[path])
     if path.startswith("search.") and kind == "model_type":
         return Words("must be a range of values", "write e.g. {loguniform: [1e-4, 1e-1]}")

@@ -124,8 +124,15 @@ class Recorder:
         add_epoch(Path(row.directory), record)
         self._watcher.epoch(self._take_in(job, record), record, epochs)
 
+    def look_around(self) -> None:
+        """See which running trials found no memory beside others, and began again."""
+        for row in self.results.rows:
+            if row.state == "running":
+                self._take_in_notes(row)
+
     def ended(self, job: Job, state: State, error: str | None = None) -> None:
         """A job is over."""
+        self._take_in_notes(self._known(job))
         row = self._known(job)
         update = {
             "state": state,
@@ -194,7 +201,7 @@ class Recorder:
     @property
     def _gpus(self) -> float:
         """Of one trial."""
-        return (self._config.resources.gpus_per_worker or 0.0) * self._config.train.workers
+        return (self._config.resources.gpus or 0.0) * self._config.train.workers
 
     def _take_in(self, job: Job, record: EpochRecord) -> TrialRow:
         """An epoch that the curve has becomes part of the ledger and of the run."""
@@ -209,6 +216,18 @@ class Recorder:
         row = row.model_copy(update=update)
         self._put(row, telling.epoch_ended(row, record))
         return row
+
+    def _take_in_notes(self, row: TrialRow) -> None:
+        notes = tasks.out_of_memory_notes(Path(row.directory))
+        if len(notes) <= len(row.out_of_memory):
+            return
+        row = row.model_copy(update={"out_of_memory": notes})
+        self._put(row, telling.trial_began_again(row))
+        text = (
+            f"{row.label} ran out of memory beside others and goes on once it is alone on its GPU"
+        )
+        _LOG.warning("%s: %s", text, notes[-1])
+        self._watcher.message(text)
 
     def _diagnosed(self, job: Job, row: TrialRow) -> tuple[Finding, ...] | None:
         """What is wrong with a trial; None where nothing can be said."""

@@ -55,6 +55,8 @@ class TrialRow(BaseModel):
     """Why it failed, in one or a few lines."""
     findings: tuple[Finding, ...] | None = None
     """What its statistics say is wrong with it; empty if nothing is, None before it has ended."""
+    out_of_memory: tuple[str, ...] = ()
+    """When and where it found no memory beside others on its GPU, and began again from its last checkpoint."""
 
     @property
     def label(self) -> str:

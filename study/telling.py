@@ -36,6 +36,7 @@ TAG_ROLE = "kd.role"
 TAG_STATE = "kd.state"
 TAG_HEALTH = "kd.health"
 TAG_ERROR = "kd.error"
+TAG_OUT_OF_MEMORY = "kd.out_of_memory"
 _TAG_PARENT = "mlflow.parentRunId"
 _TAG_NOTE = "mlflow.note.content"
 
@@ -169,6 +170,12 @@ def trial_ended(
     if statistics is not None:
         told.append(File(run=row.label, path=str(statistics), folder="statistics"))
     return [*told, *_state(row.label, row.state, time_ms)]
+
+
+def trial_began_again(row: TrialRow) -> list[Entry]:
+    """It found no memory beside others: when and where, the last time."""
+    reason = _shortened(row.out_of_memory[-1], _REASON_CHARACTERS)
+    return [Tags(run=row.label, tags={TAG_OUT_OF_MEMORY: reason})]
 
 
 def trial_kept(row: TrialRow, weights: Path, config_text: str) -> list[Entry]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from study.space import KINDS
@@ -88,6 +89,21 @@ def with_absolute_paths(tree: Tree) -> Tree:
         if isinstance(place, dict) and isinstance(place.get(key), str):
             place[key] = os.path.abspath(os.path.expanduser(place[key]))
     return result
+
+
+def relative_places(tree: Tree) -> list[Problem]:
+    """The places of files that another machine would look for elsewhere."""
+    found: list[Problem] = []
+    for section, key in _PLACES:
+        values = tree.get(section)
+        place = values.get(key) if isinstance(values, dict) else None
+        is_missing = place is None and (section, key) == ("storage", "path")
+        if is_missing or (isinstance(place, str) and not os.path.isabs(place)):
+            path = f"{section}.{key}"
+            rule = "must be an absolute path, the same on all nodes of the cluster"
+            remedy = f"e.g. --set {path}=/shared/{Path(place or STORAGE).name}"
+            found.append(Problem(path, rule, remedy, "nothing" if is_missing else repr(place)))
+    return found
 
 
 def _read_setting(setting: str) -> tuple[list[str], Any]:

@@ -15,7 +15,7 @@ from study.group import ClosesGroup, lasting_group
 from study.jobs import Job
 from trainable import tasks
 from trainable.records import VALUE, EpochRecord
-from trainable.worker import Work
+from trainable.worker import Work, shared_gpu
 
 SCORES = "scores"
 """Key of a result of scoring: metrics by name."""
@@ -47,7 +47,7 @@ def _do(work: Work, study: StudyConfig) -> Any:
         return lasting_group(study).do(work, report)
     device = tasks.default_device(study)
     if isinstance(work, tasks.TrialTask):
-        return tasks.train(work, report, device)
+        return tasks.train(work, report, device, shared_gpu(study))
     return work(device)
 
 

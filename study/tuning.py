@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +27,8 @@ from trainable.records import EPOCH, EPOCHS, EpochRecord
 
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 """What Ray puts into tracebacks for terminals."""
+_LOOK_S = 1.0
+"""Between two looks at what trials leave in their folders."""
 
 
 def run_tune(
@@ -70,6 +73,7 @@ class TuneListener(Callback):
         self._ended: list[tuple[Job, State, str | None]] = []
         self._scored: list[tuple[Job, dict[str, float]]] = []
         self._unscored: list[ScoringError] = []
+        self._looked = time.monotonic()
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its callbacks for a restore that is not used here: the recorder stays behind."""
@@ -124,7 +128,7 @@ class TuneListener(Callback):
             self._unscored.append(ScoringError(said))
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """Record the trials that ended in this step.
+        """Record the trials that ended in this step, and see now and then what the others tell.
 
         Not sooner: Tune takes an error in `on_trial_complete` for a failure of the trial, and goes on.
         """
@@ -139,6 +143,9 @@ class TuneListener(Callback):
                 self._recorder.ended(job, "complete")
         if self._unscored:
             raise self._unscored.pop(0)
+        if time.monotonic() - self._looked >= _LOOK_S:
+            self._recorder.look_around()
+            self._looked = time.monotonic()
 
 
 def _job(trial: Trial) -> Job:

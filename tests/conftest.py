@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
-# Set before anything imports Ray or MLflow, which read some of these once, at import.
+# Jobs look for kd-study as a shell does; Ray and MLflow read some of these once, at import.
 os.environ |= {
     "DO_NOT_TRACK": "true",
     "GIT_PYTHON_REFRESH": "quiet",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
     "RAY_AUTH_MODE": "disabled",  # otherwise ray.init() may leave a token in the home folder
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the poll for reports, 2 s by default
     "RAY_USAGE_STATS_ENABLED": "0",

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import tomllib
-from importlib.util import find_spec
 from pathlib import Path
 
-import jsonschema
 import pytest
-import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -53,26 +49,6 @@ def test_the_version_stands_in_the_changelog() -> None:
     assert headings[0] in {"Unreleased", project["version"]}
     released = [heading for heading in headings if heading != "Unreleased"]
     assert released[:1] in ([], [project["version"]])
-
-
-def test_cluster_file_is_valid_for_rays_launcher() -> None:
-    ray = find_spec("ray")
-    assert ray is not None
-    assert ray.origin is not None
-    schema = json.loads(
-        (Path(ray.origin).parent / "autoscaler" / "ray-schema.json").read_text("utf-8")
-    )
-    cluster = yaml.safe_load((ROOT / "cluster.yaml").read_text("utf-8"))
-    jsonschema.validate(cluster, schema)
-    assert cluster["head_node_type"] in cluster["available_node_types"]
-    starts = [
-        command
-        for key in ("head_start_ray_commands", "worker_start_ray_commands")
-        for command in cluster[key]
-        if "ray start" in command
-    ]
-    assert len(starts) == 2
-    assert all("RAY_AUTH_MODE=token" in command for command in starts)
 
 
 def test_make_help_lists_every_target() -> None:

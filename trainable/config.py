@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from trainable.methods import MethodName
 
@@ -19,6 +19,12 @@ PositiveInt = Annotated[int, Field(ge=1, le=1_000_000)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, le=2**62)]
+NUMBER, WORD = "a number", "a word"
+"""How pydantic's errors name the two kinds of `Gpus`."""
+Gpus = Annotated[
+    Annotated[NonNegativeFloat, Tag(NUMBER)] | Annotated[Literal["auto"], Tag(WORD)],
+    Discriminator(lambda given: WORD if isinstance(given, str) else NUMBER),
+]
 
 
 class Config(BaseModel):
@@ -324,11 +330,11 @@ class TrainConfig(Config):
     checkpoint: CheckpointConfig = CheckpointConfig()
     batchnorm: BatchNormConfig = BatchNormConfig()
     workers: PositiveInt = 1
-    """Processes a trial, each with a share of the batch (DDP)."""
+    """Processes a trial, each with a share of the batch; they sum their gradients once an update."""
     deterministic: bool = False
     """Only deterministic algorithms on GPUs, at a cost in speed; CPUs always are."""
     cuda_graph: bool = True
-    """On one CUDA device, launch each update's kernels at once, as a CUDA graph, whose memory stays reserved beside
+    """On CUDA devices, launch each update's kernels at once, as a CUDA graph, whose memory stays reserved beside
     what validation and an epoch's short last update take. A network must then decide nothing on the host in its
     forward; one that waits for the device or draws there is seen, and a line in the worker's log says so."""
     compile: bool = False
@@ -344,10 +350,16 @@ class TrainConfig(Config):
 class ResourcesConfig(Config):
     """What one worker of a trial holds."""
 
-    gpus_per_worker: NonNegativeFloat | None = None
-    """GPUs, or a fraction of one; None is 1 where the cluster has GPUs and 0 elsewhere."""
+    gpus_per_worker: Gpus | None = None
+    """GPUs, or a fraction of one; None is 1 where the cluster has GPUs and 0 elsewhere. `auto` has a study measure
+    one trial before the first, and lets as many share a GPU as fit and gain by it (docs/gpus.md)."""
     cpus_per_worker: PositiveInt = 1
     """CPU cores, and the number of threads that torch uses."""
+
+    @property
+    def gpus(self) -> float | None:
+        """`gpus_per_worker` where it is a number; None where a study has yet to settle it."""
+        return None if self.gpus_per_worker == "auto" else self.gpus_per_worker
 
 
 class TrialConfig(Config):

@@ -58,6 +58,10 @@ class TrainingError(KdStudyError):
     """
 
 
+class OutOfMemoryError(TrainingError):
+    """A trial ran out of memory: of its device's, or of the host's."""
+
+
 def input_error(
     kind: type[InputError], path: str, rule: str, remedy: str, got: object = None
 ) -> InputError:

@@ -53,6 +53,11 @@ def of_first_rank(number: int, device: torch.device) -> int:
     return int(sum_over_ranks(own))
 
 
+def on_any_rank(is_so: bool, device: torch.device) -> bool:
+    """Whether something is so on one of the ranks, on every rank."""
+    return bool(max_number_over_ranks(int(is_so), device)) if world_size() > 1 else is_so
+
+
 def max_number_over_ranks(number: int, device: torch.device) -> int:
     """The largest of all ranks' numbers."""
     return int(max_over_ranks(torch.tensor(number, dtype=torch.int64, device=device)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,9 @@ from trainable.distill.objective import method_of
 from trainable.engine.asking import check_shapes, is_asked_once
 from trainable.engine.checkpoint import best_student
 from trainable.engine.evaluate import Evaluator
-from trainable.engine.loop import TrialTask, run
+from trainable.engine.loop import TrialTask
+from trainable.engine.neighbours import SharedGpu, notes_of, run_on
+from trainable.engine.rehearsal import Footprint, rehearse
 from trainable.engine.settings import apply_settings
 from trainable.engine.verify import Verifier
 from trainable.methods import METHODS
@@ -47,14 +50,16 @@ from trainable.networks.build import (
     flops,
     output_shapes,
 )
-from trainable.networks.weights import load_weights
+from trainable.networks.weights import load_weights, save_weights
 from trainable.records import EpochRecord, Finding
 from trainable.statistics import diagnosis
 
 __all__ = [
     "BlockSummary",
     "DataSummary",
+    "Footprint",
     "NetworkSummary",
+    "SharedGpu",
     "TrialTask",
     "best_weights",
     "check_checkpoint",
@@ -68,6 +73,8 @@ __all__ = [
     "diagnose_study",
     "inspect_data",
     "keep_teacher",
+    "measure",
+    "out_of_memory_notes",
     "score_weights",
     "teacher_key",
     "train",
@@ -108,7 +115,7 @@ class NetworkSummary:
 
 def default_device(config: TrialConfig) -> torch.device:
     """The device of a one-worker trial: the GPU that it was given, else the CPU."""
-    return torch.device("cuda" if config.resources.gpus_per_worker else "cpu")
+    return torch.device("cuda" if config.resources.gpus else "cpu")
 
 
 def inspect_data(config: TrialConfig) -> DataSummary:
@@ -167,9 +174,34 @@ def check_teacher_cache(config: TrialConfig, data: DataSummary) -> None:
     check_shapes(config, data.train, shapes)
 
 
-def train(task: TrialTask, report: Callable[[EpochRecord], None], device: torch.device) -> None:
-    """Run a trial on this rank from its last checkpoint; see `engine.loop.run`."""
-    run(task, report, device)
+def train(
+    task: TrialTask,
+    report: Callable[[EpochRecord], None],
+    device: torch.device,
+    shared: SharedGpu | None = None,
+) -> None:
+    """Run a trial on this rank from its last checkpoint; see `engine.neighbours.run_on`."""
+    run_on(shared, task, report, device)
+
+
+def out_of_memory_notes(folder: Path) -> tuple[str, ...]:
+    """When and why a trial found no memory beside others and began again; see `engine.neighbours`."""
+    return notes_of(folder)
+
+
+def measure(config: TrialConfig, weights: Path | None) -> Footprint:
+    """What a trial takes of the GPU that this process has to itself; see `engine.rehearsal.rehearse`.
+
+    Where the teacher's weights are not there yet, any will do.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if weights is None and METHODS[config.distill.method].teacher:
+            data = open_dataset(config.data)
+            pictures = Pictures(len(data.classes), data.channels, data.image_size)
+            weights = folder / "teacher.safetensors"
+            save_weights(build_teacher_network(config, pictures).network, weights)
+        return rehearse(TrialTask(config, folder, weights), default_device(config))
 
 
 def best_weights(folder: Path) -> Path:

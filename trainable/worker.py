@@ -1,4 +1,4 @@
-"""The loop as a worker of Ray Train, which does one piece of work after another."""
+"""The loop under Ray: as a worker of Ray Train for one trial after another, and on a GPU that trials share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ import ray.train.torch
 import torch
 from ray.exceptions import RayError
 
-from trainable.engine.loop import TrialTask, run
+from trainable.config import TrialConfig
+from trainable.engine.loop import TrialTask
+from trainable.engine.neighbours import SharedGpu, run_on
 from trainable.records import EpochRecord
 
 Work = TrialTask | Callable[[torch.device], Any]
@@ -59,10 +61,19 @@ def _do(work: Work, report: Callable[[EpochRecord], None], device: torch.device)
     try:
         if not isinstance(work, TrialTask):
             return work(device)
-        run(work, report, device)
+        run_on(shared_gpu(work.config), work, report, device)
     except _StoppedError:
         return None
     except Exception as error:
         error.add_note(traceback.format_exc())  # Ray passes a thousand characters of it on
         raise
     return None
+
+
+def shared_gpu(config: TrialConfig) -> SharedGpu | None:
+    """The GPU that this Ray worker was given a fraction of; None where it has whole ones, or none."""
+    gpus = config.resources.gpus
+    if not gpus or gpus >= 1:
+        return None
+    (number,) = ray.get_runtime_context().get_accelerator_ids()["GPU"]
+    return SharedGpu(f"gpu-{number}")

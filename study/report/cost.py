@@ -101,5 +101,5 @@ def _gpus(evidence: Evidence, row: TrialRow) -> float:
         return 0.0
     if evidence.config is None:
         return 1.0
-    each = evidence.config.resources.gpus_per_worker
+    each = evidence.config.resources.gpus
     return evidence.config.train.workers * (1.0 if each is None else each)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from study.config import RESOLVED, StudyConfig, parse_config
 from study.curves import read_curve
+from study.packing import as_packed
 from study.results import Role, StudyResults, TrialRow
 from study.yaml import parse_yaml
 from trainable.errors import InputError
@@ -58,7 +59,7 @@ def gather(results: StudyResults, folder: Path) -> Evidence:
     config = None
     if text is not None:
         try:
-            config = parse_config(parse_yaml(text, str(path)), where=str(path))
+            config = as_packed(parse_config(parse_yaml(text, str(path)), where=str(path)), folder)
         except InputError:
             config = None  # of another version: the page shows its text all the same
     rows = tuple(map(_finite, results.rows))

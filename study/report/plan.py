@@ -136,9 +136,12 @@ def _resources(plan: StudyPlan) -> str:
     launcher = "a TorchTrainer" if uses_torch_trainer(config) else "the loop in Tune's actor"
     searched = config.search.get("train.epochs")
     epochs = str(config.train.epochs) if searched is None else _range(searched)
+    at_a_time = f"{plan.concurrency} trial(s) at a time"
+    if plan.is_unsettled:
+        at_a_time += ", or as many as a measurement before the first lets share a GPU"
     lines = [
         f"a trial     {config.train.workers} worker(s) of {each}, {epochs} epochs, by {launcher}",
-        f"the cluster {capacity.cpus:g} CPU(s) and {capacity.gpus:g} GPU(s): {plan.concurrency} trial(s) at a time",
+        f"the cluster {capacity.cpus:g} CPU(s) and {capacity.gpus:g} GPU(s): {at_a_time}",
         f"trials      {config.study.trials}, seed {config.study.seed}, sampler {config.study.sampler}, "
         f"pruner {config.study.pruner.name}",
     ]

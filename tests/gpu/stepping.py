@@ -12,7 +12,6 @@ from trainable.config import BatchNormConfig, DistillConfig, OptimConfig, TrainC
 from trainable.distill.objective import Objective, method_of
 from trainable.engine.graph import Graphs
 from trainable.engine.optimizers import build_optimizer
-from trainable.engine.parallel import wrap_for_ranks
 from trainable.engine.step import Step
 from trainable.networks.blocks import BlockNetwork
 from trainable.networks.norms import with_norms
@@ -68,8 +67,7 @@ class Setup:
         optimizer = build_optimizer(OptimConfig(lr=0.1), self.objective.parameters(), device)
         settings = TrainConfig.model_validate(train)
         self.micro_batches = settings.accumulate
-        wrapped = wrap_for_ranks(self.objective)
-        self.step = Step(wrapped, optimizer, settings, device, classes=10)
+        self.step = Step(self.objective, optimizer, settings, device, classes=10)
         self.images, self.labels = pictures(device)
         self.share = slice(0, SIZE)
         """This rank's."""

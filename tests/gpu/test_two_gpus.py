@@ -103,8 +103,7 @@ def waits(device: torch.device) -> dict[str, str]:
     for name, features in FEATURES.items():
         setup = Setup(sync=True, device=device, **features)
         setup.share = share_of(ranks.rank())
-        for _ in range(3):  # DDP fills its buckets before the first
-            setup.update()
+        setup.update()
         found[name] = said(lambda setup=setup: [setup.update() for _ in range(20)])
     return {**found, "one": said(lambda: torch.ones(1, device=device).item())}
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +18,12 @@ from study.cluster import (
     with_resources,
     worker_resources,
 )
-from study.config import StudyConfig, parse_config
+from study.config import StudyConfig, dump_config, parse_config
 from trainable.errors import ConfigError
 
 
 def config(
-    gpus: float | None = None,
+    gpus: float | str | None = None,
     cpus: int = 1,
     workers: int = 1,
     launcher: str = "auto",
@@ -82,6 +85,12 @@ def test_gpus_are_taken_where_there_are_any_unless_told_otherwise() -> None:
     assert with_resources(config(), Capacity(2, 0)).resources.gpus_per_worker == 0
     assert with_resources(config(), Capacity(2, 4)).resources.gpus_per_worker == 1
     assert with_resources(config(gpus=0), Capacity(2, 4)).resources.gpus_per_worker == 0
+    assert with_resources(config(gpus=0.25), Capacity(2, 4)).resources.gpus_per_worker == 0.25
+
+
+def test_auto_is_a_whole_gpu_until_it_is_measured_and_nothing_without_gpus() -> None:
+    assert with_resources(config(gpus="auto"), Capacity(2, 4)).resources.gpus_per_worker == 1
+    assert with_resources(config(gpus="auto"), Capacity(2, 0)).resources.gpus_per_worker == 0
 
 
 @pytest.mark.parametrize(
@@ -94,3 +103,20 @@ def test_what_tunes_own_actor_reserves(workers: int, launcher: str, trainer: boo
     assert worker_resources(settings) == {"CPU": 2.0, "GPU": 1.0}
     # The workers reserve their own: an actor that took a CPU beside them could starve them.
     assert actor_resources(settings) == ({"memory": 1} if trainer else {"CPU": 2.0, "GPU": 1.0})
+
+
+@pytest.mark.slow
+def test_a_cluster_that_does_not_answer_is_said_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_config(config(gpus=0)))
+    ended = subprocess.run(
+        [sys.executable, "-m", "study", "run", str(path)],
+        env=os.environ | {"RAY_ADDRESS": "127.0.0.1:1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (ended.returncode, ended.stdout) == (2, "")
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("RAY_ADDRESS: must be a running cluster of this Python and Ray, but: ")
+    assert "Connection refused, got '127.0.0.1:1'; " in line

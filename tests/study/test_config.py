@@ -31,7 +31,7 @@ from trainable.errors import ConfigError, Problem
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 QUICKSTART = CONFIGS / "quickstart.yaml"
-STUDIES = [path for path in sorted(CONFIGS.glob("*.yaml")) if "study:" in path.read_text("utf-8")]
+STUDIES = [p for p in sorted(CONFIGS.glob("*.yaml")) if "\nstudy:\n" in p.read_text("utf-8")]
 
 
 def tree() -> dict[str, Any]:

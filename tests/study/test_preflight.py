@@ -153,6 +153,23 @@ def test_gpus_are_used_where_there_are_any() -> None:
     assert plan_of(capacity=Capacity(8, 2)).config.resources.gpus_per_worker == 1
 
 
+@pytest.mark.parametrize(
+    ("settings", "gpus", "is_unsettled"),
+    [
+        (["resources.gpus_per_worker=auto"], 2, True),
+        (["resources.gpus_per_worker=auto"], 0, False),
+        (["resources.gpus_per_worker=auto", "train.workers=2"], 2, False),  # NCCL needs whole ones
+        (["resources.gpus_per_worker=0.5"], 2, False),
+    ],
+)
+def test_what_is_to_be_measured_is_said(
+    settings: list[str], gpus: float, is_unsettled: bool
+) -> None:
+    plan = plan_of(*settings, capacity=Capacity(cpus=8, gpus=gpus))
+    assert plan.is_unsettled == is_unsettled
+    assert ("as many as a measurement" in printed(plan)) == is_unsettled
+
+
 def test_5_2_of_the_quickstart_is_printed_with_groups_epochs_and_halved_peaks() -> None:
     text = printed(preflight(load_config(QUICKSTART), HERE))
     stages = text.split("stages of 5/2: 5 → 3 → 2 group(s)")[1].split("stages of")[0]

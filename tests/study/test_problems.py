@@ -81,6 +81,14 @@ def test_a_wrong_value_is_named_with_rule_value_and_remedy(
     assert message in message_at(path, value)
 
 
+def test_gpus_are_a_number_or_a_word() -> None:
+    path = "resources.gpus_per_worker"
+    rule = f"{path}: must be a number or auto, got 'atuo'; write e.g. 1, 0.25 or auto"
+    assert message_at(path, "atuo") == rule
+    assert message_at(path, True).startswith(f"{path}: must be a number or auto, got true")
+    assert message_at(path, -1) == f"{path}: must be >= 0, got -1; give a larger number"
+
+
 @pytest.mark.parametrize(
     ("path", "remedy"),
     [

@@ -462,3 +462,42 @@ def test_params_of_a_given_teacher_say_where_it_is_from(tmp_path: Path) -> None:
     assert params["teacher.checkpoint"] == "/weights.pt"
     assert params["data.source"] == "digits"
     assert not [path for path in params if path.startswith(("optim.", "distill.", "train."))]
+
+
+def test_a_trial_that_began_again_is_told_once_everywhere(
+    config: StudyConfig, outlet: Outlet, caplog: pytest.LogCaptureFixture
+) -> None:
+    watcher = Nobody()
+    recorder = driver(config, outlet, watcher)
+    recorder.started(TRIAL)
+    recorder.look_around()
+    assert watcher.said == []
+    folder = TRIAL.folder(config)
+    folder.mkdir(parents=True)
+    (folder / "out_of_memory.txt").write_text("2026-11-26T10:00:00+00:00 rank 0: out of memory\n")
+    for _ in range(3):
+        recorder.look_around()
+    said = "trial 0 ran out of memory beside others and goes on once it is alone on its GPU"
+    assert watcher.said == [said]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{said}: 2026-11-26T10:00:00+00:00 rank 0: out of memory"
+    ]
+    (row,) = load_results(config.folder / LEDGER).of("trial")
+    assert row.out_of_memory == ("2026-11-26T10:00:00+00:00 rank 0: out of memory",)
+    assert row.state == "running"
+    assert outlet.tags("trial 0")["kd.out_of_memory"] == row.out_of_memory[0]
+
+
+def test_what_a_trial_left_shortly_before_its_end_is_told_with_it(
+    config: StudyConfig, outlet: Outlet
+) -> None:
+    watcher = Nobody()
+    recorder = driver(config, outlet, watcher)
+    recorder.started(TRIAL)
+    folder = TRIAL.folder(config)
+    folder.mkdir(parents=True)
+    (folder / "out_of_memory.txt").write_text("then rank 0: out of memory\n")
+    recorder.ended(TRIAL, "failed", "rank 0: out of memory")
+    assert len(watcher.said) == 1
+    (row,) = load_results(config.folder / LEDGER).of("trial")
+    assert (row.state, len(row.out_of_memory)) == ("failed", 1)

@@ -21,6 +21,10 @@ class Recorder:
     def __init__(self) -> None:
         self.ends: list[tuple[str, str | None]] = []
         self.told: list[Any] = []
+        self.looks = 0
+
+    def look_around(self) -> None:
+        self.looks += 1
 
     def started(self, job: Job) -> None:
         assert job == TRIAL
@@ -111,6 +115,17 @@ def test_a_network_that_cannot_be_scored_is_an_error(tmp_path: Path) -> None:
     listener.on_trial_error(0, [], trial)
     with pytest.raises(ScoringError, match=r"the baseline on the test split failed: .* such file"):
         listener.on_step_end(0, [])
+
+
+def test_listener_looks_around_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("study.tuning.time.monotonic", lambda: now)
+    recorder = Recorder()
+    listener = TuneListener(recorder)  # type: ignore[arg-type]
+    for seconds in (0.1, 0.5, 0.5, 0.5, 0.6):  # at 0.1, 0.6, 1.1, 1.6, 2.2
+        now += seconds
+        listener.on_step_end(0, [])
+    assert recorder.looks == 2
 
 
 def test_tune_can_pickle_the_listener() -> None:

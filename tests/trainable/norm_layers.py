@@ -78,7 +78,7 @@ def results_of(
         output.backward(gradient)
     evaluated = layer.eval()(x.detach())
     for parameter in layer.parameters():
-        ranks.sum_over_ranks(parameter.grad)  # type: ignore[arg-type] # as DDP does
+        ranks.sum_over_ranks(parameter.grad)  # type: ignore[arg-type] # as a step does
     return {
         "output": output.detach().cpu(),
         "input": x.grad.cpu(),  # type: ignore[union-attr]

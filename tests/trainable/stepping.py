@@ -13,7 +13,6 @@ from trainable.config import OptimConfig, TrialConfig
 from trainable.distill.objective import Method, Objective, method_of
 from trainable.distill.terms import LOSS, Terms
 from trainable.engine.optimizers import build_optimizer
-from trainable.engine.parallel import wrap_for_ranks
 from trainable.engine.step import Step
 from trainable.networks.blocks import BlockNetwork
 from trainable.networks.teacher import FrozenTeacher
@@ -44,13 +43,13 @@ def step_of(
     optim: dict[str, Any] | None = None,
     method: Method | None = None,
 ) -> Step:
-    """A step on the CPU, in DDP where there are several ranks."""
+    """A step on the CPU."""
     k = int((config.distill.decomposition or "1/0").partition("/")[0])
     method = method or method_of(config.distill, student, initial_groups(len(student), k))
     objective = Objective(student, method).train()
     settings = OptimConfig.model_validate(optim or {"lr": 0.1})
     optimizer = build_optimizer(settings, objective.parameters(), CPU)
-    return Step(wrap_for_ranks(objective), optimizer, config.train, CPU, classes=10)
+    return Step(objective, optimizer, config.train, CPU, classes=10)
 
 
 def accumulate(step: Step, teacher: FrozenTeacher, batch: Batch, parts: Sequence[int]) -> None:

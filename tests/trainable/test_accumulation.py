@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from tests.trainable.stepping import (
     PLAIN_SGD,
@@ -24,12 +21,11 @@ from tests.trainable.stepping import (
     weights,
 )
 from tests.trainable.trials import CPU, MakeConfig
-from trainable.config import OptimConfig, TrialConfig
-from trainable.distill.objective import Method, Objective, method_of
-from trainable.distill.terms import LOSS, Terms
+from trainable.config import TrialConfig
+from trainable.distill.objective import method_of
+from trainable.distill.terms import LOSS
 from trainable.engine import loop
 from trainable.engine.loop import TrialTask
-from trainable.engine.optimizers import build_optimizer
 from trainable.engine.schedule import learning_rates
 from trainable.engine.step import SAMPLES, UPDATES, Step
 from trainable.networks.blocks import BlockNetwork
@@ -97,53 +93,6 @@ def test_an_update_begins_without_the_gradients_of_the_one_before(make_config: M
     for first, second, third in zip(*used, strict=True):
         assert torch.equal(first, third)
         assert (first - second).abs().max() <= 1e-6
-
-
-class Watched:
-    """Notes whether ranks would exchange gradients: at every forward, and at its backward."""
-
-    def __init__(self, method: Method) -> None:
-        self._method = method
-        self.parallel: DistributedDataParallel | None = None
-        self.told: list[tuple[str, bool]] = []
-
-    def __call__(self, *inputs: Any) -> Terms:
-        terms = self._method(*inputs)
-        self._note("forward")
-        terms[LOSS].register_hook(lambda gradient: self._note("backward"))
-        return terms
-
-    def _note(self, when: str) -> None:
-        assert self.parallel is not None
-        self.told.append((when, bool(self.parallel.require_backward_grad_sync)))
-
-
-@pytest.fixture
-def one_rank() -> Iterator[None]:
-    """A process group of this process alone."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
-
-
-@pytest.mark.usefixtures("one_rank")
-@pytest.mark.parametrize("parts", [[16], [8, 8], [4, 4, 4, 4]], ids=str)
-def test_only_the_last_micro_batch_exchanges_gradients(
-    parts: list[int], make_config: MakeConfig
-) -> None:
-    """`no_sync` is read in the forward: around the backward alone it would do nothing."""
-    config, student = make_config(), plain_network(0)
-    method = Watched(method_of(config.distill, student, []))
-    objective = Objective(student, method)
-    parallel = DistributedDataParallel(objective, gradient_as_bucket_view=True)
-    method.parallel = parallel
-    optimizer = build_optimizer(OptimConfig(), objective.parameters(), CPU)
-    step = Step(parallel, optimizer, config.train, CPU, classes=10)
-    for _ in range(2):
-        method.told.clear()
-        update(step, FrozenTeacher(plain_network(1)), noise(0), parts, 0.1)
-        waits = [False] * (len(parts) - 1) + [True]
-        assert method.told == [(when, on) for on in waits for when in ("forward", "backward")]
 
 
 class Spied(Step):

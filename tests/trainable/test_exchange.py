@@ -10,18 +10,20 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from tests.trainable.stepping import PLAIN_SGD, noise, plain_network, weights
 from tests.trainable.trials import CPU
 from trainable import ranks
 from trainable.config import DistillConfig, OptimConfig, TrainConfig
 from trainable.distill.objective import Objective, method_of
+from trainable.engine import exchange
+from trainable.engine.exchange import Exchange, begin_alike
 from trainable.engine.optimizers import build_optimizer
-from trainable.engine.parallel import wrap_for_ranks
 from trainable.engine.step import Step
 from trainable.networks.blocks import BlockNetwork
 from trainable.networks.teacher import FrozenTeacher
-from trainable.networks.zoo import Pictures, build, is_own
+from trainable.networks.zoo import Pictures, build
 from trainable.plan import Group, initial_groups
 
 RANKS, SIZE = 3, 4
@@ -30,7 +32,7 @@ METHODS = {"kd": {"method": "kd", "alpha": 0.5}, "stablekd": STABLE}
 
 
 def wide_network(seed: int) -> BlockNetwork:
-    """Of 4.7 MiB, in two buckets."""
+    """Of 4.7 MiB, here in two buckets."""
     torch.manual_seed(seed)
     built = build("mini_resnet_10_32", Pictures(10, 3, (8, 8)), path="student.model")
     return BlockNetwork(built.network, built.cuts)
@@ -44,7 +46,6 @@ class Trial:
         student: BlockNetwork,
         teacher: BlockNetwork,
         distill: dict[str, Any],
-        **settings: bool,
     ) -> None:
         self.student, self.teacher, self.number = student, FrozenTeacher(teacher), 0
         config = DistillConfig.model_validate(distill)
@@ -52,8 +53,7 @@ class Trial:
         self.objective = Objective(student, method).train()
         optim = OptimConfig.model_validate({**PLAIN_SGD, "lr": 0.1})
         optimizer = build_optimizer(optim, self.objective.parameters(), CPU)
-        wrapped = wrap_for_ranks(self.objective, **settings)
-        self.step = Step(wrapped, optimizer, TrainConfig(), CPU, classes=10)
+        self.step = Step(self.objective, optimizer, TrainConfig(), CPU, classes=10)
 
     def update(self, count: int = 1) -> None:
         for _ in range(count):
@@ -116,7 +116,7 @@ def skipped() -> list[list[float]]:
     torch.manual_seed(0)
     layers = nn.Sequential(Skipping(), nn.Flatten(), nn.Linear(3 * 64, 10))
     student = BlockNetwork(layers, ("1",))
-    trial = Trial(student, plain_network(1), METHODS["kd"], may_skip=True)
+    trial = Trial(student, plain_network(1), METHODS["kd"])
     found = [layers[0].layer.weight.flatten().tolist()]
     for _ in range(4):
         trial.update()
@@ -124,7 +124,69 @@ def skipped() -> list[list[float]]:
     return found
 
 
+class BrokenError(RuntimeError):
+    """What breaks a capture off."""
+
+
+class Unsent:
+    """Stands for a sum that was captured: it has no effect."""
+
+    def wait(self) -> None:
+        raise AssertionError("nobody may wait for what does not run")
+
+
+def broken_off() -> dict[str, dict[str, Tensor]]:
+    """Weights after two updates, and after the same with a backward pass between that broke off half-way."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for name in ("whole", "broken"):
+        trial = Trial(wide_network(0), wide_network(1), METHODS["kd"])
+        trial.update()
+        if name == "broken":
+            sent = break_off(trial)
+            assert sent == 1, "it shall break off between the two buckets"
+        trial.update()
+        parameters = trial.student.named_parameters()
+        found[name] = {name: p.detach().clone() for name, p in parameters}
+    return found
+
+
+def break_off(trial: Trial) -> int:
+    """How many buckets were sent until then."""
+    sent: list[None] = []
+
+    def all_reduce(*_: Any, async_op: bool = False, **__: Any) -> Unsent | None:
+        if not async_op:
+            return None  # whether something was not finite
+        sent.append(None)
+        return Unsent()
+
+    def breaks(_: Tensor) -> None:
+        raise BrokenError
+
+    hook = next(trial.student.parameters()).register_hook(breaks)
+    images, labels = noise(99, SIZE)
+    outputs = trial.teacher(images)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dist, "all_reduce", all_reduce)
+        with pytest.raises(BrokenError):
+            trial.step.accumulate(images, labels, outputs, update_size=SIZE, last=True)
+    hook.remove()
+    trial.step.abandon()
+    return len(sent)
+
+
+def begun() -> list[float]:
+    """Weights and statistics of a layer that every rank drew for itself."""
+    torch.manual_seed(ranks.rank())
+    layers = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    layers[1].running_mean[:] = torch.rand(4)
+    layers.to(memory_format=torch.channels_last)
+    begin_alike(layers)
+    return [float(value) for tensor in layers.state_dict().values() for value in tensor.flatten()]
+
+
 def _rank(rank: int, folder: str) -> None:
+    exchange._BUCKET_BYTES = 4 * 2**20
     torch.set_num_threads(1)
     store = f"file://{folder}/store"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=RANKS)
@@ -132,6 +194,8 @@ def _rank(rank: int, folder: str) -> None:
         "stages": resumed_in_a_later_stage(),
         "order": {name: order_of(distill) for name, distill in METHODS.items()},
         "skipped": skipped(),
+        "broken off": broken_off(),
+        "begun": begun(),
     }
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
@@ -146,7 +210,7 @@ def on_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 
 def test_who_goes_on_in_a_later_stage_ends_in_the_same_bits(on_ranks: list[dict[str, Any]]) -> None:
-    """Gradients come in another order in each stage, and DDP orders its buckets by the first that it sees."""
+    """Gradients come in another order in each stage; what stands where in a bucket must not follow it."""
     expected = on_ranks[0]["stages"]["whole"]
     parameters = dict(wide_network(0).named_parameters())
     for results in on_ranks:
@@ -174,16 +238,66 @@ def test_a_layer_may_be_left_out_by_all_ranks_or_by_one(on_ranks: list[dict[str,
     assert all(results["skipped"] == on_ranks[0]["skipped"] for results in on_ranks)
 
 
-@pytest.mark.parametrize(
-    ("name", "own"),
-    [
-        ("resnet18", False),
-        ("mini_resnet_10_4", False),
-        ("torchvision:resnet18", False),
-        ("timm:resnet18", False),
-        ("my.networks:small", True),
-        ("vit_t8", False),
-    ],
-)
-def test_networks_of_a_persons_own_may_skip_layers(name: str, own: bool) -> None:
-    assert is_own(name) == own
+def test_an_update_that_breaks_off_leaves_nothing_to_send(on_ranks: list[dict[str, Any]]) -> None:
+    for results in on_ranks:
+        whole, broken = results["broken off"]["whole"], results["broken off"]["broken"]
+        assert all(torch.equal(broken[name], value) for name, value in whole.items())
+
+
+def test_all_ranks_begin_with_the_firsts_weights(on_ranks: list[dict[str, Any]]) -> None:
+    torch.manual_seed(0)
+    first = nn.Conv2d(3, 4, 3).weight.detach()
+    for results in on_ranks:
+        assert results["begun"] == on_ranks[0]["begun"]
+        assert results["begun"][: first.numel()] == first.flatten().tolist()
+
+
+class Done:
+    def wait(self) -> None: ...
+
+
+@pytest.fixture
+def doubled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if there were another rank with the same pictures."""
+
+    def all_reduce(tensor: Tensor, *, async_op: bool) -> Done:
+        assert async_op
+        tensor.mul_(2)
+        return Done()
+
+    monkeypatch.setattr(ranks, "world_size", lambda: 2)
+    monkeypatch.setattr(dist, "all_reduce", all_reduce)
+
+
+@pytest.mark.usefixtures("doubled")
+def test_sums_lie_as_their_parameters_do() -> None:
+    """Of every layout and type, and where fused kernels read fast; a short parameter shifts none of the rest."""
+    layers = nn.Sequential(nn.Conv2d(3, 5, 3), nn.Flatten(), nn.Linear(5, 3)).to(
+        memory_format=torch.channels_last
+    )
+    parameters = [*layers.parameters(), nn.Parameter(torch.ones(3, dtype=torch.float64))]
+    exchange = Exchange(parameters)
+    for _ in range(2):
+        images = torch.randn(4, 3, 3, 3)
+        loss = layers(images).square().sum() + parameters[-1].sum()
+        expected = torch.autograd.grad(loss, parameters, retain_graph=True)
+        with exchange.at_work():
+            loss.backward()
+        exchange.finish()
+        for parameter, own in zip(parameters, expected, strict=True):
+            assert parameter.grad is not None
+            assert torch.equal(parameter.grad, 2 * own)
+            assert parameter.grad.stride() == parameter.stride()
+            assert parameter.grad.data_ptr() % 16 == 0
+            parameter.grad = None
+
+
+@pytest.mark.usefixtures("doubled")
+def test_a_bucket_is_not_sent_before_all_of_a_gradient_is_there() -> None:
+    """Reentrant checkpointing runs a backward pass within the other, and gives a shared layer two gradients."""
+    layer = nn.Linear(3, 3)
+    exchange, x = Exchange(list(layer.parameters())), torch.randn(2, 3, requires_grad=True)
+    for _ in range(2):
+        x = checkpoint(layer, x, use_reentrant=True)
+    with exchange.at_work(), pytest.raises(RuntimeError, match="one gradient, got two"):
+        x.sum().backward()

@@ -22,6 +22,7 @@ from trainable.engine import loop
 from trainable.engine.failures import Progress
 from trainable.engine.graph import Graphs
 from trainable.engine.updater import Updater
+from trainable.errors import TrainingError
 
 ONES = (torch.ones(3),)
 CUDA = torch.device("cuda")
@@ -242,6 +243,33 @@ def test_a_trial_is_freed_at_its_end(
         assert [ref() for ref in kept] == [None]
     finally:
         gc.enable()
+
+
+def test_a_trial_that_fails_gives_its_graphs_back(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever keeps the error keeps the trial; with its graphs alive, NCCL would not let go of the process group."""
+    held: list[int] = []
+
+    class Failing(Replayed):
+        def take(self, *inputs: Any) -> None:
+            super().take(*inputs)
+            if Replayed.count == 3:
+                raise ValueError("stopped by the test")
+
+        def release(self) -> None:
+            assert self._graphs is not None
+            before = self._graphs._calls
+            super().release()
+            held.extend((before, self._graphs._calls))
+
+    monkeypatch.setattr(loop, "Updater", Failing)
+    monkeypatch.setattr(Replayed, "count", 0)
+    config = make_config()
+    teacher = untrained_teacher(config, tmp_path)
+    with pytest.raises(TrainingError, match="stopped by the test"):
+        train(config, tmp_path / "trial", teacher)
+    assert held == [5, 0]
 
 
 @pytest.mark.parametrize(

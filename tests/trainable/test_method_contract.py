@@ -26,12 +26,12 @@ from tests.trainable.methods import (
     directions_of_logits,
     noise,
 )
+from tests.trainable.stepping import gradients_at_step
 from tests.trainable.trials import CPU, train, untrained_teacher
 from trainable import ranks, records
 from trainable.config import DistillConfig, OptimConfig, TrainConfig, TrialConfig
 from trainable.distill.terms import CE, FEATURE, KL, LOSS, cross_entropy, kd_divergence
 from trainable.engine.optimizers import build_optimizer
-from trainable.engine.parallel import wrap_for_ranks
 from trainable.engine.settings import apply_settings
 from trainable.engine.step import Step
 from trainable.methods import METHODS as TRAITS
@@ -272,12 +272,14 @@ def update(name: str, workers: int, parts: int) -> list[Tensor]:
     found = case(name)
     objective = found.module.eval()
     optimizer = build_optimizer(OptimConfig(lr=0.1), objective.parameters(), CPU)
-    step = Step(wrap_for_ranks(objective), optimizer, TrainConfig(), CPU, classes=10)
+    step = Step(objective, optimizer, TrainConfig(), CPU, classes=10)
+    gradients = gradients_at_step(step)
     images, labels = (tensor.chunk(workers)[ranks.rank()] for tensor in noise())
     chunks = list(zip(images.chunk(parts), labels.chunk(parts), strict=True))
     for number, (part, own) in enumerate(chunks, start=1):
         step.accumulate(part, own, found.ask(part), update_size=16, last=number == parts)
-    return [gradient.clone() for gradient in step.membership.gradients()]
+    step.finish(0.1)
+    return gradients[0]
 
 
 def _rank(rank: int, folder: str) -> None:

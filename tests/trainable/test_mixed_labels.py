@@ -79,8 +79,8 @@ def test_a_label_without_a_class_is_found_where_it_is_and_not_where_it_was_mixed
     inputs = Inputs(10, CPU)
     inputs.enter(4)
     inputs.start()
-    seen = inputs.look(torch.zeros(8, 3, 4, 4), mixed, 1)
-    assert torch.equal(seen, mixed)
+    inputs.look(torch.zeros(8, 3, 4, 4), mixed, 1)
+    assert torch.equal(inputs.in_range(mixed), mixed)
     assert inputs.found.tolist() == [0, 1]
     assert inputs.place() == Place(4, 1, position)
 

@@ -26,7 +26,6 @@ from trainable.distill.terms import LOSS, Terms
 from trainable.engine.evaluate import Evaluator
 from trainable.engine.noise import GradientNoise
 from trainable.engine.optimizers import build_optimizer
-from trainable.engine.parallel import wrap_for_ranks
 from trainable.engine.step import NORM, SAMPLES, Step
 from trainable.engine.summary import Summary, validation_summary
 from trainable.networks.blocks import BlockNetwork
@@ -64,7 +63,7 @@ def train_epoch(workers: int, accumulate: int, method: str, **train: Any) -> dic
     objective = Objective(student, method_of(distill, student, []))
     optimizer = build_optimizer(OptimConfig(lr=0.1), objective.parameters(), CPU)
     step = Step(
-        wrap_for_ranks(objective),
+        objective,
         optimizer,
         TrainConfig.model_validate({"observe_every": 1, **train}),
         CPU,
@@ -114,7 +113,7 @@ def skip_one() -> dict[str, Any]:
     train = TrainConfig.model_validate(settings)
     objective = Objective(student, broken)
     optimizer = build_optimizer(OptimConfig(lr=0.1), objective.parameters(), CPU)
-    step = Step(wrap_for_ranks(objective), optimizer, train, CPU, classes=10)
+    step = Step(objective, optimizer, train, CPU, classes=10)
     before = [p.detach().clone() for p in student.parameters()]
     step.accumulate(images[:4], labels[:4], teacher(images[:4]), update_size=8, last=True)
     step.finish(0.1)

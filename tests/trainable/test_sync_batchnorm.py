@@ -31,7 +31,6 @@ from trainable import ranks
 from trainable.config import BatchNormConfig, DistillConfig, OptimConfig, TrainConfig
 from trainable.distill.objective import Objective, method_of
 from trainable.engine.optimizers import build_optimizer
-from trainable.engine.parallel import wrap_for_ranks
 from trainable.engine.step import Step
 from trainable.networks.blocks import BlockNetwork
 from trainable.networks.norms import freeze_batchnorm, with_norms
@@ -100,7 +99,7 @@ def steps_of(
     if frozen:
         freeze_batchnorm(student)
     optimizer = build_optimizer(OptimConfig(lr=0.1), objective.parameters(), CPU)
-    step = Step(wrap_for_ranks(objective), optimizer, TrainConfig(), CPU, classes=10)
+    step = Step(objective, optimizer, TrainConfig(), CPU, classes=10)
     gradients = gradients_at_step(step)
     for number in range(2):
         images, labels = noise(number, 7 * accumulate)

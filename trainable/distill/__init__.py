@@ -1,1 +1,1 @@
-"""What the student learns from the teacher: one file a method, and the module that DDP wraps."""
+"""What the student learns from the teacher: one file a method, and the module with all that is trained."""

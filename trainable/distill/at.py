@@ -5,8 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
+from trainable.compiled import compilable
 from trainable.distill.compared import ComparedMaps
-from trainable.distill.terms import feature_error
+from trainable.distill.terms import squared_error
 
 
 class AttentionTransfer(ComparedMaps):
@@ -18,7 +19,13 @@ class AttentionTransfer(ComparedMaps):
     """
 
     def error(self, student: Tensor, teacher: Tensor) -> Tensor:
-        return feature_error(attention(student), attention(teacher))
+        return attention_error(student, teacher)
+
+
+@compilable
+def attention_error(student: Tensor, teacher: Tensor) -> Tensor:
+    """Σ over samples of the mean squared difference of their attention maps → ()."""
+    return squared_error(attention(student), attention(teacher))
 
 
 def attention(feature: Tensor) -> Tensor:

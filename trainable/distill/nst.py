@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from trainable.compiled import compilable
 from trainable.distill.compared import ComparedMaps
 
 
@@ -22,6 +23,7 @@ class NeuronSelectivity(ComparedMaps):
         return squared_mmd(student, teacher)
 
 
+@compilable
 def squared_mmd(student: Tensor, teacher: Tensor) -> Tensor:
     """Σ over samples of MMD² between (batch, channels, height, width) maps of equal sizes, in fp32 → ()."""
     mine, theirs = (F.normalize(x.float().flatten(2), dim=2) for x in (student, teacher))

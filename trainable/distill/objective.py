@@ -1,4 +1,4 @@
-"""The module that DDP wraps: pictures, labels and the teacher's outputs → named loss terms."""
+"""The module with all that is trained: pictures, labels and the teacher's outputs → named loss terms."""
 
 from __future__ import annotations
 

@@ -24,6 +24,7 @@ Terms = dict[str, Tensor]
 """Scalar tensors by metric name; `LOSS` is the weighted sum that is minimised, the others come without α or λ."""
 
 
+@compilable
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Σ over samples of −log softmax(logits)[label], in nats; (batch, classes), (batch,) → ().
 
@@ -37,10 +38,17 @@ def kd_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tenso
 
     Both (batch, classes) → (). T² keeps the gradient's size independent of T.
     """
-    log_student = F.log_softmax(student.float() / temperature, dim=1)
-    log_teacher = F.log_softmax(teacher.float() / temperature, dim=1)
-    divergence = F.kl_div(log_student, log_teacher, reduction="sum", log_target=True)
-    return temperature**2 * divergence
+    if temperature != 1:
+        student, teacher = student.float() / temperature, teacher.float() / temperature
+    return temperature**2 * _divergence(student, teacher)
+
+
+@compilable
+def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
+    """Without the temperature, for each of which it would be compiled anew."""
+    log_student = F.log_softmax(student.float(), dim=1)
+    log_teacher = F.log_softmax(teacher.float(), dim=1)
+    return F.kl_div(log_student, log_teacher, reduction="sum", log_target=True)
 
 
 @compilable
@@ -49,6 +57,11 @@ def feature_error(student: Tensor, teacher: Tensor) -> Tensor:
 
     Both (batch, …) of equal shape → ().
     """
+    return squared_error(student, teacher)
+
+
+def squared_error(student: Tensor, teacher: Tensor) -> Tensor:
+    """`feature_error`, for what is compiled as a whole."""
     per_sample = student[0].numel()
     return F.mse_loss(student.float(), teacher.float(), reduction="sum") / per_sample
 

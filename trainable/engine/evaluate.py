@@ -39,10 +39,16 @@ class Evaluator:
     ) -> None:
         """`prepare` turns (batch, channels, height, width) uint8 pictures into what networks take."""
         self._loader, self._prepare, self.device = loader, prepare, device
+        self._samples = samples
         self._batches = shards(samples, EVALUATION_BATCH, ranks.world_size(), ranks.rank())
         smallest = samples // ranks.world_size() // max(1, len(self._batches))
         self.batches_have_statistics = smallest >= 2
         """Whether every batch of every rank has the two samples that a variance needs."""
+
+    def shortened(self) -> Evaluator:
+        """One that scores on a single batch, which takes as much memory."""
+        samples = min(self._samples, EVALUATION_BATCH)
+        return Evaluator(self._loader, samples, self._prepare, self.device)
 
     def score(self, network: nn.Module) -> Score:
         """With running statistics; the network is in eval mode afterwards."""

@@ -10,7 +10,7 @@ import torch
 
 from trainable import ranks
 from trainable.config import TrialConfig
-from trainable.errors import KdStudyError, Problem, TrainingError
+from trainable.errors import KdStudyError, OutOfMemoryError, Problem, TrainingError
 
 TRAINING = "forward and backward"
 """How the activity begins whose memory the settings of `train` govern."""
@@ -48,7 +48,7 @@ class Progress:
 def explained(progress: Progress, config: TrialConfig, device: torch.device) -> Generator[None]:
     """Any error in this block comes out as TrainingError with rank, epoch, update and what was tried.
 
-    Errors that the product raises on purpose come out as they are.
+    OutOfMemoryError where that was memory. Errors that the product raises on purpose come out as they are.
     """
     try:
         yield
@@ -57,7 +57,9 @@ def explained(progress: Progress, config: TrialConfig, device: torch.device) -> 
     except Exception as error:
         place = f"rank {ranks.rank()}, {progress}"
         if _is_out_of_memory(error):
-            raise TrainingError(_memory_problem(place, progress.doing, config, device)) from error
+            raise OutOfMemoryError(
+                _memory_problem(place, progress.doing, config, device)
+            ) from error
         text = f"{type(error).__name__}: {error} ({place}, {progress.doing})"
         raise TrainingError(text) from error
 

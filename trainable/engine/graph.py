@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainable import ranks
 from trainable.engine.randomness import host_states
 
 Function = Callable[[Sequence[Tensor]], None]
@@ -34,6 +35,10 @@ class Graphs:
     All calls have inputs of the same shapes and types. Calls of one kind do the same on the host: whatever a call
     depends on beside its inputs and what lies on the device, its kind must tell. A function that waits for the device
     or draws random numbers on the host is not captured: the reason is logged once, and it runs kernel by kernel.
+
+    All ranks make the same calls, and the function may exchange something between them. It is captured on all of them
+    or on none (NCCL asks for that), and replayed on all or none, since after the watched call and after each capture
+    they ask one another how it went.
     """
 
     def __init__(self, abandon: Callable[[], None]) -> None:
@@ -56,10 +61,10 @@ class Graphs:
             for own, given in zip(self._inputs, inputs, strict=True):
                 own.copy_(given)
             self._graphs[kind].replay()
-        elif self._calls == _EAGER:
+        elif self._calls == _EAGER and self._refusal is None:
             with _watched() as seen:
                 function(inputs)
-            self._refuse(seen)
+            self._refuse(seen, inputs[0].device)
         else:
             function(inputs)
 
@@ -71,27 +76,30 @@ class Graphs:
         self._pool = None
 
     def _capture(self, kind: Hashable, function: Function, inputs: Sequence[Tensor]) -> None:
-        stream = torch.cuda.current_stream()
+        stream, broke = torch.cuda.current_stream(), list[str]()
+        graph = torch.cuda.CUDAGraph()
         try:
             self._inputs = self._inputs or [tensor.clone() for tensor in inputs]
             self._pool = self._pool or torch.cuda.graph_pool_handle()
-            graph = torch.cuda.CUDAGraph()
             # Other threads may allocate meanwhile: pictures are pinned by one.
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 function(self._inputs)
         except RuntimeError as error:
             torch.cuda.set_stream(stream)  # a capture that cannot even be ended leaves its own
+            broke = [str(error.__context__ or error)]
+        if self._refuse(broke, inputs[0].device):
             self.forget()
             self._abandon()
-            self._refuse([str(error.__context__ or error)])
-            return
-        self._graphs[kind] = graph
+        else:
+            self._graphs[kind] = graph
 
-    def _refuse(self, reasons: Sequence[str]) -> None:
-        if not reasons or self._refusal is not None:
-            return
-        self._refusal = reasons[0].partition("\n")[0]
+    def _refuse(self, reasons: Sequence[str], device: torch.device) -> bool:
+        """Whether a rank has a reason not to capture, which is logged: from now on none does."""
+        if not ranks.on_any_rank(bool(reasons), device):
+            return False
+        self._refusal = [*reasons, "another rank cannot be captured"][0].partition("\n")[0]
         _log.warning("updates run kernel by kernel, not as CUDA graphs: %s", self._refusal)
+        return True
 
 
 @contextmanager

@@ -25,17 +25,14 @@ class Guard:
         for saved, live in zip(self._saved, self._live, strict=True):
             saved.copy_(live)
 
-    def statistics_are_finite(self, like: Tensor) -> Tensor:
-        """Whether all running statistics are finite: a () boolean tensor on the device of `like`.
+    def largest(self, like: Tensor) -> Tensor:
+        """The largest size of a running statistic, (), or NaN where one is; of the type and device of `like`.
 
         A variance can overflow while loss and gradient stay finite, and would then make its layer say
         nothing for good.
         """
-        fine = torch.ones_like(like, dtype=torch.bool)
-        for live in self._live:
-            if live.is_floating_point():
-                fine = fine & live.isfinite().all()
-        return fine
+        sizes = [live.abs().amax() for live in self._live if live.is_floating_point()]
+        return torch.stack([size.to(like) for size in sizes]).amax() if sizes else like
 
     def step(self, optimizer: Optimizer, bad: Tensor) -> None:
         """Take the optimizer's step, unless `bad` is 1; then bring the running statistics back.

@@ -49,8 +49,8 @@ class Health:
         self._checks = 0
         self._copies = _LateCopies(device)
 
-    def judge(self, names: Sequence[str], flags: Tensor) -> Tensor:
-        """Count an update; 1.0 if it has to be skipped, else 0.0: () on the device.
+    def count(self, names: Sequence[str], flags: Tensor) -> None:
+        """Count an update, which is skipped if any of its flags is 1.
 
         `flags` (places,) are 1.0 where something is not finite on any rank, in the order in which a place
         is blamed for what comes after it; `names` are theirs, the same at every call.
@@ -65,7 +65,6 @@ class Health:
         self._worst.copy_(torch.where(self._in_a_row > self._longest, self._row, self._worst))
         self._longest.copy_(torch.maximum(self._longest, self._in_a_row))
         self._look((flags * self._is_input).amax())
-        return bad
 
     def check(self, where: str, *, wait: bool = False) -> bool:
         """Raise TrainingError if too many updates in a row were skipped or the loss scale is too small.

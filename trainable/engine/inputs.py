@@ -43,12 +43,18 @@ class Inputs:
         """A new update begins."""
         self.found.zero_()
 
-    def look(self, images: Tensor, labels: Tensor, number: int) -> Tensor:
-        """Look at micro-batch `number` of an update; the labels, brought into range.
+    def in_range(self, labels: Tensor) -> Tensor:
+        """Labels that each are a class's, of those that may not be; distributions stay as they are.
+
+        A label out of range would stop a CUDA device for good, in an assertion of the cross-entropy.
+        """
+        return labels if labels.is_floating_point() else labels.clamp(0, self._classes - 1)
+
+    def look(self, images: Tensor, labels: Tensor, number: int) -> None:
+        """Look at micro-batch `number` of an update.
 
         (B, C, H, W) and int64 (B,), or float (B, classes): distributions, of which a label that no class
-        has lacks a part, here and in the picture that it was mixed with. A label out of range would stop
-        a CUDA device for good, in an assertion of the cross-entropy.
+        has lacks a part, here and in the picture that it was mixed with.
         """
         broken = ~images.isfinite().flatten(1).all(1)
         if labels.is_floating_point():
@@ -62,7 +68,6 @@ class Inputs:
         place = first + (((self._update << _NUMBER_BITS) + number) << _POSITION_BITS)
         self._place.copy_(torch.where((self._place < 0) & found.any(), place, self._place))
         self.found.copy_(torch.maximum(self.found, found.to(torch.float32)))
-        return labels if labels.is_floating_point() else labels.clamp(0, self._classes - 1)
 
     def place(self) -> Place | None:
         """Where the first bad sample of this rank was. Waits for the device."""

@@ -25,11 +25,11 @@ from trainable.engine.answers import Answers
 from trainable.engine.asking import Question, is_asked_once, open_answers
 from trainable.engine.checkpoint import CheckpointFolder
 from trainable.engine.evaluate import Evaluator
+from trainable.engine.exchange import begin_alike
 from trainable.engine.failures import Progress, explained
 from trainable.engine.feed import Feed
 from trainable.engine.norms import Norms
 from trainable.engine.optimizers import build_optimizer, reset_state
-from trainable.engine.parallel import wrap_for_ranks
 from trainable.engine.randomness import generator_states, restore_generators, seed_everything
 from trainable.engine.reading import Reading
 from trainable.engine.schedule import learning_rates
@@ -42,7 +42,6 @@ from trainable.engine.verify import Verifier
 from trainable.methods import METHODS
 from trainable.networks.build import Pictures, build_student, forget_teacher, load_teacher
 from trainable.networks.teacher import FrozenTeacher
-from trainable.networks.zoo import is_own
 from trainable.plan import Stage, stages
 from trainable.records import EpochRecord
 
@@ -79,17 +78,20 @@ def run(task: TrialTask, report: Report, device: torch.device) -> None:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(device)
         apply_settings(task.config)
-        trial = _Trial(task, device, progress)
+        trial = Trial(task, device, progress)
         trial.resume()
-    for record in trial.records:
-        report(record)
-    for epoch in range(len(trial.records) + 1, task.config.train.epochs + 1):
-        with explained(progress, task.config, device):
-            record = trial.train_epoch(epoch)
-        report(record)
+    try:
+        for record in trial.records:
+            report(record)
+        for epoch in range(len(trial.records) + 1, task.config.train.epochs + 1):
+            with explained(progress, task.config, device):
+                record = trial.train_epoch(epoch)
+            report(record)
+    finally:
+        trial.updater.release()
 
 
-class _Trial:
+class Trial:
     """The parts of a running trial, and what an epoch does with them."""
 
     def __init__(self, task: TrialTask, device: torch.device, progress: Progress) -> None:
@@ -104,13 +106,14 @@ class _Trial:
         for module in (self._objective, teacher):
             if module is not None:
                 module.to(device).to(memory_format=torch.channels_last)
+        begin_alike(self._objective)
         optimizer = build_optimizer(config.optim, self._objective.parameters(), device)
-        wrapped = wrap_for_ranks(self._objective, may_skip=is_own(config.student.model))
-        self._step = Step(wrapped, optimizer, config.train, device, classes=pictures.classes)
+        classes = pictures.classes
+        self._step = Step(self._objective, optimizer, config.train, device, classes=classes)
         self._open_data(data)
         self._reading = Reading(progress, device)
         asked = self._answering(task, data, teacher)
-        self._updater = Updater(config, self._feed, asked, self._step, progress, device)
+        self.updater = Updater(config, self._feed, asked, self._step, progress, device)
         self._folder = task.folder
         self._checkpoints = CheckpointFolder(task.folder, device)
         self._best = -1.0
@@ -209,7 +212,7 @@ class _Trial:
         self._objective.train()
         self._norms.enter(epoch)
         self._feed.enter(epoch)
-        self._updater.enter((stage.number, self._norms.is_frozen(epoch)))
+        self.updater.enter((stage.number, self._norms.is_frozen(epoch)))
         return stage
 
     def _enter_randomness(self, epoch: int) -> None:
@@ -231,7 +234,7 @@ class _Trial:
         for update in rest:
             progress.update = progress.done + 1
             count, lr = len(update.micro_batches), self._rates[first + progress.done]
-            self._updater.take(batches, count, update.size, lr)
+            self.updater.take(batches, count, update.size, lr)
             progress.done += 1
             self._check_health()
             progress.seconds = before + time.perf_counter() - started

@@ -1,7 +1,7 @@
 """One optimizer update: `accumulate` micro-batches, then `finish`.
 
-The order is: forward → loss → scale → backward → unscale → finite check agreed by all ranks → observe →
-noise → clip → optimizer → scaler update. Nothing in it waits for the device.
+The order is: forward → loss → scale → backward → sum over the ranks → unscale → finite check agreed by all ranks →
+observe → noise → clip → optimizer → scaler update. Nothing in it waits for the device.
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from trainable import ranks
+from trainable.branches import Wait, branch, nothing
 from trainable.compiled import Compiler
 from trainable.config import TrainConfig
 from trainable.distill.objective import Objective
 from trainable.distill.terms import LOSS, Terms
 from trainable.engine.clipping import clip_of
+from trainable.engine.exchange import Exchange
 from trainable.engine.guard import Guard
 from trainable.engine.health import Health
 from trainable.engine.inputs import INPUT, LABEL, Inputs
@@ -36,6 +37,8 @@ SAMPLES = "samples"
 # Beside the names of blocks, which begin with no slash.
 NORM, CLIPPED, UPDATES = "/norm", "/clipped", "/updates"
 RUNNING_STATISTICS = "batchnorm"
+_COUNTS = "counts"
+"""Branch of what nothing of an update depends on, but whether it is skipped."""
 
 
 class Step:
@@ -43,27 +46,29 @@ class Step:
 
     def __init__(
         self,
-        objective: Objective | DistributedDataParallel,
+        objective: Objective,
         optimizer: Optimizer,
         config: TrainConfig,
         device: torch.device,
         *,
         classes: int,
     ) -> None:
-        plain = objective.module if isinstance(objective, DistributedDataParallel) else objective
         self._objective = objective
         self.optimizer = optimizer
         self.precision = Precision(config, device)
         self.inputs = Inputs(classes, device)
-        self.membership = BlockMembership(plain.block_parameters())
+        self.membership = BlockMembership(objective.block_parameters())
         self.health = Health(config, self.precision, device)
-        self._guard = Guard(plain)
-        self._clip = clip_of(config, plain, self.membership.parameters)
+        self._exchange = Exchange(self.membership.parameters)
+        self._guard = Guard(objective)
+        self._clip = clip_of(config, objective, self.membership.parameters)
         self._noise = None
         if config.gradient_noise:
             self._noise = GradientNoise(config.gradient_noise, config.seed, device)
         self._observe_every = config.observe_every
         self._compiler: Compiler | None = None
+        self._counted: Wait = nothing
+        self._forward_flags = torch.zeros(0, device=device)
         self._terms: Terms = {}
         self._samples = torch.zeros((), device=device)
         self._micro_batches = 0
@@ -73,8 +78,8 @@ class Step:
         self.losses, self.gradients = Totals(device), Totals(device)
         """Sums since the last flush: of this rank's loss terms over samples, of gradient norms over good
         updates."""
-        names = plain.names_of(self.membership.parameters)
-        self.observed = Observed(self.membership, names, head=len(plain.student) - 1)
+        names = objective.names_of(self.membership.parameters)
+        self.observed = Observed(self.membership, names, head=len(objective.student) - 1)
 
     def compile_for(self, size: int) -> None:
         """From now on compute micro-batches of this size with compiled kernels."""
@@ -98,13 +103,18 @@ class Step:
             self._guard.remember()
             self.inputs.start()
             self._samples.zero_()
-        labels = self.inputs.look(images, labels, self._micro_batches)
-        with self._exchange(last):
-            with self.precision.forward(), self._compiling(len(images)):
-                terms = self._objective(images, labels, teacher)
-            self.precision.scale(terms[LOSS] * (1 / update_size)).backward()
+        with branch(_COUNTS) as self._counted:
+            self.inputs.look(images, labels, self._micro_batches)
+        labels = self.inputs.in_range(labels)
+        with self.precision.forward(), self._compiling(len(images)):
+            terms = self._objective(images, labels, teacher)
         for name, term in terms.items():
             self._terms[name] = self._terms.get(name, self._zero) + term.detach()
+        if last:
+            with branch(_COUNTS) as self._counted:
+                self._forward_flags = ranks.max_over_ranks(self._not_finite_in_forward())
+        with self._exchange.at_work() if last else nullcontext():
+            self.precision.scale(terms[LOSS] * (1 / update_size)).backward()
         self._samples += len(labels)
         self._micro_batches += 1
 
@@ -125,11 +135,17 @@ class Step:
 
     def apply(self) -> None:
         """The update's work on the device, and nothing else: a CUDA graph can hold it."""
+        self.membership.gradients()  # those that this update gave none are 0, and are summed, too
+        self._exchange.finish()
         self.precision.unscale(self.optimizer)
         gradients = self.membership.gradients()
         each = norms_of(gradients)
         norms = self.membership.joined(each)
-        bad = self._judge(norms)
+        names, flags = self._not_finite(norms)
+        bad = flags.amax()
+        with branch(_COUNTS) as self._counted:
+            self.health.count(names, flags)
+            self.losses.add({SAMPLES: self._samples, **self._terms}, bad)
         is_observed = self.observes
         if is_observed:
             self.observed.gradient(gradients, bad)
@@ -137,20 +153,23 @@ class Step:
             self._noise.add(gradients, self._updates)
             each = norms_of(gradients)
         clipped = self._zero if self._clip is None else self._clip(gradients, each)
-        self._observe_gradients(norms, clipped, bad)
+        with branch(_COUNTS) as self._counted:
+            self._add_gradients(norms, clipped, bad)
         if is_observed:
             self.observed.before()
         self._guard.step(self.optimizer, bad)
         if is_observed:
             self.observed.after(bad)
+        self._counted()
         self.precision.update(self.optimizer, bad)
-        self._drop_gradients()
+        self.optimizer.zero_grad()
         self._terms = {}
         self._micro_batches = 0
 
     def abandon(self) -> None:
         """Forget an update that broke off before anything of it ran on the device."""
-        self._drop_gradients()
+        self._exchange.abandon()
+        self.optimizer.zero_grad()
         self._terms, self._micro_batches = {}, 0
         self.precision.abandon(self.optimizer)
 
@@ -194,36 +213,31 @@ class Step:
             "health": self.health,
         }
 
-    def _exchange(self, last: bool) -> AbstractContextManager[None]:
-        if isinstance(self._objective, DistributedDataParallel) and not last:
-            return self._objective.no_sync()
-        return nullcontext()
-
-    def _drop_gradients(self) -> None:
-        # DDP writes its sums into gradients that stay; elsewhere the first micro-batch need not add to zeros.
-        is_summed = isinstance(self._objective, DistributedDataParallel)
-        self.optimizer.zero_grad(set_to_none=not is_summed)
-
     def _compiling(self, size: int) -> AbstractContextManager[None]:
         return nullcontext() if self._compiler is None else self._compiler.at_work(size)
 
-    def _judge(self, norms: BlockNorms) -> Tensor:
-        """1.0 if the update has to be skipped, the same on every rank.
+    def _not_finite_in_forward(self) -> Tensor:
+        """1.0 for each place where something in the update's forward passes is not finite on this rank.
 
-        What is not finite is looked for in the order in which one thing spoils the next: the input, the
-        single terms, their sum, the running statistics, the gradient from the head backwards.
+        They are in the order in which one thing spoils the next: the input, the single terms, their sum, the
+        running statistics.
         """
-        terms = {name: term for name, term in self._terms.items() if name != LOSS}
-        terms[LOSS] = self._terms[LOSS]
-        running = self._guard.statistics_are_finite(self._zero)
-        fine = [torch.stack(list(terms.values())).isfinite(), running.view(1)]
-        fine.append(norms.blocks.flip(0).isfinite())
-        flags = torch.cat([self.inputs.found, (~torch.cat(fine)).to(torch.float32)])
-        names = [INPUT, LABEL, *(name.rpartition("/")[2] for name in terms), RUNNING_STATISTICS]
-        names += reversed(self.membership.names)
-        return self.health.judge(names, ranks.max_over_ranks(flags))
+        terms = [term for name, term in self._terms.items() if name != LOSS]
+        numbers = torch.stack([*terms, self._terms[LOSS], self._guard.largest(self._zero)])
+        return torch.cat([self.inputs.found, (~numbers.isfinite()).to(torch.float32)])
 
-    def _observe_gradients(self, norms: BlockNorms, clipped: Tensor, bad: Tensor) -> None:
-        self.losses.add({SAMPLES: self._samples, **self._terms}, bad)
+    def _not_finite(self, norms: BlockNorms) -> tuple[list[str], Tensor]:
+        """Places, and for each 1.0 where something is not finite on any rank: the same on every one.
+
+        After those of the forward passes, the gradient from the head backwards, which is the sum over the ranks.
+        """
+        self._counted()
+        flags = (~norms.blocks.flip(0).isfinite()).to(torch.float32)
+        terms = [name.rpartition("/")[2] for name in self._terms if name != LOSS]
+        names = [INPUT, LABEL, *terms, LOSS.rpartition("/")[2], RUNNING_STATISTICS]
+        names += reversed(self.membership.names)
+        return names, torch.cat([self._forward_flags, flags])
+
+    def _add_gradients(self, norms: BlockNorms, clipped: Tensor, bad: Tensor) -> None:
         blocks = dict(zip(self.membership.names, norms.blocks.unbind(), strict=True))
         self.gradients.add({NORM: norms.total, CLIPPED: clipped, UPDATES: self._one, **blocks}, bad)

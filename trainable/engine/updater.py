@@ -1,6 +1,6 @@
 """An update from its micro-batches' pictures to the moved parameters: augmentation, teacher, student, optimizer.
 
-On one CUDA device it is replayed as a CUDA graph, wherever nothing in it is drawn or decided on the host.
+On CUDA devices it is replayed as a CUDA graph, wherever nothing in it is drawn or decided on the host.
 """
 
 from __future__ import annotations
@@ -55,7 +55,13 @@ class Updater:
         """Updates of another phase do something else: other groups are trained, or statistics are frozen."""
         if self._graphs is not None and phase != self._phase:
             self._graphs.forget()
+            torch.cuda.empty_cache()  # what they held, too: neighbours on the GPU may need it
         self._phase = phase
+
+    def release(self) -> None:
+        """Give back the graphs: a process group cannot be taken down while one has its exchanges."""
+        if self._graphs is not None:
+            self._graphs.forget()
 
     def take(self, batches: Iterator[Batch], count: int, size: int, lr: float) -> None:
         """One update with learning rate `lr`: the next `count` micro-batches, of its `size` samples on all ranks."""
@@ -123,8 +129,6 @@ def _graphs(config: TrialConfig, step: Step) -> Graphs | None:
 
 def _reason_for_none(config: TrialConfig) -> str | None:
     train = config.train
-    if ranks.world_size() > 1:
-        return "the ranks of train.workers exchange gradients while they are computed"
     if train.gradient_noise:
         return "train.gradient_noise draws from a seed that the host sets"
     if train.activation_checkpointing:

@@ -2,27 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from typing import NamedTuple
+from collections.abc import Hashable, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from trainable.branches import Wait, branch
 from trainable.networks.blocks import BlockNetwork
 from trainable.networks.fused import fused, kind_of
 from trainable.networks.record import Forward
 from trainable.networks.slope import Slope, random_directions, slope
 
 
-class TeacherOutputs(NamedTuple):
-    """What the teacher says of a micro-batch, without gradient."""
+class TeacherOutputs:
+    """What the teacher says of a micro-batch, without gradient.
 
-    features: tuple[Tensor, ...]
-    """Output at each cut, in order."""
-    logits: Tensor
-    """(batch, classes)."""
-    slope: Slope | None = None
-    """Where it was asked for."""
+    It may be computed beside the student: what reads it is computed after it, so a method reads it late.
+    """
+
+    def __init__(
+        self,
+        features: tuple[Tensor, ...],
+        logits: Tensor,
+        slope: Slope | None = None,
+        wait: Wait | None = None,
+    ) -> None:
+        self._features, self._logits, self._wait = features, logits, wait
+        self.slope = slope
+        """Where it was asked for."""
+
+    @property
+    def features(self) -> tuple[Tensor, ...]:
+        """Output at each cut, in order."""
+        self._be_ready()
+        return self._features
+
+    @property
+    def logits(self) -> Tensor:
+        """(batch, classes)."""
+        self._be_ready()
+        return self._logits
+
+    def _be_ready(self) -> None:
+        if self._wait is not None:
+            self._wait()
 
 
 class FrozenTeacher(nn.Module):
@@ -54,13 +77,16 @@ class FrozenTeacher(nn.Module):
 
     def forward(self, images: Tensor) -> TeacherOutputs:
         """Features at the cuts and logits of (batch, channels, height, width) pictures."""
+        with branch("teacher") as wait:
+            *features, logits = self._answers(images)
+        return TeacherOutputs(tuple(features), logits, wait=wait)
+
+    def _answers(self, images: Tensor) -> Sequence[Tensor]:
         if self._fused is not None and self._like == kind_of(images):
-            *features, logits = self._fused(images)
-            return TeacherOutputs(tuple(features), logits)
+            return self._fused(images)
         self.eval()
         with torch.no_grad():
-            *features, logits = self.blocks.features(images)
-        return TeacherOutputs(tuple(features), logits)
+            return self.blocks.features(images)
 
     def with_slope(self, images: Tensor) -> TeacherOutputs:
         """As calling it, with the slope of its answer along a direction drawn for each sample; in fp32."""

@@ -60,12 +60,6 @@ def build(
     return built
 
 
-def is_own(name: str) -> bool:
-    """Whether `name` is a person's own factory, whose network may do in a forward whatever it likes."""
-    pattern = next((pattern for pattern in _NETWORKS if re.fullmatch(pattern, name)), None)
-    return pattern is not None and _NETWORKS[pattern] is _from_factory
-
-
 _Builder = Callable[[re.Match[str], Pictures, str], ZooNetwork]
 
 

@@ -57,7 +57,7 @@ def _inline_has_one_worker(config: TrialConfig, _: int | None) -> Iterator[Probl
 
 
 def _gpus_can_be_given(config: TrialConfig, _: int | None) -> Iterator[Problem]:
-    gpus, workers = config.resources.gpus_per_worker, config.train.workers
+    gpus, workers = config.resources.gpus, config.train.workers
     path = "resources.gpus_per_worker"
     if gpus is None or gpus % 1 == 0:
         return
@@ -77,7 +77,7 @@ def _sobolev_has_plain_batchnorm(config: TrialConfig, _: int | None) -> Iterator
 
 def _precision_has_a_gpu(config: TrialConfig, _: int | None) -> Iterator[Problem]:
     precision = config.train.precision
-    if config.resources.gpus_per_worker == 0 and precision in ("fp16", "tf32"):
+    if config.resources.gpus == 0 and precision in ("fp16", "tf32"):
         rule, got = f"{precision} needs a GPU", f"'{precision}' with 0 GPUs a worker"
         yield Problem("train.precision", rule, "use fp32 or bf16 on CPUs", got)
 

@@ -1,0 +1,105 @@
+"""A GPU that several trials share, and what becomes of one that finds no memory left.
+
+A trial that ran out of memory beside others cannot know whose fault it was: its neighbours' peaks come and go. So it
+goes on once more from its last checkpoint, alone on the GPU: it waits until those beside it have ended, and who comes
+later waits for it. Out of memory then is its own fault. So a trial begins twice at most, and none is waited for twice.
+
+Locks on two files of the node say who is there; the kernel takes those of a process that died.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import gc
+import os
+import tempfile
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import TextIO
+
+import torch
+
+from trainable.engine.loop import Report, TrialTask, run
+from trainable.errors import OutOfMemoryError
+
+NOTES = "out_of_memory.txt"
+"""File in a trial's folder: a line for each time that it found no memory beside others."""
+
+
+class SharedGpu:
+    """A GPU of this node on which several trials may run at a time."""
+
+    def __init__(self, name: str, folder: Path | None = None) -> None:
+        """`name` is the same in all of this user's processes on this GPU, which meet in `folder`."""
+        self._folder = folder or Path(tempfile.gettempdir()) / f"kd-study-{os.getuid()}"
+        self._name = name
+
+    @contextmanager
+    def beside_others(self) -> Generator[None]:
+        """Be one of several in this block; waits for one that is, or waits to be, alone."""
+        with self._locked("gate", fcntl.LOCK_EX):
+            held = self._open("trials")
+            fcntl.flock(held, fcntl.LOCK_SH)
+        with held:
+            yield
+
+    @contextmanager
+    def alone(self) -> Generator[None]:
+        """Be the only one in this block; waits for those that are there, and nobody comes in the meantime."""
+        with self._locked("gate", fcntl.LOCK_EX), self._locked("trials", fcntl.LOCK_EX):
+            yield
+
+    @contextmanager
+    def _locked(self, kind: str, how: int) -> Generator[None]:
+        with self._open(kind) as file:
+            fcntl.flock(file, how)
+            yield
+
+    def _open(self, kind: str) -> TextIO:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        return (self._folder / f"{self._name}.{kind}").open("w")
+
+
+def run_on(gpu: SharedGpu | None, task: TrialTask, report: Report, device: torch.device) -> None:
+    """As `loop.run`; on a GPU that it shares once more, alone, if there is no memory left beside the others."""
+    if gpu is None:
+        run(task, report, device)
+        return
+    with gpu.beside_others():
+        reason = _out_of_memory(lambda: run(task, report, device))
+        _free_memory()  # before another takes the place
+    if reason is None:
+        return
+    _note(task.folder, reason)
+    with gpu.alone():
+        run(task, report, device)
+        _free_memory()
+
+
+def notes_of(folder: Path) -> tuple[str, ...]:
+    """When and why the trial of this folder found no memory beside others, in their order."""
+    path = folder / NOTES
+    return tuple(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else ()
+
+
+def _free_memory() -> None:
+    """Give back to the device what nothing refers to any more."""
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+def _out_of_memory(train: Callable[[], None]) -> str | None:
+    """Why it ran out of memory, if it did; the error, and with it all that its frames hold, is gone then."""
+    try:
+        train()
+    except OutOfMemoryError as error:
+        return str(error)
+    return None
+
+
+def _note(folder: Path, reason: str) -> None:
+    when = datetime.now().astimezone().isoformat(timespec="seconds")
+    with (folder / NOTES).open("a", encoding="utf-8") as file:
+        file.write(f"{when} {' '.join(reason.split())}\n")
