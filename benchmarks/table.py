@@ -153,6 +153,10 @@ def of_trials(record: dict[str, Any]) -> Iterator[Figure]:
             cost = f"{own['cost_a_trial_s']:.2f} s a trial"
             beside = f"beside {found['training_s']:.2f} s of training"
             yield Figure(f"{count} trials", way, cost, beside)
+    if own := record.get("efficiency"):
+        case = f"{own['trials']} trials of {own['trial_s']:.0f} s, two at a time"
+        whole = f"{own['of_the_study']:.1%} with its start and end"
+        yield Figure(case, "study", f"{own['between_trials']:.1%} of the time in training", whole)
 
 
 def of_packing(record: dict[str, Any]) -> Iterator[Figure]:

@@ -1,23 +1,22 @@
 """A study from its config to its leaderboard.
 
-Three phases: the references (a teacher to train, the student without one), the search, and the test of
-what came of them. The test split is read in the last one only.
+Its steps are in `study.agenda`; here is what begins and ends it.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
-import ray
-from ray import tune
+import optuna
 from ray.tune import TuneConfig
 from ray.tune.experiment import Trial
 
-from study.cluster import connected, uses_torch_trainer, worker_resources
+from study.agenda import Agenda
+from study.cluster import connected
 from study.config import StudyConfig
 from study.folder import (
     SPOOL,
@@ -40,26 +39,15 @@ from study.report.links import PAGE
 from study.report.page import write_report
 from study.results import StudyResults, TrialRow
 from study.scheduler import build_scheduler
-from study.search import (
-    StudySearch,
-    ended_curves,
-    ended_states,
-    open_study,
-    prune_unfinished,
-)
+from study.search import Step, StudySearch, ended_curves, ended_states, open_study
 from study.spool import Spool
 from study.stopping import Stop, sigterm_interrupts
 from study.store import Store
 from study.tracking import Tracker
-from study.tuning import run_tune
+from study.tuning import ScoringError, run_tune
 from study.writer import Writer
-from study.yaml import dump_yaml
 from trainable import tasks
 from trainable.errors import ConfigError, KdStudyError
-
-KEPT_TRIALS = 3
-"""Best trials whose weights and config are kept as artifacts of their MLflow runs."""
-
 
 _LOG = logging.getLogger(__name__)
 
@@ -160,11 +148,9 @@ class _Run:
 
     def run(self) -> StudyResults:
         try:
-            searched = ended_states(open_study(self._config)) if self._config.search else {}
-            self._recorder.take_up(searched)
-            self._train_references()
-            self._search()
-            self._test()
+            study = open_study(self._config) if self._config.search else None
+            self._recorder.take_up(ended_states(study) if study else {})
+            self._work(study)
         except StudyFailedError:
             self._recorder.stopped("failed")
             raise
@@ -176,112 +162,35 @@ class _Run:
         self._recorder.settle()
         return self._recorder.results
 
-    def _train_references(self) -> None:
-        """Train the teacher unless its weights exist, and beside it the student without a teacher."""
-        weights, jobs = self._teacher_weights, list[Job]()
-        teacher = Job("teacher")
-        if weights is not None and not weights.exists():
-            jobs.append(teacher)
-        if self._config.search and not self._has_ended(Job("baseline")):
-            jobs.append(Job("baseline"))
-        if jobs:
-            self._watcher.phase(f"training the {' and the '.join(job.role for job in jobs)}")
-            self._train(jobs)
-        if teacher in jobs:
-            self._must_be_complete(teacher)
-            assert weights is not None
-            tasks.keep_teacher(teacher.folder(self._config), weights)
-        elif weights is not None and not self._is_complete(teacher):
-            self._recorder.started(teacher)
-            self._recorder.scored(teacher, self._score(teacher, weights, "val"))
-            self._recorder.ended(teacher, "complete")
+    def _work(self, study: optuna.Study | None) -> None:
+        """Take all steps; once more those that are left if the search's time was up."""
+        weights = self._teacher_weights
+        agenda = Agenda(self._config, study, weights, self._recorder, self._watcher)
+        stop = Stop(self._watcher.phase)
+        self._tune(agenda.steps(stop), study, stop)
+        if stop.reason == "out of time":
+            stop = Stop(self._watcher.phase)
+            self._tune(agenda.steps(None), study, stop)
+        if not agenda.is_over:
+            raise StudyInterruptedError  # by SIGUSR1, which Tune keeps to itself
+        if weights is not None:
+            self._must_be_complete(Job("teacher"))
 
-    def _search(self) -> None:
-        if not self._config.search:
-            if not self._has_ended(Job("trial")):
-                self._watcher.phase("training the student")
-                self._train([Job("trial")])
-            return
-        study = open_study(self._config)
-        seconds = self._search_seconds_left()
-        remaining = self._config.study.trials - len(ended_states(study))
-        if remaining > 0 and (seconds is None or seconds > 0):
-            self._watcher.phase(f"searching: {self._config.study.trials} trials")
-            how = TuneConfig(
-                search_alg=StudySearch(self._config, study),
-                scheduler=build_scheduler(self._config, ended_curves(study)),
-                num_samples=remaining,
-                max_concurrent_trials=self._plan.concurrency,
-                # A thread that waits for a TorchTrainer cannot be ended, and so not its actor reused.
-                reuse_actors=not uses_torch_trainer(self._config),
-                trial_dirname_creator=_trial_dirname,
-            )
-            stop = Stop(seconds, self._watcher.phase)
-            self._tune({}, how, stop)
-            if stop.reason is None and len(ended_states(study)) < self._config.study.trials:
-                raise StudyInterruptedError  # by SIGUSR1, which Tune keeps to itself
-        # Whatever still runs was stopped by the time budget.
-        for job in prune_unfinished(study):
-            if self._recorder.row(job) is None:
-                self._recorder.started(job)
-            self._recorder.ended(job, "pruned")
-
-    def _search_seconds_left(self) -> float | None:
-        """Of the time budget, which an interruption does not give back."""
-        searched = self._recorder.seconds_searched()
-        budget = self._config.study.time_budget_s
-        return None if budget is None else budget - searched
-
-    def _test(self) -> None:
-        """Read the test split, once for each of the winner, the baseline and the teacher."""
-        winner = self._recorder.results.winner
-        if winner is None:
-            return
-        self._watcher.phase("testing the winner and what it is compared with")
-        for row in self._recorder.results.best_trials[:KEPT_TRIALS]:
-            job = Job.of(row, self._config)
-            text = dump_yaml(job.config(self._config).model_dump(mode="json", exclude_none=True))
-            self._recorder.keep_artifacts(job, tasks.best_weights(job.folder(self._config)), text)
-        for job in (Job.of(winner, self._config), Job("baseline"), Job("teacher")):
-            row = self._recorder.row(job)
-            if row is None or row.state != "complete" or row.test_accuracy is not None:
-                continue
-            weights = self._teacher_weights if job.role == "teacher" else None
-            weights = weights or tasks.best_weights(job.folder(self._config))
-            self._recorder.tested(job, self._score(job, weights, "test"))
-
-    def _train(self, jobs: Sequence[Job]) -> None:
-        space = {"job": tune.grid_search([job.to_dict() for job in jobs])}
+    def _tune(self, steps: Iterator[Step], study: optuna.Study | None, stop: Stop) -> None:
         how = TuneConfig(
-            max_concurrent_trials=self._plan.concurrency, trial_dirname_creator=_trial_dirname
+            search_alg=StudySearch(self._config, study, steps),
+            scheduler=build_scheduler(self._config, ended_curves(study) if study else {}),
+            num_samples=-1,
+            max_concurrent_trials=self._plan.concurrency,
+            reuse_actors=True,
+            trial_dirname_creator=_trial_dirname,
         )
-        self._tune(space, how, Stop(None, self._watcher.phase))
-        if not all(self._has_ended(job) for job in jobs):
-            raise StudyInterruptedError
-
-    def _tune(self, space: dict[str, Any], how: TuneConfig, stop: Stop) -> None:
-        run_tune(self._config, self._teacher_weights, space, how, stop, self._recorder)
+        try:
+            run_tune(self._config, self._teacher_weights, how, stop, self._recorder)
+        except ScoringError as error:
+            raise StudyFailedError(str(error)) from None
         if stop.reason == "interrupted":
             raise StudyInterruptedError
-
-    def _score(self, job: Job, weights: Path, split: Literal["val", "test"]) -> dict[str, float]:
-        """Metrics of a network on a split, measured where trials run."""
-        config: Any = self._config if job.role == "teacher" else job.config(self._config)
-        network = "teacher" if job.role == "teacher" else "student"
-        need = worker_resources(self._config)
-        task = ray.remote(tasks.score_weights).options(
-            num_cpus=need["CPU"], num_gpus=need.get("GPU", 0)
-        )
-        device = tasks.default_device(config)
-        return ray.get(task.remote(config, network, weights, split, device))
-
-    def _is_complete(self, job: Job) -> bool:
-        row = self._recorder.row(job)
-        return row is not None and row.state == "complete"
-
-    def _has_ended(self, job: Job) -> bool:
-        row = self._recorder.row(job)
-        return row is not None and row.state != "running"
 
     def _must_be_complete(self, job: Job) -> None:
         row = self._recorder.row(job)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from study.config import StudyConfig
 from study.results import Role, TrialRow, Value
@@ -15,21 +15,28 @@ from trainable.plan import Decomposition
 
 @dataclass(frozen=True)
 class Job:
-    """One training run of the study."""
+    """One training run of the study, or a look at what came of it."""
 
     role: Role
     number: int = 0
     sample: dict[str, Value] = field(default_factory=dict[str, Value])
     """The sampled values of a trial, by dotted path."""
+    split: Literal["val", "test"] | None = None
+    """Where the network that it trained is to be scored; None trains it."""
 
     def to_dict(self) -> dict[str, Any]:
         """As Tune carries it."""
-        return {"role": self.role, "number": self.number, "sample": dict(self.sample)}
+        return {
+            "role": self.role,
+            "number": self.number,
+            "sample": dict(self.sample),
+            "split": self.split,
+        }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Job:
         """What `to_dict` gave."""
-        return cls(values["role"], values["number"], dict(values["sample"]))
+        return cls(values["role"], values["number"], dict(values["sample"]), values["split"])
 
     @classmethod
     def of(cls, row: TrialRow, study: StudyConfig) -> Job:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
+from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from study.config import StudyConfig
+from study.jobs import Job
 from trainable.records import EPOCH, VALUE
 
 Curves = Mapping[int, Mapping[int, float]]
@@ -19,7 +22,7 @@ def build_scheduler(config: StudyConfig, ended: Curves) -> TrialScheduler:
     pruner, epochs = config.study.pruner, config.train.epochs
     if pruner.name == "none":
         return FIFOScheduler()
-    asha = ASHAScheduler(
+    asha = _TrialsOnly(
         time_attr=EPOCH,
         metric=VALUE,
         mode="max",
@@ -30,6 +33,32 @@ def build_scheduler(config: StudyConfig, ended: Curves) -> TrialScheduler:
     )
     _remember(asha, ended)
     return asha
+
+
+class _TrialsOnly(ASHAScheduler):
+    """ASHA that leaves the study's other jobs alone: a teacher is no rival of a student."""
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        if _is_searched(trial):
+            super().on_trial_add(tune_controller, trial)
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        if not _is_searched(trial):
+            return TrialScheduler.CONTINUE
+        return super().on_trial_result(tune_controller, trial, result)
+
+    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
+        if _is_searched(trial):
+            super().on_trial_complete(tune_controller, trial, result)
+
+    def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
+        if _is_searched(trial):
+            super().on_trial_remove(tune_controller, trial)
+
+
+def _is_searched(trial: Trial) -> bool:
+    job = Job.from_dict(trial.config["job"])
+    return job.role == "trial" and job.split is None
 
 
 def _remember(asha: ASHAScheduler, ended: Curves) -> None:

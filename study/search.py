@@ -1,20 +1,24 @@
 """OptunaSearch that tells Optuna the truth, and that repeats itself.
 
-Three things differ from Ray's class: a trial's hyperparameters follow from (study seed, trial number,
-what was known), whatever was drawn before; a trial ends COMPLETE with its best value, PRUNED or FAIL as
-what it was; and trials that a dead driver left running are handed out again, with their values.
+It takes a study's steps one after the other, and draws where one is a trial. Three things differ from
+Ray's class: a trial's hyperparameters follow from (study seed, trial number, what was known), whatever was
+drawn before; a trial ends COMPLETE with its best value, PRUNED or FAIL as what it was; and trials that a
+dead driver left running are handed out again, with their values.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import pickle
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
 
 import optuna
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
+from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from study.config import StudyConfig, StudySection
@@ -22,6 +26,9 @@ from study.jobs import Job
 from study.results import State
 from study.space import Space
 from trainable.records import EPOCH, EPOCHS, VALUE
+
+Step = Job | Literal["trial", "wait"]
+"""A job, the next trial of the search, or nothing yet: something has to end first."""
 
 _FINISHED: dict[TrialState, State] = {
     TrialState.COMPLETE: "complete",
@@ -61,13 +68,16 @@ def prune_unfinished(study: optuna.Study) -> list[Job]:
 
 
 class StudySearch(OptunaSearch):
-    """Ray's searcher over one Optuna study."""
+    """Ray's searcher over one Optuna study, which takes the steps of a study one after the other."""
 
-    def __init__(self, config: StudyConfig, study: optuna.Study) -> None:
-        self._study, self._section = study, config.study
+    def __init__(
+        self, config: StudyConfig, study: optuna.Study | None, steps: Iterator[Step]
+    ) -> None:
+        """None is the study of `steps` without a trial."""
+        self._study, self._section, self._steps = study, config.study, steps
         self._suggest_all = Space(config.search)
         self._trials: dict[str, Trial] = {}
-        self._unfinished = _trials(study, (TrialState.RUNNING,))
+        self._unfinished = [] if study is None else _trials(study, (TrialState.RUNNING,))
         # No space is given: Ray's class then opens no study of its own.
         super().__init__(metric=VALUE, mode="max")
 
@@ -77,40 +87,63 @@ class StudySearch(OptunaSearch):
         """Tune asks to be given the space; it is known."""
         return True
 
-    def suggest(self, trial_id: str) -> dict[str, Any]:
-        """The job of the next trial: an unfinished one if there is any, else a new one."""
-        trial = self._next()
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles it for a restore that is not used here."""
+        return {}
+
+    def save(self, checkpoint_path: str) -> None:
+        Path(checkpoint_path).write_bytes(pickle.dumps(self))
+
+    def suggest(self, trial_id: str) -> Any:
+        """The job of the next step; None while there is none, Tune's word for the end after the last."""
+        match next(self._steps, Searcher.FINISHED):
+            case Job() as job:
+                return {"job": job.to_dict()}
+            case "trial":
+                return {"job": self._draw(trial_id).to_dict()}
+            case "wait":
+                return None
+            case finished:
+                return finished
+
+    def _draw(self, trial_id: str) -> Job:
+        """A trial: an unfinished one if there is any, else a new one."""
+        assert self._study is not None
+        trial = self._next(self._study)
         self._suggest_all(trial)
         self._trials[trial_id] = trial
-        return {"job": Job("trial", trial.number, dict(trial.params)).to_dict()}
+        return Job("trial", trial.number, dict(trial.params))
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Let Optuna see the curve."""
-        self._report(self._trials[trial_id], result)
+        if trial_id in self._trials:
+            self._report(self._trials[trial_id], result)
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         """Tell Optuna how the trial ended."""
-        trial = self._trials.pop(trial_id)
+        trial = self._trials.pop(trial_id, None)
+        if trial is None:
+            return
         if error or not result or EPOCH not in result:
-            self._study.tell(trial, state=TrialState.FAIL)
+            trial.study.tell(trial, state=TrialState.FAIL)
             return
         # Of the epoch at which it is stopped, Tune tells here only.
         self._report(trial, result)
         if result[EPOCH] < result[EPOCHS]:
-            self._study.tell(trial, state=TrialState.PRUNED)
+            trial.study.tell(trial, state=TrialState.PRUNED)
         else:
-            self._study.tell(trial, max(self._curve(trial).values()))
+            trial.study.tell(trial, max(self._curve(trial).values()))
 
-    def _next(self) -> Trial:
+    def _next(self, study: optuna.Study) -> Trial:
         if self._unfinished:
             unfinished = self._unfinished.pop(0)
             # What was not drawn yet when its driver died must be drawn as it would have been.
-            self._study.sampler = _sampler(self._section, unfinished.number)
-            return Trial(self._study, _id_of(unfinished))
-        self._study.sampler = _sampler(self._section, len(_trials(self._study)))
-        return self._study.ask()
+            study.sampler = _sampler(self._section, unfinished.number)
+            return Trial(study, _id_of(unfinished))
+        study.sampler = _sampler(self._section, len(_trials(study)))
+        return study.ask()
 
     def _report(self, trial: Trial, result: dict[str, Any]) -> None:
         """An epoch that is reported again, by a trial that goes on, is known."""
@@ -119,7 +152,7 @@ class StudySearch(OptunaSearch):
 
     def _curve(self, trial: Trial) -> dict[int, float]:
         """Value by epoch, also of the epochs before this driver."""
-        return _trials(self._study)[trial.number].intermediate_values
+        return _trials(trial.study)[trial.number].intermediate_values
 
 
 def _sampler(section: StudySection, number: int) -> BaseSampler:

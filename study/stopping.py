@@ -23,12 +23,15 @@ class Stop(Stopper):
     say which of them it was.
     """
 
-    def __init__(self, seconds: float | None, announce: Callable[[str], None]) -> None:
-        """`seconds` from now until the time is up; None has no limit."""
-        self._deadline = None if seconds is None else time.monotonic() + seconds
+    def __init__(self, announce: Callable[[str], None]) -> None:
+        self._deadline: float | None = None
         self._announce = announce
         self._announced = False
         self.reason: Reason | None = None
+
+    def within(self, seconds: float | None) -> None:
+        """From now on the time is up after so many seconds; None sets no limit."""
+        self._deadline = None if seconds is None else time.monotonic() + seconds
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles it for a restore that is not used here."""

@@ -1,74 +1,68 @@
-"""A job → a training run, in Tune's own actor or under Ray Train."""
+"""A job → a training run, in Tune's own actor or in a group of workers under Ray Train."""
 
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ray import tune
-from ray.train import RunConfig, ScalingConfig, WorkerGroupError
-from ray.train.torch import TorchConfig, TorchTrainer
-from ray.tune.integration.ray_train import TuneReportCallback
 
-from study.cluster import uses_torch_trainer, worker_resources
+from study.cluster import uses_torch_trainer
 from study.config import StudyConfig
+from study.group import ClosesGroup, lasting_group
 from study.jobs import Job
 from trainable import tasks
-from trainable.config import TrialConfig
-from trainable.records import EpochRecord
-from trainable.worker import shared_gpu, train_worker
+from trainable.records import VALUE, EpochRecord
+from trainable.worker import Work, shared_gpu
+
+SCORES = "scores"
+"""Key of a result of scoring: metrics by name."""
 
 
 def run_job(drawn: dict[str, Any], study: StudyConfig, teacher_weights: Path | None) -> None:
-    """Tune's trainable: run `drawn["job"]` of a study from its last checkpoint."""
+    """Tune's trainable: run `drawn["job"]` of a study from its last checkpoint, or score its network."""
     # Tune reuses this process only if the thread of a stopped trial ends in time; 2 s is its default,
     # and where that fails it forgets the next trial without a word.
     os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "60")
     job = Job.from_dict(drawn["job"])
+    if job.split is None:
+        _do(_training(job, study, teacher_weights), study)
+    else:
+        scores = _do(_scoring(job, job.split, study, teacher_weights), study)
+        tune.report({SCORES: scores, VALUE: 0.0})  # Tune wants a value of everything
+
+
+# Ray's way to give the class that Tune makes of a function a method.
+run_job.__mixins__ = (ClosesGroup,)  # pyright: ignore[reportFunctionMemberAccess]
+
+
+def _do(work: Work, study: StudyConfig) -> Any:
+    def report(record: EpochRecord) -> None:
+        assert isinstance(work, tasks.TrialTask)
+        tune.report(record.to_result(work.config.train.epochs))
+
+    if uses_torch_trainer(study):
+        return lasting_group(study).do(work, report)
+    device = tasks.default_device(study)
+    if isinstance(work, tasks.TrialTask):
+        return tasks.train(work, report, device, shared_gpu(study))
+    return work(device)
+
+
+def _training(job: Job, study: StudyConfig, teacher_weights: Path | None) -> tasks.TrialTask:
     config = job.config(study)
     weights = teacher_weights if config.distill.method != "none" else None
-    task = tasks.TrialTask(config, job.folder(study), weights)
-    if uses_torch_trainer(config):
-        _run_workers(task, study)
-    else:
-        _run_inline(task)
+    return tasks.TrialTask(config, job.folder(study), weights)
 
 
-def _run_inline(task: tasks.TrialTask) -> None:
-    def report(record: EpochRecord) -> None:
-        tune.report(record.to_result(task.config.train.epochs))
-
-    device, shared = tasks.default_device(task.config), shared_gpu(task.config)
-    tasks.train(task, report, device, shared)
-
-
-def _run_workers(task: tasks.TrialTask, study: StudyConfig) -> None:
-    """Train with a group of workers, placed beside this actor; their reports reach Tune."""
-    trainer = TorchTrainer(
-        train_worker,
-        train_loop_config={"task": task},
-        torch_config=TorchConfig(backend=_backend(task.config)),
-        scaling_config=ScalingConfig(
-            num_workers=task.config.train.workers,
-            use_gpu=bool(task.config.resources.gpus),
-            resources_per_worker=worker_resources(task.config),
-        ),
-        run_config=RunConfig(
-            name=task.folder.name,
-            storage_path=str(study.folder / "ray" / "workers"),
-            callbacks=[TuneReportCallback()],
-        ),
-    )
-    try:
-        trainer.fit()
-    except WorkerGroupError as error:
-        failures = sorted(error.worker_failures.items(), reverse=True)  # rank 0 has the last word
-        told = [note for _, failure in failures for note in getattr(failure, "__notes__", ())]
-        if not told:
-            raise
-        raise WorkerGroupError("\n".join(told), error.worker_failures) from None
-
-
-def _backend(config: TrialConfig) -> str:
-    return "nccl" if config.resources.gpus else "gloo"
+def _scoring(
+    job: Job, split: Literal["val", "test"], study: StudyConfig, teacher_weights: Path | None
+) -> Work:
+    """Measures a job's network on a split."""
+    if job.role == "teacher":
+        assert teacher_weights is not None
+        return partial(tasks.score_weights, study, "teacher", teacher_weights, split)
+    weights = tasks.best_weights(job.folder(study))
+    return partial(tasks.score_weights, job.config(study), "student", weights, split)

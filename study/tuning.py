@@ -20,7 +20,9 @@ from study.jobs import Job
 from study.recorder import Recorder
 from study.results import State
 from study.stopping import Stop
-from study.trial import run_job
+from study.telling import reason_of
+from study.trial import SCORES, run_job
+from trainable.errors import KdStudyError
 from trainable.records import EPOCH, EPOCHS, EpochRecord
 
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
@@ -32,20 +34,19 @@ _LOOK_S = 1.0
 def run_tune(
     config: StudyConfig,
     teacher_weights: Path | None,
-    space: dict[str, Any],
     how: TuneConfig,
     stop: Stop,
     recorder: Recorder,
 ) -> None:
-    """Run the jobs that `space` or the searcher gives until they end, or `stop` says so.
+    """Run the jobs that the searcher gives until they end, or `stop` says so.
 
-    Trials that `stop` ends get no event: what becomes of them is the caller's.
+    Trials that `stop` ends get no event: what becomes of them is the caller's. Raises ScoringError if a
+    network could not be scored.
     """
     _quieten_tune()
     trainable = tune.with_parameters(run_job, study=config, teacher_weights=teacher_weights)
     tuner = Tuner(
         tune.with_resources(trainable, resources_of(config)),
-        param_space=space,
         tune_config=how,
         run_config=RunConfig(
             name=uuid.uuid4().hex[:8],
@@ -60,12 +61,18 @@ def run_tune(
         tuner.fit()
 
 
+class ScoringError(KdStudyError):
+    """A network that was trained could not be scored."""
+
+
 class TuneListener(Callback):
     """Tune's events → the recorder's."""
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
         self._ended: list[tuple[Job, State, str | None]] = []
+        self._scored: list[tuple[Job, dict[str, float]]] = []
+        self._unscored: list[ScoringError] = []
         self._looked = time.monotonic()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -76,7 +83,8 @@ class TuneListener(Callback):
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
         """Also called when a failed trial starts again."""
-        self._recorder.started(_job(trial))
+        if _job(trial).split is None:
+            self._recorder.started(_job(trial))
 
     def on_trial_result(
         self,
@@ -86,13 +94,19 @@ class TuneListener(Callback):
         result: dict[str, Any],
         **info: Any,
     ) -> None:
-        """An epoch ended."""
-        self._recorder.reported(_job(trial), EpochRecord.from_result(result), result[EPOCHS])
+        """An epoch ended, or a network was scored."""
+        job = _job(trial)
+        if job.split is not None:
+            self._scored.append((job, result[SCORES]))
+        else:
+            self._recorder.reported(job, EpochRecord.from_result(result), result[EPOCHS])
 
     def on_trial_complete(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
         """Ended by itself, or stopped by the scheduler."""
+        if _job(trial).split is not None:
+            return
         result: Mapping[str, Any] = trial.last_result or {}
         if EPOCH not in result:
             self._ended.append((_job(trial), "failed", "it ended without a report"))
@@ -106,7 +120,12 @@ class TuneListener(Callback):
         """Failed for good."""
         path = trial.error_file
         text = Path(path).read_text(errors="replace") if path else "unknown error"
-        self._ended.append((_job(trial), "failed", _COLOURS.sub("", text)))
+        text, job = _COLOURS.sub("", text), _job(trial)
+        if job.split is None:
+            self._ended.append((job, "failed", text))
+        else:
+            said = f"scoring the {job.role} on the {job.split} split failed: {reason_of(text)}"
+            self._unscored.append(ScoringError(said))
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """Record the trials that ended in this step, and see now and then what the others tell.
@@ -115,6 +134,15 @@ class TuneListener(Callback):
         """
         while self._ended:
             self._recorder.ended(*self._ended.pop(0))
+        while self._scored:
+            job, metrics = self._scored.pop(0)
+            if job.split == "test":
+                self._recorder.tested(job, metrics)
+            else:
+                self._recorder.scored(job, metrics)
+                self._recorder.ended(job, "complete")
+        if self._unscored:
+            raise self._unscored.pop(0)
         if time.monotonic() - self._looked >= _LOOK_S:
             self._recorder.look_around()
             self._looked = time.monotonic()

@@ -71,6 +71,7 @@ def ray_cluster() -> Iterator[str]:
     import ray
 
     context = ray.init(
+        address="local",  # whatever else runs on this machine
         num_cpus=2,
         num_gpus=0,
         namespace="kd-study-tests",

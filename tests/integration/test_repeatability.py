@@ -101,7 +101,8 @@ def trial_pids(folder: Path) -> list[int]:
     pids: list[int] = []
     for path in folder.glob("ray/*/experiment_state-*.json"):
         for trial, state in json.loads(path.read_text())["trial_data"]:
-            if json.loads(trial)["config"]["job"]["role"] == "trial":
+            job = json.loads(trial)["config"]["job"]
+            if job["role"] == "trial" and job["split"] is None:
                 pids.append(json.loads(state)["last_result"]["pid"])
     return pids
 

@@ -10,6 +10,7 @@ import pytest
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from study.config import StudyConfig, parse_config
+from study.jobs import Job
 from study.scheduler import Curves, build_scheduler
 
 
@@ -27,11 +28,17 @@ def config(epochs: int, **pruner: Any) -> StudyConfig:
     )
 
 
+def as_trial(job: Job) -> Any:
+    return SimpleNamespace(
+        trial_id=f"{job.role} {job.number} {job.split}", config={"job": job.to_dict()}
+    )
+
+
 def decisions(scheduler: Any, curves: Curves) -> dict[int, int]:
     """The epoch at which each trial, one after the other, is stopped or ends."""
     ends: dict[int, int] = {}
     for number, curve in curves.items():
-        trial = SimpleNamespace(trial_id=str(number))
+        trial = as_trial(Job("trial", number))
         scheduler.on_trial_add(None, trial)
         for epoch, value in curve.items():
             ends[number] = epoch
@@ -81,3 +88,17 @@ def test_a_new_driver_decides_as_the_old_one_would_have(factor: float) -> None:
         after = dict(list(curves.items())[died_after:])
         ends = decisions(build_scheduler(settings, before), after)
         assert ends == {number: expected[number] for number in after}
+
+
+@pytest.mark.parametrize("other", [Job("teacher"), Job("baseline"), Job("trial", 0, split="test")])
+def test_other_jobs_are_neither_stopped_nor_rivals(other: Job) -> None:
+    scheduler: Any = build_scheduler(config(3, grace_epochs=1), {})
+    for value in (0.9, 0.8, 0.1):
+        trial = as_trial(other)
+        scheduler.on_trial_add(None, trial)
+        for epoch in range(1, 9):  # more than a trial has
+            reported = {"epoch": epoch, "value": value}
+            assert scheduler.on_trial_result(None, trial, reported) == TrialScheduler.CONTINUE
+        scheduler.on_trial_complete(None, trial, {"epoch": 9, "value": value})
+        scheduler.on_trial_remove(None, trial)
+    assert decisions(scheduler, {0: flat(0.01, 3)}) == {0: 3}

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import pickle
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 from optuna.trial import TrialState
-from ray.tune.search import ConcurrencyLimiter
+from ray.tune.search import ConcurrencyLimiter, Searcher
 
 from study.config import StudyConfig, parse_config
 from study.jobs import Job
@@ -80,10 +80,10 @@ def test_params_follow_from_seed_number_and_history_alone(tmp_path: Path, sample
     for name in ("one driver", "a driver a trial"):
         settings = config(tmp_path / name.replace(" ", "-"), sampler=sampler, seed=3)
         study = open_study(settings)
-        search, samples = StudySearch(settings, study), []
+        search, samples = StudySearch(settings, study, repeat("trial")), []
         for number in range(14):  # TPE draws at random until it knows ten
             if name != "one driver":
-                search = StudySearch(settings, open_study(settings))
+                search = StudySearch(settings, open_study(settings), repeat("trial"))
                 optuna.samplers.RandomSampler().reseed_rng()
             job = suggest(search, str(number))
             assert (job.role, job.number) == ("trial", number)
@@ -100,13 +100,15 @@ def test_another_seed_draws_other_params(tmp_path: Path) -> None:
     samples = []
     for seed in (0, 1):
         settings = config(tmp_path / str(seed), seed=seed)
-        samples.append(suggest(StudySearch(settings, open_study(settings)), "a").sample)
+        samples.append(
+            suggest(StudySearch(settings, open_study(settings), repeat("trial")), "a").sample
+        )
     assert samples[0] != samples[1]
 
 
 def test_tpe_learns_from_what_it_is_told(tmp_path: Path) -> None:
     settings = config(tmp_path / "s")
-    search = StudySearch(settings, open_study(settings))
+    search = StudySearch(settings, open_study(settings), repeat("trial"))
     values = []
     for number in range(30):
         job = suggest(search, str(number))
@@ -117,7 +119,7 @@ def test_tpe_learns_from_what_it_is_told(tmp_path: Path) -> None:
 
 def test_complete_trial_is_told_its_best_value_not_its_last(tmp_path: Path) -> None:
     study = open_study(config(tmp_path / "s"))
-    search = StudySearch(config(tmp_path / "s"), study)
+    search = StudySearch(config(tmp_path / "s"), study, repeat("trial"))
     play(search, "a", [0.3, 0.9, 0.5])
     (trial,) = study.get_trials()
     assert (trial.state, trial.value) == (TrialState.COMPLETE, 0.9)
@@ -127,7 +129,7 @@ def test_complete_trial_is_told_its_best_value_not_its_last(tmp_path: Path) -> N
 def test_last_epoch_counts_where_the_scheduler_stops_the_trial_at_it(tmp_path: Path) -> None:
     """Tune does not pass that epoch's result to the searcher before it ends the trial."""
     study = open_study(config(tmp_path / "s"))
-    search = StudySearch(config(tmp_path / "s"), study)
+    search = StudySearch(config(tmp_path / "s"), study, repeat("trial"))
     suggest(search, "a")
     search.on_trial_result("a", result(1, 0.1))
     search.on_trial_complete("a", result(2, 0.2))
@@ -149,7 +151,7 @@ def test_last_epoch_counts_where_the_scheduler_stops_the_trial_at_it(tmp_path: P
 )
 def test_failed_trial_is_told_as_such(tmp_path: Path, last: Any, error: bool) -> None:
     study = open_study(config(tmp_path / "s"))
-    search = StudySearch(config(tmp_path / "s"), study)
+    search = StudySearch(config(tmp_path / "s"), study, repeat("trial"))
     suggest(search, "a")
     search.on_trial_complete("a", last, error=error)
     assert ended_states(study) == {0: "failed"}
@@ -157,13 +159,13 @@ def test_failed_trial_is_told_as_such(tmp_path: Path, last: Any, error: bool) ->
 
 def test_unfinished_trial_is_handed_out_again_and_its_epochs_may_repeat(tmp_path: Path) -> None:
     settings = journalled(tmp_path / "s")
-    search = StudySearch(settings, open_study(settings))
+    search = StudySearch(settings, open_study(settings), repeat("trial"))
     play(search, "a", [0.1, 0.2, 0.3])
     unfinished = suggest(search, "b")
     search.on_trial_result("b", result(1, 0.8))
 
     study = open_study(settings)
-    again = StudySearch(settings, study)
+    again = StudySearch(settings, study, repeat("trial"))
     assert suggest(again, "c") == unfinished
     again.on_trial_result("c", result(1, 0.8))  # a warning from Optuna would be an error here
     again.on_trial_result("c", result(2, 0.4))
@@ -179,18 +181,18 @@ def test_trial_whose_driver_died_while_it_was_drawn_gets_the_params_it_would_hav
     tmp_path: Path,
 ) -> None:
     whole = config(tmp_path / "whole", seed=1)
-    expected = suggest(StudySearch(whole, open_study(whole)), "a")
+    expected = suggest(StudySearch(whole, open_study(whole), repeat("trial")), "a")
     half = config(tmp_path / "half", seed=1)
     study = open_study(half)
     study.sampler = optuna.samplers.RandomSampler(seed=99)
     study.ask()  # RUNNING, with none of its params
-    assert suggest(StudySearch(half, open_study(half)), "a") == expected
+    assert suggest(StudySearch(half, open_study(half), repeat("trial")), "a") == expected
 
 
 def test_stopped_trials_are_told_to_be_pruned(tmp_path: Path) -> None:
     settings = journalled(tmp_path / "s")
     study = open_study(settings)
-    search = StudySearch(settings, study)
+    search = StudySearch(settings, study, repeat("trial"))
     play(search, "a", [0.1, 0.2, 0.3])
     jobs = [suggest(search, "b"), suggest(search, "c")]
     search.on_trial_result("b", result(1, 0.6))
@@ -199,12 +201,36 @@ def test_stopped_trials_are_told_to_be_pruned(tmp_path: Path) -> None:
     assert prune_unfinished(study) == []
 
 
+def test_steps_are_taken_one_after_the_other(tmp_path: Path) -> None:
+    settings = journalled(tmp_path / "s")
+    study = open_study(settings)
+    score = Job("teacher", split="val")
+    search = StudySearch(settings, study, iter([Job("teacher"), "wait", "trial", score]))
+    assert suggest(search, "a") == Job("teacher")
+    assert search.suggest("b") is None
+    assert suggest(search, "b").role == "trial"
+    search.on_trial_result("a", result(1, 0.9))  # of a job that Optuna does not know
+    search.on_trial_complete("a", result(EPOCHS, 0.9))
+    assert suggest(search, "c") == score
+    search.on_trial_complete("b", result(EPOCHS, 0.5))
+    assert search.suggest("d") == search.suggest("e") == Searcher.FINISHED
+    assert [(trial.number, trial.value) for trial in study.get_trials()] == [(0, 0.5)]
+
+
+def test_a_study_without_a_search_needs_no_optuna_study(tmp_path: Path) -> None:
+    search = StudySearch(config(tmp_path / "s"), None, iter([Job("trial")]))
+    assert suggest(search, "a") == Job("trial")
+    search.on_trial_complete("a", result(EPOCHS, 0.9))
+    assert search.suggest("b") == Searcher.FINISHED
+
+
 def test_tune_can_save_it(tmp_path: Path) -> None:
     """With the standard pickle, as Tune does every few seconds, in the middle of trials."""
     settings = journalled(tmp_path / "s")
-    search = StudySearch(settings, open_study(settings))
+    steps = (step for step in repeat("trial"))  # a generator, which cannot be pickled
+    search = StudySearch(settings, open_study(settings), steps)
     suggest(search, "a")
     limited = ConcurrencyLimiter(search, max_concurrent=2)
     limited.save(str(tmp_path / "saved"))
-    copy = pickle.loads(pickle.dumps(search))
-    assert suggest(copy, "b").number == 1
+    search.save_to_dir(str(tmp_path), "session")
+    assert suggest(search, "b").number == 1

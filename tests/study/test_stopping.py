@@ -26,7 +26,13 @@ def handlers_stay() -> Iterator[None]:
 def test_time_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, said = [100.0], list[str]()
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
-    stop, forever = Stop(5.0, said.append), Stop(None, said.append)
+    stop, forever = Stop(said.append), Stop(said.append)
+    clock[0] = 500.0
+    assert not stop.stop_all()
+    clock[0] = 100.0
+    stop.within(5.0)
+    for other in (3.0, None):
+        forever.within(other)
     clock[0] = 104.9
     assert not stop.stop_all()
     assert not stop("trial", {})
@@ -41,7 +47,7 @@ def test_time_budget(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("number", BOTH)
 def test_first_signal_is_a_request_and_the_second_interrupts(number: signal.Signals) -> None:
     said = list[str]()
-    stop = Stop(None, said.append)
+    stop = Stop(said.append)
     with sigterm_interrupts(), stop.on_signals():
         os.kill(os.getpid(), number)
         assert stop.stop_all()
@@ -59,7 +65,7 @@ def test_other_threads_are_left_without_signals() -> None:
     entered = list[bool]()
 
     def work() -> None:
-        with sigterm_interrupts(), Stop(None, print).on_signals():
+        with sigterm_interrupts(), Stop(print).on_signals():
             entered.append(True)
 
     thread = threading.Thread(target=work)
@@ -69,4 +75,4 @@ def test_other_threads_are_left_without_signals() -> None:
 
 
 def test_tune_can_pickle_it() -> None:
-    assert vars(pickle.loads(pickle.dumps(Stop(5.0, lambda text: None)))) == {}
+    assert vars(pickle.loads(pickle.dumps(Stop(lambda text: None)))) == {}

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from study.jobs import Job
-from study.tuning import TuneListener
+from study.tuning import ScoringError, TuneListener
 
 TRIAL = Job("trial", 0, {"optim.lr": 0.1})
 
@@ -20,6 +20,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self.ends: list[tuple[str, str | None]] = []
+        self.told: list[Any] = []
         self.looks = 0
 
     def look_around(self) -> None:
@@ -29,8 +30,14 @@ class Recorder:
         assert job == TRIAL
 
     def ended(self, job: Job, state: str, error: str | None = None) -> None:
-        assert job == TRIAL
+        assert job == TRIAL or job.role == "teacher"
         self.ends.append((state, error))
+
+    def scored(self, job: Job, metrics: dict[str, float]) -> None:
+        self.told.append(("scored", job.role, metrics))
+
+    def tested(self, job: Job, metrics: dict[str, float]) -> None:
+        self.told.append(("tested", job.role, metrics))
 
 
 def ended_as(result: dict[str, Any] | None, error: Path | None = None) -> tuple[str, str | None]:
@@ -73,6 +80,41 @@ def test_a_failure_without_a_file_is_told_too() -> None:
     listener.on_trial_error(0, [], trial)
     listener.on_step_end(0, [])
     assert recorder.ends == [("failed", "unknown error")]
+
+
+SCORES = {"test/accuracy": 0.9}
+
+
+@pytest.mark.parametrize(
+    ("job", "told", "ends"),
+    [
+        (Job("trial", 0, TRIAL.sample, "test"), ("tested", "trial", SCORES), []),
+        (Job("teacher", split="val"), ("scored", "teacher", SCORES), [("complete", None)]),
+    ],
+)
+def test_scores_are_told_and_are_no_trials(job: Job, told: Any, ends: Any) -> None:
+    recorder = Recorder()
+    listener = TuneListener(recorder)  # type: ignore[arg-type]
+    trial: Any = SimpleNamespace(config={"job": job.to_dict()}, last_result={})
+    listener.on_trial_start(0, [], trial)
+    listener.on_trial_result(0, [], trial, {"scores": SCORES, "value": 0.0})
+    listener.on_trial_complete(0, [], trial)
+    assert (recorder.told, recorder.ends) == ([], [])
+    listener.on_step_end(0, [])
+    listener.on_step_end(1, [])
+    assert (recorder.told, recorder.ends) == ([told], ends)
+
+
+def test_a_network_that_cannot_be_scored_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "error.txt").write_text("Failure # 1\nValueError: no such file\n")
+    job = Job("baseline", split="test")
+    trial: Any = SimpleNamespace(
+        config={"job": job.to_dict()}, error_file=str(tmp_path / "error.txt")
+    )
+    listener = TuneListener(Recorder())  # type: ignore[arg-type]
+    listener.on_trial_error(0, [], trial)
+    with pytest.raises(ScoringError, match=r"the baseline on the test split failed: .* such file"):
+        listener.on_step_end(0, [])
 
 
 def test_listener_looks_around_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,157 @@
+"""What a study runs, in its order: the references, the search, and the test of what came of them.
+
+All of it is work for one run of Tune, whose processes go from job to job: to start one takes seconds. The
+test split is read by the last jobs only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+import optuna
+
+from study.config import StudyConfig
+from study.jobs import Job
+from study.recorder import Recorder, Watcher
+from study.search import Step, ended_states, prune_unfinished
+from study.yaml import dump_yaml
+from trainable import tasks
+
+KEPT_TRIALS = 3
+"""Best trials whose weights and config are kept as artifacts of their MLflow runs."""
+_TEACHER, _BASELINE = Job("teacher"), Job("baseline")
+
+
+class Clock(Protocol):
+    """Ends a run of Tune when the time is up."""
+
+    def within(self, seconds: float | None) -> None: ...
+
+
+class Agenda:
+    """The steps of a study that are left."""
+
+    def __init__(
+        self,
+        config: StudyConfig,
+        study: optuna.Study | None,
+        teacher_weights: Path | None,
+        recorder: Recorder,
+        watcher: Watcher,
+    ) -> None:
+        """`study` is Optuna's where there is a search; `teacher_weights` exist, or are to be made."""
+        self._config, self._study, self._weights = config, study, teacher_weights
+        self._recorder, self._watcher = recorder, watcher
+        self._begun: list[Job] = []
+        self.is_over = False
+        """Whether the last step was taken."""
+
+    def steps(self, clock: Clock | None) -> Iterator[Step]:
+        """What comes next, each time when there is a place for it.
+
+        Nothing is searched or tested without the teacher that the study is to have; nothing is searched
+        without a clock.
+        """
+        self._begun = []
+        yield from self._references()
+        if not self._lacks_teacher:
+            yield from self._students(clock)
+        yield from self._until_all_ended()
+        if not self._lacks_teacher:
+            yield from self._tests()
+        self.is_over = True
+
+    @property
+    def _lacks_teacher(self) -> bool:
+        return self._weights is not None and not self._weights.exists()
+
+    def _references(self) -> Iterator[Step]:
+        """Train the teacher unless its weights exist, and beside it the student without a teacher."""
+        jobs = [_TEACHER] if self._lacks_teacher else []
+        if self._config.search and not self._has_ended(_BASELINE):
+            jobs.append(_BASELINE)
+        if jobs:
+            self._watcher.phase(f"training the {' and the '.join(job.role for job in jobs)}")
+        yield from self._begin(*jobs)
+        if _TEACHER in jobs:
+            yield from self._until(lambda: self._has_ended(_TEACHER))
+            if self._is_complete(_TEACHER):
+                assert self._weights is not None
+                tasks.keep_teacher(_TEACHER.folder(self._config), self._weights)
+        elif self._weights is not None and not self._is_complete(_TEACHER):
+            self._recorder.started(_TEACHER)
+            yield from self._begin(replace(_TEACHER, split="val"))
+
+    def _students(self, clock: Clock | None) -> Iterator[Step]:
+        if self._study is None:
+            if not self._has_ended(Job("trial")):
+                self._watcher.phase("training the student")
+                yield from self._begin(Job("trial"))
+            return
+        if clock is not None:
+            yield from self._search(self._study, clock)
+        # Whatever still runs was stopped by the time budget.
+        for job in prune_unfinished(self._study):
+            if self._recorder.row(job) is None:
+                self._recorder.started(job)
+            self._recorder.ended(job, "pruned")
+
+    def _search(self, study: optuna.Study, clock: Clock) -> Iterator[Step]:
+        seconds, trials = self._seconds_left(), self._config.study.trials
+        remaining = trials - len(ended_states(study))
+        if remaining <= 0 or (seconds is not None and seconds <= 0):
+            return
+        self._watcher.phase(f"searching: {trials} trials")
+        clock.within(seconds)
+        goal = self._trials_ended() + remaining
+        for _ in range(remaining):
+            yield "trial"
+        yield from self._until(lambda: self._trials_ended() >= goal)
+        clock.within(None)
+
+    def _tests(self) -> Iterator[Step]:
+        """Read the test split, once for each of the winner, the baseline and the teacher."""
+        results = self._recorder.results
+        if results.winner is None:
+            return
+        self._watcher.phase("testing the winner and what it is compared with")
+        for row in results.best_trials[:KEPT_TRIALS]:
+            job = Job.of(row, self._config)
+            text = dump_yaml(job.config(self._config).model_dump(mode="json", exclude_none=True))
+            self._recorder.keep_artifacts(job, tasks.best_weights(job.folder(self._config)), text)
+        for job in (Job.of(results.winner, self._config), _BASELINE, _TEACHER):
+            row = self._recorder.row(job)
+            if row is not None and row.state == "complete" and row.test_accuracy is None:
+                yield replace(job, split="test")
+
+    def _begin(self, *jobs: Job) -> Iterator[Step]:
+        for job in jobs:
+            self._begun.append(job)
+            yield job
+
+    def _until_all_ended(self) -> Iterator[Step]:
+        return self._until(lambda: all(self._has_ended(job) for job in self._begun))
+
+    def _until(self, is_so: Callable[[], bool]) -> Iterator[Step]:
+        while not is_so():
+            yield "wait"
+
+    def _seconds_left(self) -> float | None:
+        """Of the time budget, which an interruption does not give back."""
+        searched = self._recorder.seconds_searched()
+        budget = self._config.study.time_budget_s
+        return None if budget is None else budget - searched
+
+    def _trials_ended(self) -> int:
+        return sum(row.state != "running" for row in self._recorder.results.of("trial"))
+
+    def _is_complete(self, job: Job) -> bool:
+        row = self._recorder.row(job)
+        return row is not None and row.state == "complete"
+
+    def _has_ended(self, job: Job) -> bool:
+        row = self._recorder.row(job)
+        return row is not None and row.state != "running"
