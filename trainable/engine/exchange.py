@@ -20,7 +20,7 @@ from trainable.statistics import foreach
 
 _BUCKET_BYTES = 25 * 2**20
 """A bucket is full with so many. cuDNN's BatchNorm needs the whole GPU and does not begin while something is sent, so
-that a few large sends, at the links' full rate, cost less than many small ones."""
+that there had better be few sends, at the links' full rate."""
 _ALIGNED = 8
 """Elements: fused kernels read tensors that begin at multiples of 16 bytes faster."""
 
