@@ -27,6 +27,7 @@ from trainable.engine.checkpoint import BEST, CHECKPOINTS
 from trainable.engine.randomness import generator_states, restore_generators, seed_everything
 from trainable.engine.step import Step
 from trainable.errors import TrainingError
+from trainable.networks.teacher import TeacherOutputs
 from trainable.records import EpochRecord
 
 PER_EPOCH, EPOCHS, EVERY = 5, 4, 2
@@ -243,7 +244,7 @@ def test_an_epochs_counts_are_those_of_the_whole_epoch(
 
     def spoiled(self: Step, images: Any, labels: Any, teacher: Any, **how: Any) -> None:
         if self._updates in (1, 3):
-            teacher = teacher._replace(logits=teacher.logits * torch.nan)
+            teacher = TeacherOutputs(teacher.features, teacher.logits * torch.nan)
         accumulate(self, images, labels, teacher, **how)
 
     monkeypatch.setattr(Step, "accumulate", spoiled)
