@@ -46,6 +46,7 @@ class Agenda:
         self._config, self._study, self._weights = config, study, teacher_weights
         self._recorder, self._watcher = recorder, watcher
         self._begun: list[Job] = []
+        self._to_be_tested: list[Job] = []
         self.is_over = False
         """Whether the last step was taken."""
 
@@ -55,7 +56,7 @@ class Agenda:
         Nothing is searched or tested without the teacher that the study is to have; nothing is searched
         without a clock.
         """
-        self._begun = []
+        self._begun, self._to_be_tested = [], []
         yield from self._references()
         if not self._lacks_teacher:
             yield from self._students(clock)
@@ -106,10 +107,11 @@ class Agenda:
             return
         self._watcher.phase(f"searching: {trials} trials")
         clock.within(seconds)
-        goal = self._trials_ended() + remaining
         for _ in range(remaining):
             yield "trial"
-        yield from self._until(lambda: self._trials_ended() >= goal)
+        yield from self._until(
+            lambda: self._no_trial_runs and len(ended_states(study)) >= trials,
+        )
         clock.within(None)
 
     def _tests(self) -> Iterator[Step]:
@@ -126,9 +128,13 @@ class Agenda:
             row = self._recorder.row(job)
             if row is not None and row.state == "complete" and row.test_accuracy is None:
                 yield replace(job, split="test")
+                self._to_be_tested.append(job)
+        yield from self._until(lambda: all(map(self._recorder.is_tested, self._to_be_tested)))
 
     def _begin(self, *jobs: Job) -> Iterator[Step]:
         for job in jobs:
+            if self._has_ended(job):  # under another driver: that does not count any more
+                self._recorder.started(job)
             self._begun.append(job)
             yield job
 
@@ -145,8 +151,9 @@ class Agenda:
         budget = self._config.study.time_budget_s
         return None if budget is None else budget - searched
 
-    def _trials_ended(self) -> int:
-        return sum(row.state != "running" for row in self._recorder.results.of("trial"))
+    @property
+    def _no_trial_runs(self) -> bool:
+        return all(row.state != "running" for row in self._recorder.results.of("trial"))
 
     def _is_complete(self, job: Job) -> bool:
         row = self._recorder.row(job)

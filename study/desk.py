@@ -33,7 +33,8 @@ class Desk:
         self._closed = asyncio.Event()
 
     async def begin(self, work: list[Any]) -> None:
-        """Have the workers do `work`: a reference to it, in a list."""
+        """Have the workers do `work`: a reference to it, in a list. They have ended what was before."""
+        self._answer = _Slot()
         await self._work.put(work)
 
     async def news(self) -> Any:
@@ -61,7 +62,7 @@ class Desk:
         return await self._work.get(number)
 
     async def report(self, rank: int, number: int, report: Any) -> bool:
-        """For a worker: tell the report of this number, counted from 1, and whether to go on."""
+        """For a worker: tell the work's report of this number, counted from 1, and whether to go on."""
         if rank == 0:
             self._news.put_nowait(report)
         return await self._answer.get(number)

@@ -16,7 +16,7 @@ from ray.tune import TuneConfig
 from ray.tune.experiment import Trial
 
 from study.agenda import Agenda
-from study.cluster import connected
+from study.cluster import connected, may_reuse_processes
 from study.config import StudyConfig
 from study.folder import (
     SPOOL,
@@ -182,7 +182,7 @@ class _Run:
             scheduler=build_scheduler(self._config, ended_curves(study) if study else {}),
             num_samples=-1,
             max_concurrent_trials=self._plan.concurrency,
-            reuse_actors=True,
+            reuse_actors=may_reuse_processes(self._config),
             trial_dirname_creator=_trial_dirname,
         )
         try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import ray
@@ -69,8 +70,9 @@ class WorkerGroup:
             try:
                 report(news)
             except BaseException:  # SystemExit, where Tune stops a trial
-                self._answer(False)
-                self._heard()
+                with suppress(Exception):  # of a group that is gone meanwhile
+                    self._answer(False)
+                    self._heard()
                 raise
             self._answer(True)
         return news.result

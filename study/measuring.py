@@ -41,8 +41,7 @@ def packed(plan: StudyPlan, weights: Path | None) -> tuple[StudyPlan, str]:
     The file of the teacher's `weights` need not be there yet.
     """
     if plan.is_unsettled and _most(plan) > 1:
-        packing = _measured(plan, weights)
-        keep_packing(packing, plan.config.folder)
+        packing = _measured_or_alone(plan, weights)
         config = with_gpus(plan.config, packing.gpus)
         slots = concurrency(config, plan.capacity)
         return replace(plan, config=config, concurrency=slots), packing.told
@@ -129,8 +128,20 @@ def _most(plan: StudyPlan) -> int:
     return math.ceil(on_cpus / capacity.gpus)
 
 
+def _measured_or_alone(plan: StudyPlan, weights: Path | None) -> Packing:
+    """A trial that cannot be measured has its GPU for itself, until a driver can: a study never fails of it."""
+    try:
+        packing = _measured(plan, weights)
+    except RayError as error:
+        _LOG.exception("a trial could not be measured")
+        reason = reason_of(str(error))
+        return Packing(trials=1, told=f"each trial has a GPU: none could be measured ({reason})")
+    keep_packing(packing, plan.config.folder)
+    return packing
+
+
 def _measured(plan: StudyPlan, weights: Path | None) -> Packing:
-    """Measured where trials run. A trial that cannot be measured has its GPU for itself: a study never fails of it."""
+    """Measured where trials run."""
     weights = weights if weights is not None and weights.exists() else None
     trial = hungriest(plan)
     cached_gib = 0.0
@@ -139,14 +150,9 @@ def _measured(plan: StudyPlan, weights: Path | None) -> Packing:
         cached_gib = trial.data.cache_budget_gib
         teacher = trial.teacher.model_copy(update={"cache": False})
         trial = trial.model_copy(update={"teacher": teacher})
-    try:
-        cpus = worker_resources(plan.config)["CPU"]
-        measure = ray.remote(num_cpus=cpus, num_gpus=1, max_calls=1)(_measure)
-        footprint, mps = ray.get(measure.remote(trial, weights))
-    except RayError as error:
-        _LOG.exception("a trial could not be measured")
-        reason = reason_of(str(error))
-        return Packing(trials=1, told=f"each trial has a GPU: none could be measured ({reason})")
+    cpus = worker_resources(plan.config)["CPU"]
+    measure = ray.remote(num_cpus=cpus, num_gpus=1, max_calls=1)(_measure)
+    footprint, mps = ray.get(measure.remote(trial, weights))
     footprint = replace(footprint, gib=footprint.gib + cached_gib)
     trials = trials_per_gpu(footprint, mps=mps, most=_most(plan))
     return Packing(trials=trials, told=_words(footprint, trials, mps))

@@ -64,6 +64,7 @@ class Recorder:
         self._config, self._outlet, self._watcher = config, outlet, watcher
         self.results = results
         self._started: dict[tuple[Role, int], float] = {}
+        self._tested: set[tuple[Role, int]] = set()
         self._before = results.seconds
         self._opened = time.monotonic()
 
@@ -131,7 +132,9 @@ class Recorder:
                 self._take_in_notes(row)
 
     def ended(self, job: Job, state: State, error: str | None = None) -> None:
-        """A job is over."""
+        """A job is over, one whose process died as it began, too."""
+        if self.row(job) is None:
+            self.started(job)
         self._take_in_notes(self._known(job))
         row = self._known(job)
         update = {
@@ -155,6 +158,11 @@ class Recorder:
         accuracy, eer = metrics.get(records.TEST_ACCURACY), metrics.get(records.TEST_EER)
         row = self._known(job).model_copy(update={"test_accuracy": accuracy, "test_eer": eer})
         self._put(row, telling.metrics_measured(row, metrics, _now_ms()))
+        self._tested.add((job.role, job.number))
+
+    def is_tested(self, job: Job) -> bool:
+        """Whether this driver has had the test split read for it."""
+        return (job.role, job.number) in self._tested
 
     def scored(self, job: Job, metrics: Mapping[str, float]) -> None:
         """A network that was not trained here was validated, as far as there are pictures for it."""

@@ -9,7 +9,8 @@ dead driver left running are handed out again, with their values.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +26,7 @@ from study.config import StudyConfig, StudySection
 from study.jobs import Job
 from study.results import State
 from study.space import Space
+from trainable.errors import KdStudyError
 from trainable.records import EPOCH, EPOCHS, VALUE
 
 Step = Job | Literal["trial", "wait"]
@@ -67,6 +69,10 @@ def prune_unfinished(study: optuna.Study) -> list[Job]:
     return [Job("trial", trial.number, dict(trial.params)) for trial in unfinished]
 
 
+class OptunaError(KdStudyError):
+    """Optuna's storage does not take what it is told."""
+
+
 class StudySearch(OptunaSearch):
     """Ray's searcher over one Optuna study, which takes the steps of a study one after the other."""
 
@@ -77,6 +83,7 @@ class StudySearch(OptunaSearch):
         self._study, self._section, self._steps = study, config.study, steps
         self._suggest_all = Space(config.search)
         self._trials: dict[str, Trial] = {}
+        self._failure: Exception | None = None
         self._unfinished = [] if study is None else _trials(study, (TrialState.RUNNING,))
         # No space is given: Ray's class then opens no study of its own.
         super().__init__(metric=VALUE, mode="max")
@@ -95,7 +102,15 @@ class StudySearch(OptunaSearch):
         Path(checkpoint_path).write_bytes(pickle.dumps(self))
 
     def suggest(self, trial_id: str) -> Any:
-        """The job of the next step; None while there is none, Tune's word for the end after the last."""
+        """The job of the next step; None while there is none, Tune's word for the end after the last.
+
+        OptunaError where Optuna could not be told of a trial: it is still running there, and is handed out again by
+        the next driver.
+        """
+        if self._failure is not None:
+            reason = f"{type(self._failure).__name__}: {self._failure}".partition("\n")[0]
+            text = f"Optuna's storage failed ({reason}); the same command goes on"
+            raise OptunaError(text) from self._failure
         match next(self._steps, Searcher.FINISHED):
             case Job() as job:
                 return {"job": job.to_dict()}
@@ -117,15 +132,19 @@ class StudySearch(OptunaSearch):
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Let Optuna see the curve."""
         if trial_id in self._trials:
-            self._report(self._trials[trial_id], result)
+            with self._failures_end_the_study():
+                self._report(self._trials[trial_id], result)
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         """Tell Optuna how the trial ended."""
-        trial = self._trials.pop(trial_id, None)
-        if trial is None:
-            return
+        if trial_id in self._trials:
+            with self._failures_end_the_study():
+                self._tell(self._trials[trial_id], result, error=error)
+                del self._trials[trial_id]
+
+    def _tell(self, trial: Trial, result: dict[str, Any] | None, *, error: bool) -> None:
         if error or not result or EPOCH not in result:
             trial.study.tell(trial, state=TrialState.FAIL)
             return
@@ -135,6 +154,14 @@ class StudySearch(OptunaSearch):
             trial.study.tell(trial, state=TrialState.PRUNED)
         else:
             trial.study.tell(trial, max(self._curve(trial).values()))
+
+    @contextmanager
+    def _failures_end_the_study(self) -> Generator[None]:
+        """Tune would take an error here as the trial's own; it is told when the next step is asked for."""
+        try:
+            yield
+        except Exception as error:
+            self._failure = self._failure or error
 
     def _next(self, study: optuna.Study) -> Trial:
         if self._unfinished:

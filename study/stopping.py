@@ -42,8 +42,8 @@ class Stop(Stopper):
 
     def stop_all(self) -> bool:
         """Whether the time is up, or somebody wants it to stop."""
-        if self.reason is None and self._deadline is not None:
-            self.reason = "out of time" if time.monotonic() >= self._deadline else None
+        if self._deadline is not None and time.monotonic() >= self._deadline:
+            self.reason = self.reason or "out of time"  # a signal may have come before
         if self.reason is not None and not self._announced:
             self._announced = True
             self._announce(f"stopping ({self.reason})")

@@ -58,7 +58,7 @@ class Package:
 
     def add_code(self, place: Path) -> None:
         """Add a Python file or package; the job and its trials can import it."""
-        target = self.folder / place.absolute().name
+        target = self.folder / place.resolve().name
         if not place.exists():
             rule = "must be a Python file or the folder of a package"
             raise input_error(InputError, "--code", rule, "check the path", str(place))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,13 @@ def relative_places(tree: Tree) -> list[Problem]:
             rule = "must be an absolute path, the same on all nodes of the cluster"
             remedy = f"e.g. --set {path}=/shared/{Path(place or STORAGE).name}"
             found.append(Problem(path, rule, remedy, "nothing" if is_missing else repr(place)))
+    for section, key in (("storage", "optuna"), ("tracking", "uri")):
+        values = tree.get(section)
+        url = values.get(key) if isinstance(values, dict) else None
+        if isinstance(url, str) and re.match(r"sqlite:///(?!/)", url):
+            rule = "must have an absolute path, which has a fourth slash"
+            remedy = f"e.g. sqlite:////shared/{url.removeprefix('sqlite:///')}"
+            found.append(Problem(f"{section}.{key}", rule, remedy, repr(url)))
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -45,10 +46,11 @@ def _do(work: Work, study: StudyConfig) -> Any:
 
     if uses_torch_trainer(study):
         return lasting_group(study).do(work, report)
-    device = tasks.default_device(study)
+    device, gpu = tasks.default_device(study), shared_gpu(study)
     if isinstance(work, tasks.TrialTask):
-        return tasks.train(work, report, device, shared_gpu(study))
-    return work(device)
+        return tasks.train(work, report, device, gpu)
+    with nullcontext() if gpu is None else gpu.beside_others():
+        return work(device)
 
 
 def _training(job: Job, study: StudyConfig, teacher_weights: Path | None) -> tasks.TrialTask:

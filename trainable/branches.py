@@ -22,7 +22,8 @@ def branch(name: str) -> Generator[Wait]:
     """What is inside depends on nothing that the current stream is given from now on; it begins when this is reached.
 
     Branches of one name come one after the other. What is made in one may be read after its `Wait`, which has to be
-    called once at least before the update ends. The backward pass of what is inside is a branch, too.
+    called once at least before the update ends; what is read in one must be kept until then. The backward pass of
+    what is inside is a branch, too.
     """
     if not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()):
         yield nothing

@@ -36,15 +36,21 @@ def serve(settings: dict[str, Any]) -> None:
     """
     desk, rank = settings["desk"], ray.train.get_context().get_world_rank()
     threading.Thread(target=_leave, args=(desk,), name="leaving", daemon=True).start()
-    device, reports = ray.train.torch.get_device(), itertools.count(1)
+    device = ray.train.torch.get_device()
 
-    def report(record: EpochRecord) -> None:
-        if not ray.get(desk.report.remote(rank, next(reports), record)):
-            raise _StoppedError
+    def reporting() -> Callable[[EpochRecord], None]:
+        # Counted for each piece of work: a rank may be stopped reports before another.
+        reports = itertools.count(1)
+
+        def report(record: EpochRecord) -> None:
+            if not ray.get(desk.report.remote(rank, next(reports), record)):
+                raise _StoppedError
+
+        return report
 
     for number in itertools.count(1):
         (work,) = ray.get(desk.work.remote(number))
-        result = _do(ray.get(work), report, device)
+        result = _do(ray.get(work), reporting(), device)
         ray.get(desk.end.remote(rank, result))
 
 

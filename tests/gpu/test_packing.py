@@ -187,7 +187,6 @@ def test_a_trial_that_found_no_memory_gives_back_its_own_and_ends_in_the_same_bi
         return alone()
 
     monkeypatch.setattr(gpu, "alone", look)
-    (tmp_path / "again").mkdir()
     run_on(gpu, TrialTask(config, tmp_path / "again", None), reported.append, CUDA)
     (note,) = notes_of(tmp_path / "again")
     assert "epoch 2" in note

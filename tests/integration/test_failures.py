@@ -141,7 +141,7 @@ def test_study_whose_teacher_fails_stops_and_can_be_run_again(
     train = {"epochs": 2, "batch_size": 64}
     config = configure(
         tmp_path,
-        study={"trials": 1},
+        study={"trials": 2},
         teacher={"train": train},
         search={"optim.lr": {"loguniform": [0.01, 0.1]}},
     )

@@ -14,6 +14,7 @@ from ray.tune.search import ConcurrencyLimiter, Searcher
 from study.config import StudyConfig, parse_config
 from study.jobs import Job
 from study.search import (
+    OptunaError,
     StudySearch,
     ended_curves,
     ended_states,
@@ -234,3 +235,23 @@ def test_tune_can_save_it(tmp_path: Path) -> None:
     limited.save(str(tmp_path / "saved"))
     search.save_to_dir(str(tmp_path), "session")
     assert suggest(search, "b").number == 1
+
+
+def test_a_storage_that_takes_no_end_of_a_trial_ends_the_study_and_not_the_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = config(tmp_path)
+    search = StudySearch(here, open_study(here), repeat("trial"))
+    job = suggest(search, "a")
+
+    def locked(*_: Any, **__: Any) -> None:
+        raise OSError("database is locked")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(optuna.Study, "tell", locked)
+        search.on_trial_complete("a", result(EPOCHS, 0.5))  # Tune would call again if it raised
+    with pytest.raises(OptunaError, match=r"failed \(OSError: database is locked\); the same"):
+        search.suggest("b")
+    assert ended_states(open_study(here)) == {}
+    after = StudySearch(here, open_study(here), repeat("trial"))
+    assert suggest(after, "c") == job

@@ -126,6 +126,11 @@ def test_places_of_this_machine_are_refused_before_the_cluster_is_asked(config: 
     missing = refused(config, "--address", NOWHERE, "--set", "storage={}")
     assert missing.startswith("storage.path: must be an absolute path")
     assert "got nothing; e.g. --set storage.path=/shared/runs" in missing
+    optuna = refused(config, "--address", NOWHERE, "--set", "storage.optuna=sqlite:///optuna.db")
+    assert optuna == (
+        "storage.optuna: must have an absolute path, which has a fourth slash, "
+        "got 'sqlite:///optuna.db'; e.g. sqlite:////shared/optuna.db"
+    )
 
 
 def test_what_contradicts_itself_is_refused(config: Path) -> None:

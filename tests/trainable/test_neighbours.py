@@ -226,7 +226,6 @@ def test_a_trial_that_began_again_ends_as_if_it_had_not(
     monkeypatch.setattr("trainable.engine.loop.Step", Full)
     monkeypatch.setattr(Full, "calls", 0)
     reported: list[EpochRecord] = []
-    (tmp_path / "again").mkdir()
     task = TrialTask(config, tmp_path / "again", None)
     monkeypatch.setattr(neighbours, "run", run)
     run_on(gpu, task, reported.append, CPU)

@@ -31,6 +31,9 @@ class Exchange:
     Buckets go from the last parameter to the first, as most backward passes do, and are sent in that order,
     whichever is complete first: all ranks exchange the same in one order, in every process, stage and update. All
     work is queued on the device, so that a CUDA graph can hold it. One rank has no buckets.
+
+    Where layers exchange something of their own in the backward pass (SyncBatchNorm), no rank may leave a parameter
+    out that another uses: its buckets would be sent before, and the other's after.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
@@ -77,6 +80,8 @@ class Exchange:
     def abandon(self) -> None:
         """Forget what was sent, none of which ran on the device."""
         self._sent = []
+        for bucket in self._buckets:
+            bucket.forget()
 
     def _send(self) -> None:
         bucket = self._buckets[len(self._sent)]
@@ -106,6 +111,10 @@ class _Bucket:
         if self.memory.is_cuda:
             self._streams.add(torch.cuda.current_stream())
 
+    def forget(self) -> None:
+        """What gradients there are were not made after all."""
+        self._streams.clear()
+
     def fill(self) -> None:
         """Bring the parameters' gradients here."""
         gradients = [p.grad for p in self.parameters if p.grad is not None]
@@ -130,7 +139,8 @@ def _shared_out(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Paramete
             yield bucket
             bucket = []
         bucket.append(parameter)
-    yield bucket
+    if bucket:
+        yield bucket
 
 
 @torch.no_grad()

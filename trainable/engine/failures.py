@@ -20,7 +20,12 @@ _MORE_MEMORY = "let fewer trials share the device (resources.gpus_per_worker), o
 _NO_MEMORY = (
     "can't allocate memory",
     "CUDA error: out of memory",
+    "CUDA driver error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",  # for want of memory: there is a device, and it has worked
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_NOT_INITIALIZED",
+    "DEVICE_ALLOCATION_FAILED",  # cuDNN 9, CUDNN_STATUS_INTERNAL_ERROR_…
 )
 
 

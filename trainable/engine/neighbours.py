@@ -13,6 +13,7 @@ import fcntl
 import gc
 import os
 import tempfile
+import traceback
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from datetime import datetime
@@ -67,15 +68,13 @@ def run_on(gpu: SharedGpu | None, task: TrialTask, report: Report, device: torch
     if gpu is None:
         run(task, report, device)
         return
-    with gpu.beside_others():
+    with gpu.beside_others(), _leaving_nothing():  # before another takes the place
         reason = _out_of_memory(lambda: run(task, report, device))
-        _free_memory()  # before another takes the place
     if reason is None:
         return
     _note(task.folder, reason)
-    with gpu.alone():
+    with gpu.alone(), _leaving_nothing():
         run(task, report, device)
-        _free_memory()
 
 
 def notes_of(folder: Path) -> tuple[str, ...]:
@@ -84,10 +83,20 @@ def notes_of(folder: Path) -> tuple[str, ...]:
     return tuple(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else ()
 
 
-def _free_memory() -> None:
-    """Give back to the device what nothing refers to any more."""
-    gc.collect()
-    torch.cuda.empty_cache()
+@contextmanager
+def _leaving_nothing() -> Generator[None]:
+    """Give back to the device what was used in this block, however it ends."""
+    try:
+        yield
+    except BaseException as error:
+        link: BaseException | None = error
+        while link is not None:  # frames hold the trial for as long as somebody holds the error
+            traceback.clear_frames(link.__traceback__)
+            link = link.__cause__ or link.__context__
+        raise
+    finally:
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def _out_of_memory(train: Callable[[], None]) -> str | None:
@@ -100,6 +109,7 @@ def _out_of_memory(train: Callable[[], None]) -> str | None:
 
 
 def _note(folder: Path, reason: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)  # which the end of the first epoch makes else
     when = datetime.now().astimezone().isoformat(timespec="seconds")
     with (folder / NOTES).open("a", encoding="utf-8") as file:
         file.write(f"{when} {' '.join(reason.split())}\n")

@@ -115,6 +115,7 @@ class Step:
                 self._forward_flags = ranks.max_over_ranks(self._not_finite_in_forward())
         with self._exchange.at_work() if last else nullcontext():
             self.precision.scale(terms[LOSS] * (1 / update_size)).backward()
+        self._counted()  # it reads the pictures, whose memory is the next micro-batch's from now on
         self._samples += len(labels)
         self._micro_batches += 1
 
@@ -231,7 +232,6 @@ class Step:
 
         After those of the forward passes, the gradient from the head backwards, which is the sum over the ranks.
         """
-        self._counted()
         flags = (~norms.blocks.flip(0).isfinite()).to(torch.float32)
         terms = [name.rpartition("/")[2] for name in self._terms if name != LOSS]
         names = [INPUT, LABEL, *terms, LOSS.rpartition("/")[2], RUNNING_STATISTICS]
