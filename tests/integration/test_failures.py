@@ -163,5 +163,5 @@ def test_study_whose_teacher_fails_stops_and_can_be_run_again(
     assert left.parent.data.tags["kd.state"] == "complete"
     assert left.child("teacher 0").data.tags["kd.state"] == "complete"
     assert runs < {run.info.run_id for run in left.children}
-    assert len(left.children) == 3
+    assert len(left.children) == 4
     assert left.results.winner.test_accuracy is not None
