@@ -219,7 +219,8 @@ def test_what_cannot_be_submitted_is_said_in_one_line(
 
 @pytest.mark.chaos
 def test_a_cluster_that_goes_away_is_said(tmp_path: Path, configure: Any) -> None:
-    config = configure(tmp_path, **LONG)
+    # So many that they are not through before the cluster is.
+    config = configure(tmp_path, **LONG | {"study": {"trials": 100}})
     with running_cluster() as address:
         following = submitting(written(config), "--address", address)
         wait_for_second_trial(config, following)
