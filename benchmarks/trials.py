@@ -31,6 +31,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ LONG: dict[str, Any] = {
     "student": {"model": "mini_resnet_18_16"},
     "train": {"epochs": 30},
 }
-"""A trial of some twenty seconds. What lies between two trials does not grow with them: longer ones have the better
+"""A trial of a quarter of a minute. What lies between two trials does not grow with them: longer ones have the better
 efficiency."""
 STUDIES: dict[str, dict[str, Any]] = {
     "study": {},
@@ -148,33 +149,21 @@ class _Times:
         self.begin, self.end = told[0] - epoch, told[-1]
 
 
-def by_tune(trials: int, folder: Path, teacher: Path) -> float:
-    """Seconds of Tune alone."""
+def by_tune(
+    trials: int,
+    folder: Path,
+    teacher: Path,
+    trainable: Callable[[dict[str, Any]], None],
+    resources: dict[str, float],
+) -> float:
+    """Seconds of Tune alone, one trial at a time, each in a process of its own."""
     space = {
-        "folder": tune.grid_search([folder / "tune" / str(number) for number in range(trials)]),
+        "folder": tune.grid_search([folder / str(number) for number in range(trials)]),
         "teacher": teacher,
     }
     with connected():
         tuner = Tuner(
-            tune.with_resources(train, {"CPU": 1}),
-            param_space=space,
-            tune_config=TuneConfig(max_concurrent_trials=1),
-            run_config=RunConfig(storage_path=str(folder / "ray"), verbose=0),
-        )
-        started = time.perf_counter()
-        tuner.fit()
-        return time.perf_counter() - started
-
-
-def by_torch_trainer(trials: int, folder: Path, teacher: Path) -> float:
-    """Seconds of trials that set up a group of workers each, in a process of Tune of its own."""
-    space = {
-        "folder": tune.grid_search([folder / "workers" / str(number) for number in range(trials)]),
-        "teacher": teacher,
-    }
-    with connected():
-        tuner = Tuner(
-            tune.with_resources(train_under_ray_train, {"memory": 1}),
+            tune.with_resources(trainable, resources),
             param_space=space,
             tune_config=TuneConfig(max_concurrent_trials=1),
             run_config=RunConfig(storage_path=str(folder / "ray"), verbose=0),
@@ -199,9 +188,10 @@ def measured(way: str, trials: int, folder: Path, teacher: Path, alone: float) -
     figures: dict[str, float] = {}
     if way in STUDIES:
         figures["seconds"], figures["command_s"] = by_study(trials, folder, STUDIES[way])
-    else:
-        by = by_tune if way == "Tune" else by_torch_trainer
-        figures["seconds"] = by(trials, folder, teacher)
+    elif way == "Tune":
+        figures["seconds"] = by_tune(trials, folder, teacher, train, {"CPU": 1})
+    else:  # the group's worker has the CPU
+        figures["seconds"] = by_tune(trials, folder, teacher, train_under_ray_train, {"memory": 1})
     trained = 0.0 if way == "two workers" else alone
     return {**figures, "cost_a_trial_s": figures["seconds"] / trials - trained}
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tests.gpu.stepping import CAPTURED, STABLE, Setup
 from tests.gpu.test_graph import STABLE as STAGES
+from tests.gpu.test_graph import Replays
 from tests.gpu.test_trial import config_of
 from tests.gpu.test_two_gpus import KD, said, share_of
 from tests.gpu.two_ranks import on_two_ranks
@@ -53,25 +54,12 @@ KEPT: list[BaseException] = []
 """Errors that somebody holds, and with them all that was on their way."""
 
 
-class Launches:
-    """Graphs that were launched on this rank."""
-
-    def __init__(self, patch: pytest.MonkeyPatch) -> None:
-        self.count, replay = 0, torch.cuda.CUDAGraph.replay
-
-        def counted(graph: torch.cuda.CUDAGraph) -> None:
-            self.count += 1
-            replay(graph)
-
-        patch.setattr(torch.cuda.CUDAGraph, "replay", counted)
-
-
 @contextmanager
-def deterministic() -> Iterator[Launches]:
+def deterministic() -> Iterator[Replays]:
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     with pytest.MonkeyPatch.context() as patch:
-        yield Launches(patch)
+        yield Replays(patch)
 
 
 def on_the_host(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -166,7 +154,7 @@ def trials(device: torch.device, folder: Path) -> dict[str, Any]:
     teacher = folder / "teacher.safetensors"
     found: dict[str, Any] = {}
     with pytest.MonkeyPatch.context() as patch:
-        launches = Launches(patch)
+        launches = Replays(patch)
         for name in TRIALS:
             for graph in (False, True):
                 before, form = launches.count, f"{name} {graph}"

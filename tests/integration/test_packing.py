@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from mlflow.tracking import MlflowClient
 
+from study.packing import packing_of
 from study.results import StudyResults, find_results
 from study.yaml import dump_yaml
 from tests.integration.fake_gpu import FULL
@@ -112,3 +113,4 @@ def test_what_cannot_be_measured_has_its_gpu_for_itself(tmp_path: Path) -> None:
     assert [row.state for row in results.of("trial")] == ["complete", "complete"]
     log = (tmp_path / "runs" / "unmeasurable" / "study.log").read_text()
     assert "a trial could not be measured" in log
+    assert packing_of(tmp_path / "runs" / "unmeasurable") is None  # the next driver tries again

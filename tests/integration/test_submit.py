@@ -55,6 +55,14 @@ def wait_for_second_trial(config: StudyConfig, process: subprocess.Popen[str]) -
     raise AssertionError(f"the second trial did not begin: {process.communicate()}")
 
 
+def followed_in_mid_study(config: StudyConfig, address: str) -> tuple[Path, subprocess.Popen[str]]:
+    """The file of a study that was submitted, and who follows it, in its second trial."""
+    path = written(config)
+    process = submitting(path, "--address", address)
+    wait_for_second_trial(config, process)
+    return path, process
+
+
 def must_be_whole(left: Any) -> None:
     """Three trials, each once and complete, and nothing that still runs."""
     assert [trial.state for trial in left.optuna_trials] == [TrialState.COMPLETE] * 3
@@ -112,9 +120,7 @@ def test_a_stopped_study_goes_on(
     cluster: str, tmp_path: Path, configure: Any, left_by: Any
 ) -> None:
     config = configure(tmp_path, **LONG)
-    path = written(config)
-    first = submitting(path, "--address", cluster)
-    wait_for_second_trial(config, first)
+    path, first = followed_in_mid_study(config, cluster)
 
     asked = time.monotonic()
     code, stdout, stderr = submit(path, "--address", cluster, "--stop")
@@ -140,9 +146,7 @@ def test_ctrl_c_leaves_the_job_alone_and_the_same_command_follows_it(
     cluster: str, tmp_path: Path, configure: Any, left_by: Any
 ) -> None:
     config = configure(tmp_path, **LONG)
-    path = written(config)
-    first = submitting(path, "--address", cluster)
-    wait_for_second_trial(config, first)
+    path, first = followed_in_mid_study(config, cluster)
     os.killpg(first.pid, signal.SIGINT)
     stdout, stderr = first.communicate(timeout=30)
     assert (first.returncode, stderr) == (130, "")
@@ -222,8 +226,7 @@ def test_a_cluster_that_goes_away_is_said(tmp_path: Path, configure: Any) -> Non
     # So many that they are not through before the cluster is.
     config = configure(tmp_path, **LONG | {"study": {"trials": 100}})
     with running_cluster() as address:
-        following = submitting(written(config), "--address", address)
-        wait_for_second_trial(config, following)
+        _, following = followed_in_mid_study(config, address)
     stdout, stderr = following.communicate(timeout=60)
     assert following.returncode == 130, stdout
     assert stderr.startswith(f"{address} no longer ")
