@@ -117,6 +117,13 @@ class Recorder:
         self._put(row, told)
         self._watcher.trial_started(row)
 
+    def begins_again(self, job: Job, why: str, reason: str) -> None:
+        """A job failed, and is to go on from its last checkpoint."""
+        name = f"{job.role} {job.number}" if job.role == "trial" else job.role
+        text = f"{name} goes on from its last checkpoint: {why}"
+        _LOG.warning("%s (%s)", text, reason)
+        self._watcher.message(text)
+
     def reported(self, job: Job, record: EpochRecord, epochs: int) -> None:
         """An epoch of a job ended."""
         row = self._known(job)
