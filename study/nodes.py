@@ -37,9 +37,9 @@ class NodeLeavesError(KdStudyError):
     """The node is about to be taken away: what runs here goes on elsewhere."""
 
 
-def alive_nodes() -> frozenset[str]:
-    """Ids of the cluster's nodes, without those that it knows to be gone."""
-    return frozenset(node["NodeID"] for node in ray.nodes() if node["Alive"])
+def known_nodes() -> dict[str, bool]:
+    """Ids of all nodes that the cluster has or had, and whether they are alive as far as it knows."""
+    return {node["NodeID"]: node["Alive"] for node in ray.nodes()}
 
 
 def must_stay() -> None:

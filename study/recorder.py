@@ -119,8 +119,9 @@ class Recorder:
 
     def begins_again(self, job: Job, why: str, reason: str) -> None:
         """A job failed, and is to go on from its last checkpoint."""
-        name = f"{job.role} {job.number}" if job.role == "trial" else job.role
-        text = f"{name} goes on from its last checkpoint: {why}"
+        if self.row(job) is None:  # its process died as it began
+            self.started(job)
+        text = f"{self._known(job).label} goes on from its last checkpoint: {why}"
         _LOG.warning("%s (%s)", text, reason)
         self._watcher.message(text)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,7 +10,7 @@ from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 from ray.train import PreemptionError, WorkerGroupError
 
 from study.jobs import Job
-from study.nodes import NodeLeavesError, alive_nodes
+from study.nodes import NodeLeavesError, known_nodes
 from trainable.errors import KdStudyError
 
 Blame = Literal["node", "trial", "unknown"]
@@ -21,7 +21,7 @@ class _Tries:
     """What is known of a job's attempts."""
 
     nodes: frozenset[str] = frozenset()
-    """Those that were there when the last one began."""
+    """Those that were alive when the last one began; none before it has."""
     failures: int = 0
     """That were its own."""
     doubted: frozenset[str] | None = None
@@ -37,26 +37,29 @@ class Retries:
     """
 
     def __init__(
-        self, max_failures: int, alive: Callable[[], frozenset[str]] = alive_nodes
+        self, max_failures: int, nodes: Callable[[], Mapping[str, bool]] = known_nodes
     ) -> None:
-        self._max_failures, self._alive = max_failures, alive
+        """`nodes` gives those that there are or were, and whether they are alive."""
+        self._max_failures, self._nodes = max_failures, nodes
         self._tries: dict[tuple[object, ...], _Tries] = {}
 
     def begins(self, job: Job) -> None:
         """An attempt at a job begins."""
-        self._of(job).nodes = self._alive()
+        self._of(job).nodes = _alive(self._nodes())
 
     def why_again(self, job: Job, error: Exception | None) -> str | None:
         """Why a job that failed with `error` is to begin again; None if it has failed for good."""
-        tries, alive = self._of(job), self._alive()
+        tries, nodes = self._of(job), self._nodes()
+        alive = _alive(nodes)
         if tries.doubted is not None and tries.doubted <= alive:
             tries.failures += 1  # it was no node
         tries.doubted = None
-        match _blame(error, tries.nodes - alive):
+        began_on, tries.nodes = tries.nodes or alive, frozenset()
+        match _blame(error, nodes.keys() - alive):
             case "node":
                 return "its node is gone, or about to go"
-            case "unknown" if len(tries.nodes) > 1:
-                tries.doubted, why = tries.nodes, "a process of it does not answer"
+            case "unknown" if len(began_on) > 1:
+                tries.doubted, why = began_on, "a process of it does not answer"
             case _:
                 tries.failures += 1
                 why = f"failure {tries.failures} of {self._max_failures} that it may have"
@@ -66,8 +69,12 @@ class Retries:
         return self._tries.setdefault((job.role, job.number, job.split), _Tries())
 
 
-def _blame(error: Exception | None, lost: frozenset[str]) -> Blame:
-    """Whose fault it was; `lost` are the nodes that are gone since the attempt began."""
+def _alive(nodes: Mapping[str, bool]) -> frozenset[str]:
+    return frozenset(node for node, is_alive in nodes.items() if is_alive)
+
+
+def _blame(error: Exception | None, lost: Collection[str]) -> Blame:
+    """Whose fault it was; `lost` are the nodes that are known to be gone: Ray's errors name their node."""
     cause = error.cause if isinstance(error, RayTaskError) else error
     if isinstance(cause, NodeLeavesError | PreemptionError):
         return "node"

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import psutil
 from ray.util.state import list_actors, list_nodes
+from ray.util.state.exception import ServerUnavailable
 
 from tests.integration.jobs import OUTSIDE, running_cluster
 from tests.study.mlflow_server import free_port
@@ -21,6 +22,8 @@ from tests.study.mlflow_server import free_port
 _RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 TRIAL, WORKER = "ImplicitFunc", "RayTrainWorker"
 """Ray's names of the processes that train: of Tune's own, and of one of several for a trial."""
+_NOTICE_S = 300.0
+"""How long a node that is asked to leave may take until its processes are ended."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +53,9 @@ class Machines:
         command += [f"--temp-dir={folder}"]
         command += ["--node-ip-address=127.0.0.1", f"--dashboard-agent-listen-port={free_port()}"]
         before, quiet = self._ids(), subprocess.DEVNULL
+        env = OUTSIDE | {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": f"{_NOTICE_S:g}"}
         starter = subprocess.Popen(
-            command, env=OUTSIDE, stdout=quiet, stderr=quiet, start_new_session=True
+            command, env=env, stdout=quiet, stderr=quiet, start_new_session=True
         )
         machine = Machine(self._new(before), starter, folder)
         self.joined.append(machine)
@@ -66,9 +70,14 @@ class Machines:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         machine.starter.wait(60)
-        shutil.rmtree(machine.folder, ignore_errors=True)
-        self.joined.remove(machine)
+        self._forget(machine)
         return now
+
+    def ask_to_leave(self, machine: Machine) -> None:
+        """As Kubernetes does that takes a node back: SIGTERM, and Ray drains the node. Waits until it has left."""
+        machine.starter.send_signal(signal.SIGTERM)
+        machine.starter.wait(_NOTICE_S)
+        self._forget(machine)
 
     def nodes_with(self, kind: str) -> Sequence[str]:
         """The node of each process of this kind that is alive now."""
@@ -77,17 +86,22 @@ class Machines:
 
     def close(self) -> None:
         """End all nodes that joined."""
-        for machine in self.joined:
-            machine.starter.send_signal(signal.SIGTERM)
-            machine.starter.wait(60)
-            shutil.rmtree(machine.folder, ignore_errors=True)
+        for machine in list(self.joined):
+            self.lose(machine)
+
+    def _forget(self, machine: Machine) -> None:
+        shutil.rmtree(machine.folder, ignore_errors=True)
+        self.joined.remove(machine)
 
     def _new(self, before: set[str]) -> str:
-        until = time.monotonic() + 90
-        while not (new := self._ids() - before):
-            assert time.monotonic() < until
+        """The node that is not one of those, once it is there."""
+        until = time.monotonic() + 180
+        while time.monotonic() < until:
+            with suppress(ServerUnavailable):  # the dashboard of a machine with much to do
+                if new := self._ids() - before:
+                    return new.pop()
             time.sleep(0.2)
-        return new.pop()
+        raise AssertionError("no new node")
 
     def _ids(self) -> set[str]:
         nodes = list_nodes(address=self.dashboard, filters=[("state", "=", "ALIVE")])

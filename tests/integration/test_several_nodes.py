@@ -14,6 +14,7 @@ import torch
 from optuna.trial import TrialState
 
 from study.config import StudyConfig, dump_config, without_search
+from study.curves import read_curve
 from study.results import TrialRow, load_results
 from tests.integration.jobs import submitting
 from tests.integration.machines import TRIAL, WORKER, Machine, Machines, running_machines
@@ -89,13 +90,22 @@ def goes_on(config: StudyConfig) -> list[tuple[str, str]]:
     return re.findall(r"(trial \d+) goes on from its last checkpoint: (.+?) \(", log)
 
 
-def epochs_told_before(left: Any, label: str, moment: float) -> int:
-    """Epochs that the trial, as it was when it ended, had trained before a moment."""
+def row_of(left: Any, label: str) -> TrialRow:
     (row,) = [row for row in left.results.of("trial") if row.label == label]
+    return row
+
+
+def trained_at(row: TrialRow) -> list[int]:
+    """When the trial, as it was when it ended, had trained each epoch: later than was told, if it did so twice."""
     last = max((Path(row.directory) / "checkpoints").iterdir())
     records = torch.load(last / "state.pt", weights_only=True)["records"]
     assert len(records) == row.epochs
-    return sum(record["timestamp_ms"] < moment * 1000 for record in records)
+    return [record["timestamp_ms"] for record in records]
+
+
+def trained_before(row: TrialRow, moment: float) -> int:
+    """Epochs that the trial had trained before a moment, and did not train again."""
+    return sum(time_ms < moment * 1000 for time_ms in trained_at(row))
 
 
 def curves(left: Any, label: str) -> dict[str, Any]:
@@ -149,7 +159,25 @@ def test_a_lost_node_costs_no_trial(
     assert len(labels) == 1
     (label,) = labels
     assert f"{label} goes on from its last checkpoint" in told
-    assert epochs_told_before(left, label, lost_at) >= 2
+    assert trained_before(row_of(left, label), lost_at) >= 2
+
+
+@pytest.mark.chaos
+def test_with_notice_a_trial_leaves_after_its_epoch_and_loses_nothing(
+    machines: Machines, other: Machine, tmp_path: Path, configure: Any, left_by: Any
+) -> None:
+    config = configure(tmp_path, **LONG)
+    process = submitted(config, machines)
+    wait(config, process, two_run)
+    machines.ask_to_leave(other)
+    end(process)
+    left = left_by(config)
+    must_be_whole(left)
+    ((label, why),) = goes_on(config)
+    assert why == "its node is gone, or about to go"
+    row = row_of(left, label)
+    told = [record.timestamp_ms for record in read_curve(Path(row.directory))]
+    assert trained_at(row) == told  # no epoch was trained twice
 
 
 @pytest.mark.chaos
@@ -167,6 +195,6 @@ def test_a_trial_that_lost_the_node_of_one_worker_goes_on_when_there_is_another(
     (row,) = left.results.of("trial")
     assert (row.state, row.epochs) == ("complete", EPOCHS)
     assert [label for label, _ in goes_on(config)][:1] == ["trial 0"]
-    assert epochs_told_before(left, "trial 0", lost_at) >= 2
+    assert trained_before(row, lost_at) >= 2
     steps = [step for step, _ in left.history("trial 0")["val/accuracy"]]
     assert steps == list(range(1, EPOCHS + 1))

@@ -32,13 +32,13 @@ class Cluster:
     """Two nodes, of which one may go."""
 
     def __init__(self) -> None:
-        self.nodes = frozenset({HEAD, OTHER})
+        self._nodes = {HEAD: True, OTHER: True}
 
-    def alive(self) -> frozenset[str]:
-        return self.nodes
+    def nodes(self) -> dict[str, bool]:
+        return dict(self._nodes)
 
     def lose(self) -> None:
-        self.nodes = frozenset({HEAD})
+        self._nodes[OTHER] = False
 
 
 def failing(error: Exception | None, *, times: int, allowed: int, nodes: int = 2) -> list[bool]:
@@ -46,7 +46,7 @@ def failing(error: Exception | None, *, times: int, allowed: int, nodes: int = 2
     cluster = Cluster()
     if nodes == 1:
         cluster.lose()
-    retries, goes_on = Retries(allowed, cluster.alive), list[bool]()
+    retries, goes_on = Retries(allowed, cluster.nodes), list[bool]()
     for _ in range(times):
         retries.begins(TRIAL)
         goes_on.append(retries.why_again(TRIAL, error) is not None)
@@ -76,12 +76,14 @@ def test_a_node_that_is_taken_back_is_not_counted(error: Exception) -> None:
 
 def test_a_node_that_is_lost_is_not_counted() -> None:
     cluster = Cluster()
-    retries = Retries(0, cluster.alive)
+    retries = Retries(0, cluster.nodes)
     retries.begins(TRIAL)
     cluster.lose()
     assert retries.why_again(TRIAL, WITH_NODE) == "its node is gone, or about to go"
+    # It had been given a place there, and had not begun yet.
+    assert retries.why_again(TRIAL, WITH_NODE) == "its node is gone, or about to go"
     retries.begins(TRIAL)
-    assert retries.why_again(TRIAL, WITH_NODE) is None  # it went before
+    assert retries.why_again(TRIAL, DIED) is None
 
 
 @pytest.mark.parametrize("error", [SILENT, task_error(group_error(OWN, SILENT))])
@@ -93,7 +95,7 @@ def test_silence_is_forgiven_once_where_no_node_was_lost(error: Exception) -> No
 
 def test_silence_of_a_node_that_turns_out_to_be_lost_is_not_counted() -> None:
     cluster = Cluster()
-    retries = Retries(1, cluster.alive)
+    retries = Retries(1, cluster.nodes)
     retries.begins(TRIAL)
     assert retries.why_again(TRIAL, SILENT) is not None
     retries.begins(TRIAL)
@@ -104,7 +106,7 @@ def test_silence_of_a_node_that_turns_out_to_be_lost_is_not_counted() -> None:
 
 
 def test_each_job_has_its_own_count() -> None:
-    retries = Retries(1, Cluster().alive)
+    retries = Retries(1, Cluster().nodes)
     for job in (TRIAL, Job("trial", 1), Job("baseline"), Job("trial", 0, split="test")):
         retries.begins(job)
         assert retries.why_again(job, OWN) is not None
