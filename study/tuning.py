@@ -57,7 +57,11 @@ def run_tune(
         run_config=RunConfig(
             name=uuid.uuid4().hex[:8],
             storage_path=str(config.folder / "ray"),
-            callbacks=[TuneListener(recorder, search, Retries(config.study.max_failures))],
+            callbacks=[
+                TuneListener(
+                    recorder, search, Retries(config.study.max_failures, config.train.workers)
+                )
+            ],
             failure_config=FailureConfig(max_failures=0),
             stop=stop,
             verbose=0,
