@@ -1,8 +1,8 @@
 """What a study of a thousand trials asks of its driver, and one of many trials at a time.
 
-    python benchmarks/scale.py                                 1,000 trials, one after the other; then 48 at a time
+    python benchmarks/scale.py                                 1,000 trials, one after the other; then 16 at a time
     python benchmarks/scale.py --ways trials --trials 300
-    python benchmarks/scale.py --ways places --places 100      needs some 12 GB of memory
+    python benchmarks/scale.py --ways places --places 100 --epoch-s 5       takes some 12 GB of memory
 
 `trials` is `kd-study run` with real trials of one epoch on scikit-learn's digits. The driver is looked at whenever a
 trial ends: its memory, its CPU time (all threads, MLflow's with them) and what it has written; what lies on disk in
@@ -11,8 +11,9 @@ trials would show it beside the hundred around the first one.
 
 `places` is the same driver on a Ray with so many CPUs as it says, which this machine need not have. The trials are
 stand-ins: a process of Tune each, like a trial's, that sleeps through its epochs and then reports as many metrics as
-a trial does. What is measured is the driver: how much of a CPU it takes for a result, and how far behind it is with
-results that come from many places at once. Written to benchmarks/results/scale-cpu.json.
+a trial does. What is measured is the driver: how much of a CPU it takes for a result, and how long a result waits for
+it. Many places with long epochs and few with short ones give it as many results a second. Written to
+benchmarks/results/scale-cpu.json, with the machine's load over the last quarter of an hour.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import sqlite3
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ from study.jobs import Job
 from study.report.links import PAGE
 from study.report.page import write_report
 from study.results import StudyResults, TrialRow
+from study.trial import SCORES
 from trainable.records import VAL_ACCURACY, VALUE, EpochRecord
 
 RESULTS = Path(__file__).parent / "results"
@@ -50,7 +52,7 @@ EARLY = 200
 """Trials after which the driver's memory must be flat."""
 SPAN = 100
 """Trials over which a rate is taken."""
-EPOCHS, EPOCH_S, METRICS = 10, 2.0, 60
+EPOCHS, METRICS = 20, 55
 """Of a stand-in."""
 MLFLOW_TABLES = ("runs", "metrics", "params", "tags")
 TREE: dict[str, Any] = {
@@ -127,14 +129,14 @@ def by_trials(trials: int, folder: Path) -> dict[str, Any]:
     }
 
 
-def by_places(places: int, folder: Path) -> dict[str, Any]:
-    """Figures of stand-ins, so many at a time."""
+def by_places(places: int, epoch_s: float, folder: Path) -> dict[str, Any]:
+    """Figures of stand-ins, so many at a time, whose epochs take so long."""
     tree = TREE | {"study": {"name": "scale", "trials": 3 * places}, "train": {"epochs": EPOCHS}}
     config = parse_config(tree | {"storage": {"path": str(folder)}})
     meter = Meter()
-    tuning.run_job = stand_in
+    tuning.run_job = stand_in(epoch_s)
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    with ray.init(num_cpus=places, log_to_driver=False, logging_level=logging.ERROR):
+    with ray.init("local", num_cpus=places, log_to_driver=False, logging_level=logging.ERROR):
         run_study(config, meter.open)
     # Without the first trials, whose processes begin, and the last, beside which places stand empty.
     full = meter.looks[places : 2 * places]
@@ -142,7 +144,7 @@ def by_places(places: int, folder: Path) -> dict[str, Any]:
     seconds = full[-1]["at_s"] - full[0]["at_s"]
     return {
         "places": places,
-        "epoch_s": EPOCH_S,
+        "epoch_s": epoch_s,
         "metrics_a_result": METRICS,
         "results_a_second": EPOCHS * (len(full) - 1) / seconds,
         "driver_cpu_s_a_result": measured["driver_cpu_s"] / EPOCHS,
@@ -155,21 +157,25 @@ def by_places(places: int, folder: Path) -> dict[str, Any]:
     }
 
 
-def stand_in(drawn: dict[str, Any], study: StudyConfig, teacher_weights: Path | None) -> None:
+def stand_in(epoch_s: float) -> Callable[..., None]:
     """In place of a trial: sleeps, and reports."""
-    job = Job.from_dict(drawn["job"])
-    if job.split is not None:
-        tune.report({tuning.SCORES: {}, VALUE: 0.0})
-        return
-    folder = job.folder(study)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "best.safetensors").touch()
-    for epoch in range(1, EPOCHS + 1):
-        time.sleep(EPOCH_S)
-        metrics = {f"grad/norm.block{number}": 1.0 / epoch for number in range(METRICS)}
-        metrics[VAL_ACCURACY] = 1 - 1 / (epoch + 1)
-        record = EpochRecord(epoch, metrics, int(time.time() * 1000))
-        tune.report(record.to_result(EPOCHS))
+
+    def run_job(drawn: dict[str, Any], study: StudyConfig, teacher_weights: Path | None) -> None:
+        job = Job.from_dict(drawn["job"])
+        if job.split is not None:
+            tune.report({SCORES: {}, VALUE: 0.0})
+            return
+        folder = job.folder(study)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "best.safetensors").touch()
+        for epoch in range(1, EPOCHS + 1):
+            time.sleep(epoch_s)
+            metrics = {f"grad/norm.block{number}": 1.0 / epoch for number in range(METRICS)}
+            metrics[VAL_ACCURACY] = 1 - 1 / (epoch + 1)
+            record = EpochRecord(epoch, metrics, int(time.time() * 1000))
+            tune.report(record.to_result(EPOCHS))
+
+    return run_job
 
 
 def rates(looks: Sequence[dict[str, float]]) -> dict[str, float]:
@@ -217,17 +223,21 @@ def main() -> None:
     layout = argparse.RawTextHelpFormatter
     command = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
     command.add_argument("--trials", type=int, default=1000)
-    command.add_argument("--places", type=int, default=48)
-    command.add_argument("--ways", nargs="*", choices=("trials", "places"))
+    command.add_argument("--places", type=int, default=16)
+    command.add_argument("--epoch-s", type=float, default=0.5)
+    command.add_argument(
+        "--ways", nargs="*", choices=("trials", "places"), default=("trials", "places")
+    )
     command.add_argument("--output", type=Path, default=RESULTS)
     options = command.parse_args()
     path = options.output / "scale-cpu.json"
     record = json.loads(path.read_text()) if path.exists() else {}
-    ways = {"trials": (by_trials, options.trials), "places": (by_places, options.places)}
-    for way in options.ways or ways:
-        measure, count = ways[way]
+    for way in options.ways:
         with tempfile.TemporaryDirectory() as name:
-            found = measure(count, Path(name))
+            if way == "trials":
+                found = by_trials(options.trials, Path(name))
+            else:
+                found = by_places(options.places, options.epoch_s, Path(name))
         record[way] = {**found, "load_average": os.getloadavg()[2], "environment": environment()}
         print(way, json.dumps(found, indent=1))
     path.write_text(json.dumps(record, indent=1) + "\n")
