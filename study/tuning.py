@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import shutil
 import time
 import uuid
 from collections.abc import Mapping
@@ -44,21 +45,25 @@ def run_tune(
     network could not be scored.
     """
     _quieten_tune()
+    storage, name = config.folder / "ray", uuid.uuid4().hex[:8]
     trainable = tune.with_parameters(run_job, study=config, teacher_weights=teacher_weights)
     tuner = Tuner(
         tune.with_resources(trainable, resources_of(config)),
         tune_config=how,
         run_config=RunConfig(
-            name=uuid.uuid4().hex[:8],
-            storage_path=str(config.folder / "ray"),
+            name=name,
+            storage_path=str(storage),
             callbacks=[TuneListener(recorder)],
             failure_config=FailureConfig(max_failures=config.study.max_failures),
             stop=stop,
             verbose=0,
         ),
     )
-    with stop.on_signals():
-        tuner.fit()
+    try:
+        with stop.on_signals():
+            tuner.fit()
+    finally:  # a folder a trial and what Tune knows of them, for a restore that is not used here
+        shutil.rmtree(storage / name, ignore_errors=True)
 
 
 class ScoringError(KdStudyError):
