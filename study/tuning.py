@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shutil
 import time
 import uuid
 from collections.abc import Mapping
@@ -48,27 +49,28 @@ def run_tune(
     network could not be scored.
     """
     _quieten_tune()
+    storage, name = config.folder / "ray", uuid.uuid4().hex[:8]
     # What failed begins again by `Retries`, and not in Tune, which knows preempted nodes, but no lost ones.
     os.environ["RAY_TRAIN_COUNT_PREEMPTION_AS_FAILURE"] = "1"
+    retries = Retries(config.study.max_failures, config.train.workers)
     trainable = tune.with_parameters(run_job, study=config, teacher_weights=teacher_weights)
     tuner = Tuner(
         tune.with_resources(trainable, resources_of(config)),
         tune_config=how,
         run_config=RunConfig(
-            name=uuid.uuid4().hex[:8],
-            storage_path=str(config.folder / "ray"),
-            callbacks=[
-                TuneListener(
-                    recorder, search, Retries(config.study.max_failures, config.train.workers)
-                )
-            ],
+            name=name,
+            storage_path=str(storage),
+            callbacks=[TuneListener(recorder, search, retries)],
             failure_config=FailureConfig(max_failures=0),
             stop=stop,
             verbose=0,
         ),
     )
-    with stop.on_signals():
-        tuner.fit()
+    try:
+        with stop.on_signals():
+            tuner.fit()
+    finally:  # a folder a trial and what Tune knows of them, for a restore that is not used here
+        shutil.rmtree(storage / name, ignore_errors=True)
 
 
 class ScoringError(KdStudyError):
