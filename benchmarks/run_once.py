@@ -46,7 +46,8 @@ def main() -> None:
     config = _load(arguments)
     results = find_results(Path(config.storage.path), config.study.name)
     record: dict[str, Any] = {
-        "command": ["kd-study", *command],
+        "command": ["kd-study", arguments.command, str(arguments.config)],
+        "settings": [s for s in arguments.settings if not s.startswith("data.root=")],
         "environment": environment(),
         "config": config.model_dump(mode="json", exclude_none=True, exclude={"storage"}),
         "runs": [_run(results, row) for row in results.rows],

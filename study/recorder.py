@@ -117,6 +117,14 @@ class Recorder:
         self._put(row, told)
         self._watcher.trial_started(row)
 
+    def begins_again(self, job: Job, why: str, reason: str) -> None:
+        """A job failed, and is to go on from its last checkpoint."""
+        if self.row(job) is None:  # its process died as it began
+            self.started(job)
+        text = f"{self._known(job).label} goes on from its last checkpoint: {why}"
+        _LOG.warning("%s (%s)", text, reason)
+        self._watcher.message(text)
+
     def reported(self, job: Job, record: EpochRecord, epochs: int) -> None:
         """An epoch of a job ended."""
         row = self._known(job)
