@@ -86,6 +86,16 @@ def test_a_failed_write_leaves_the_old_ledger(
     assert load_results(tmp_path / LEDGER) == results()
 
 
+def test_a_study_that_was_moved_is_found_where_it_lies(tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    baseline = TrialRow(role="baseline", number=0, directory="/before/s/baseline")
+    save_results(results(trial(12), baseline), tmp_path / "s" / LEDGER)
+    assert [row.directory for row in find_results(tmp_path, "s").rows] == [
+        f"{tmp_path}/s/trials/0012",
+        f"{tmp_path}/s/baseline",
+    ]
+
+
 def test_unknown_study_is_told_which_there_are(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="run a study, or name its --storage"):
         find_results(tmp_path, "s")
