@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -99,7 +100,7 @@ def extend(
         from study.folder import kept_config, with_more_trials
 
         kept = kept_config(storage.absolute(), name)
-        again = f"`kd-study resume {name} --storage {storage}` goes on"
+        again = f"`{shlex.join(['kd-study', 'resume', name, '--storage', str(storage)])}` goes on"
         _study(with_more_trials(kept, trials), partial(extend_study, before=kept), again)
 
 

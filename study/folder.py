@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 from study.config import (
     RESOLVED,
     StudyConfig,
+    StudySection,
     differing_keys,
     dump_config,
     embedded_store,
@@ -47,7 +48,8 @@ def kept_config(storage: Path, name: str) -> StudyConfig:
         rule = f"must be the name of its folder, {name}"
         remedy = "give the folder its study's name back"
         raise input_error(InputError, f"{path}: study.name", rule, remedy, config.study.name)
-    return _with(config, "storage", path=str(storage))
+    section = config.storage.model_copy(update={"path": str(storage)})
+    return config.model_copy(update={"storage": section})
 
 
 def with_more_trials(config: StudyConfig, trials: int) -> StudyConfig:
@@ -56,7 +58,8 @@ def with_more_trials(config: StudyConfig, trials: int) -> StudyConfig:
         rule = "must have a path to search, or more trials would all be the same one"
         remedy = "run a study with a search"
         raise input_error(ConfigError, "search", rule, remedy, {})
-    return _with(config, "study", trials=config.study.trials + trials)
+    section = config.study.model_copy(update={"trials": config.study.trials + trials})
+    return config.model_copy(update={"study": section})
 
 
 def check_same_study(config: StudyConfig) -> None:
@@ -65,12 +68,8 @@ def check_same_study(config: StudyConfig) -> None:
     if not path.exists():
         return
     old = _read_config(path)
-    rule = f"must be as it was when the study {config.study.name!r} began"
-    remedy = "change it back, or give the study another name (study.name)"
-    found = [Problem(key, rule, remedy) for key in differing_keys(old, config)]
-    if found:
-        found = [_other_trials(old, config) if p.path == "study.trials" else p for p in found]
-        raise ConfigError(found)
+    if keys := differing_keys(old, config):
+        raise ConfigError([_difference(key, old.study, config.study) for key in keys])
 
 
 def load_finished(config: StudyConfig) -> StudyResults | None:
@@ -115,6 +114,9 @@ def replace_config(config: StudyConfig) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    os.fsync(folder)
+    os.close(folder)
 
 
 @contextmanager
@@ -180,19 +182,16 @@ def _load_ledger(config: StudyConfig) -> StudyResults:
     return results.model_copy(update={"tracking_uri": _tracking_uri(config)})
 
 
-def _with(config: StudyConfig, section: str, **values: object) -> StudyConfig:
-    changed = getattr(config, section).model_copy(update=values)
-    return config.model_copy(update={section: changed})
-
-
-def _other_trials(old: StudyConfig, new: StudyConfig) -> Problem:
-    """More trials are no other study, but nobody is to search them by mistake."""
-    name, known, wanted = old.study.name, old.study.trials, new.study.trials
-    rule = f"must be {known}, as the study {name!r} began or was extended to"
-    remedy = f"set it to that, or `kd-study resume {name}` goes on"
-    if wanted > known:
-        remedy = f"set it to that, or `kd-study extend {name} --trials {wanted - known}` adds to it"
-    return Problem("study.trials", rule, remedy, str(wanted))
+def _difference(key: str, old: StudySection, new: StudySection) -> Problem:
+    """What makes a config another study's; more trials do not, but nobody is to search them by mistake."""
+    if key != "study.trials":
+        rule = f"must be as it was when the study {old.name!r} began"
+        return Problem(key, rule, "change it back, or give the study another name (study.name)")
+    rule = f"must be {old.trials}, as the study {old.name!r} began or was extended to"
+    remedy = f"set it to that, or `kd-study resume {old.name}` goes on"
+    if (more := new.trials - old.trials) > 0:
+        remedy = f"set it to that, or `kd-study extend {old.name} --trials {more}` adds to it"
+    return Problem(key, rule, remedy, str(new.trials))
 
 
 def _must_hold(tracker: Tracker, parent_run_id: str) -> None:

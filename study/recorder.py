@@ -6,6 +6,7 @@ The only place that joins the three, so that they cannot tell different stories.
 from __future__ import annotations
 
 import logging
+import shlex
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -320,8 +321,8 @@ def trial_params(config: StudyConfig, job: Job) -> dict[str, Value]:
 def _words(remains: Remains, folder: Path) -> str:
     said: list[str] = []
     if remains.unsent:
-        again = f"`kd-study resume {folder.name} --storage {folder.parent}` sends them"
-        where = f"kept in {folder / SPOOL}; {again}"
+        again = shlex.join(["kd-study", "resume", folder.name, "--storage", str(folder.parent)])
+        where = f"kept in {folder / SPOOL}; `{again}` sends them"
         said.append(f"{remains.unsent} entries could not be sent to MLflow and are {where}")
     if remains.refused:
         said.append(f"MLflow refused {remains.refused} values, which {folder / LOG} names")
