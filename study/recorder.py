@@ -18,7 +18,7 @@ from study.curves import add_epoch, read_curve
 from study.entries import Entry, Line
 from study.folder import LOG, SPOOL, note_of
 from study.jobs import Job, decomposition_params
-from study.results import LEDGER, Role, State, StudyResults, TrialRow, Value, save_results
+from study.results import LEDGER, Ledger, Role, State, StudyResults, TrialRow, Value
 from study.writer import Remains
 from trainable import records, tasks
 from trainable.records import EpochRecord, Finding
@@ -64,6 +64,7 @@ class Recorder:
     ) -> None:
         self._config, self._outlet, self._watcher = config, outlet, watcher
         self.results = results
+        self._ledger = Ledger(config.folder / LEDGER)
         self._started: dict[tuple[Role, int], float] = {}
         self._tested: set[tuple[Role, int]] = set()
         self._before = results.seconds
@@ -71,8 +72,7 @@ class Recorder:
 
     def row(self, job: Job) -> TrialRow | None:
         """What is known of a job."""
-        found = [r for r in self.results.rows if (r.role, r.number) == (job.role, job.number)]
-        return found[0] if found else None
+        return self.results.row(job.role, job.number)
 
     def take_up(self, ended: Mapping[int, State]) -> None:
         """Begin, begin to have more trials, or put right what a driver that died left half told.
@@ -122,6 +122,14 @@ class Recorder:
             told = telling.trial_goes_on(row, _now_ms())
         self._put(row, told)
         self._watcher.trial_started(row)
+
+    def begins_again(self, job: Job, why: str, reason: str) -> None:
+        """A job failed, and is to go on from its last checkpoint."""
+        if self.row(job) is None:  # its process died as it began
+            self.started(job)
+        text = f"{self._known(job).label} goes on from its last checkpoint: {why}"
+        _LOG.warning("%s (%s)", text, reason)
+        self._watcher.message(text)
 
     def reported(self, job: Job, record: EpochRecord, epochs: int) -> None:
         """An epoch of a job ended."""
@@ -208,7 +216,7 @@ class Recorder:
             self._watcher.phase(f"waiting up to {patience_s:g} s for MLflow")
             remains = self._outlet.drain(patience_s - _SOON_S)
         self.results = self.results.with_run_ids(self._outlet.runs)
-        save_results(self.results, self._config.folder / LEDGER)
+        self._ledger.write(self.results)
         if remains.unsent or remains.refused:
             self._watcher.message(_words(remains, self._config.folder))
 
@@ -292,12 +300,12 @@ class Recorder:
     def _save(self, results: StudyResults, told: list[Entry] | None = None) -> None:
         """Write the ledger with what MLflow is told in it, and only then the spool."""
         self._hand_over()  # of a driver, or a call, that was cut short
-        update: dict[str, Any] = {"seconds": self._seconds()}
+        update: dict[str, Any] = {"seconds": self._seconds(), "changes": results.changes + 1}
         if told:
             line = Line(number=self._outlet.last_number + 1, entries=tuple(told))
             update["outbox"] = line
         self.results = results.with_run_ids(self._outlet.runs).model_copy(update=update)
-        save_results(self.results, self._config.folder / LEDGER)
+        self._ledger.add(self.results)
         self._hand_over()
 
     def _hand_over(self) -> None:
