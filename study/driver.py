@@ -28,6 +28,7 @@ from study.folder import (
     log_file,
     only_driver,
     open_results,
+    replace_config,
 )
 from study.jobs import Job
 from study.measuring import packed
@@ -75,29 +76,51 @@ def run_study(config: StudyConfig, open_display: OpenDisplay) -> StudyResults:
     SIGTERM, and StudyFailedError if there is no teacher to learn from.
     """
     check_same_study(config)
-    finished = load_finished(config.folder)
+    finished = load_finished(config)
+    with _interruptible():
+        if finished is None:
+            return _run(config, open_display)
+        if has_unsent(config.folder, finished) or not (config.folder / PAGE).exists():
+            return _end(config, finished, open_display)
+        return finished
+
+
+def extend_study(
+    config: StudyConfig, open_display: OpenDisplay, *, before: StudyConfig
+) -> StudyResults:
+    """Run a study with more trials than it has in `before`, the config that it keeps.
+
+    It keeps `config` once everything is known to be right, before the first new trial. Raises as `run_study`.
+    """
+    with _interruptible():
+        return _run(config, open_display, before)
+
+
+@contextmanager
+def _interruptible() -> Generator[None]:
     try:
         with sigterm_interrupts():
-            if finished is None:
-                return _run(config, open_display)
-            if has_unsent(config.folder, finished) or not (config.folder / PAGE).exists():
-                return _end(config, finished, open_display)
-            return finished
+            yield
     except KeyboardInterrupt:
         raise StudyInterruptedError from None
 
 
-def _run(config: StudyConfig, open_display: OpenDisplay) -> StudyResults:
+def _run(
+    config: StudyConfig, open_display: OpenDisplay, before: StudyConfig | None = None
+) -> StudyResults:
     with connected() as capacity:
         check_nodes(Path(config.storage.path))
         plan = preflight(as_packed(config, config.folder), capacity)
         store = connect(config)
         with only_driver(config.folder), log_file(config.folder):
-            keep_config(config)
+            check_same_study(before or config)  # another driver may have come first
+            keep_config(before or config)
             plan, told = packed(plan, _teacher_weights(plan))
             with _recording(plan.config, store, plan.concurrency, open_display) as (recorder, show):
                 if told:
                     show.message(told)
+                if before is not None:
+                    replace_config(config)
                 return _Run(plan, recorder, show).run()
 
 
@@ -157,6 +180,8 @@ class _Run:
         except BaseException:
             self._recorder.stopped("interrupted")
             raise
+        # A page that is there belongs to a study that had not finished; one that is missing is written.
+        (self._config.folder / PAGE).unlink(missing_ok=True)
         self._recorder.finished(self._plan.data.test)
         _report(self._recorder, self._watcher, self._config.folder)
         self._recorder.settle()
