@@ -32,6 +32,7 @@ from study.folder import (
 from study.jobs import Job
 from study.measuring import packed
 from study.nodes import check_nodes
+from study.optuna_storage import OptunaError, check_optuna
 from study.packing import as_packed
 from study.preflight import StudyPlan, preflight
 from study.recorder import REST_S, Recorder, Watcher
@@ -72,7 +73,7 @@ def run_study(config: StudyConfig, open_display: OpenDisplay) -> StudyResults:
     """Run the study, or go on with it, or return the results of one that has finished.
 
     Raises InputError before any trial starts if anything is wrong, StudyInterruptedError on Ctrl-C or
-    SIGTERM, and StudyFailedError if there is no teacher to learn from.
+    SIGTERM, and StudyFailedError if there is no teacher to learn from, or a storage fails.
     """
     check_same_study(config)
     finished = load_finished(config.folder)
@@ -85,12 +86,15 @@ def run_study(config: StudyConfig, open_display: OpenDisplay) -> StudyResults:
             return finished
     except KeyboardInterrupt:
         raise StudyInterruptedError from None
+    except OptunaError as error:
+        raise StudyFailedError(str(error)) from None
 
 
 def _run(config: StudyConfig, open_display: OpenDisplay) -> StudyResults:
     with connected() as capacity:
         check_nodes(Path(config.storage.path))
         plan = preflight(as_packed(config, config.folder), capacity)
+        check_optuna(config)
         store = connect(config)
         with only_driver(config.folder), log_file(config.folder):
             keep_config(config)
@@ -148,7 +152,7 @@ class _Run:
 
     def run(self) -> StudyResults:
         try:
-            study = open_study(self._config) if self._config.search else None
+            study = open_study(self._config, self._watcher.message) if self._config.search else None
             self._recorder.take_up(ended_states(study) if study else {})
             self._work(study)
         except StudyFailedError:
@@ -177,8 +181,9 @@ class _Run:
             self._must_be_complete(Job("teacher"))
 
     def _tune(self, steps: Iterator[Step], study: optuna.Study | None, stop: Stop) -> None:
+        search = StudySearch(self._config, study, steps)
         how = TuneConfig(
-            search_alg=StudySearch(self._config, study, steps),
+            search_alg=search,
             scheduler=build_scheduler(self._config, ended_curves(study) if study else {}),
             num_samples=-1,
             max_concurrent_trials=self._plan.concurrency,
@@ -191,6 +196,7 @@ class _Run:
             raise StudyFailedError(str(error)) from None
         if stop.reason == "interrupted":
             raise StudyInterruptedError
+        search.settle()
 
     def _must_be_complete(self, job: Job) -> None:
         row = self._recorder.row(job)
