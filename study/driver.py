@@ -48,7 +48,8 @@ from study.tracking import Tracker
 from study.tuning import ScoringError, run_tune
 from study.writer import Writer
 from trainable import tasks
-from trainable.errors import ConfigError, KdStudyError
+from trainable.errors import ConfigError, KdStudyError, StorageError
+from trainable.storage import writing_to
 
 _LOG = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ def run_study(config: StudyConfig, open_display: OpenDisplay) -> StudyResults:
     check_same_study(config)
     finished = load_finished(config.folder)
     try:
-        with sigterm_interrupts():
+        with sigterm_interrupts(), writing_to(Path(config.storage.path)):
             if finished is None:
                 return _run(config, open_display)
             if has_unsent(config.folder, finished) or not (config.folder / PAGE).exists():
@@ -86,7 +87,7 @@ def run_study(config: StudyConfig, open_display: OpenDisplay) -> StudyResults:
             return finished
     except KeyboardInterrupt:
         raise StudyInterruptedError from None
-    except OptunaError as error:
+    except (OptunaError, StorageError) as error:
         raise StudyFailedError(str(error)) from None
 
 

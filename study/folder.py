@@ -78,10 +78,15 @@ def keep_config(config: StudyConfig) -> None:
     os.replace(temporary, path)
 
 
+class _LogFile(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """A disk without room is not told of here: it ends the study, with words."""
+
+
 @contextmanager
 def log_file(folder: Path) -> Generator[None]:
     """In this block what goes wrong beside a study's course is written to `study.log`, if anything does."""
-    handler = logging.FileHandler(folder / LOG, delay=True, encoding="utf-8")
+    handler = _LogFile(folder / LOG, delay=True, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s"))
     logger = logging.getLogger("study")
     logger.addHandler(handler)

@@ -25,6 +25,7 @@ from study.entries import (
     Untagging,
 )
 from study.store import Store
+from trainable.storage import is_storage_failure
 
 VALUES_A_CALL = 1000
 """MLflow's limit for `log_batch`."""
@@ -60,7 +61,9 @@ def is_refusal(error: Exception) -> bool:
 
 
 def is_outage(error: Exception) -> bool:
-    """Whether the store says that it cannot serve anybody, or not us, for now."""
+    """Whether the store says that it cannot serve anybody, or not us, for now; or its disk does."""
+    if isinstance(error, OSError):
+        return is_storage_failure(error)
     return isinstance(error, MlflowException) and error.error_code in _LATER
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from study.config import StudyConfig, dump_config
 
-_ALONE = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+ALONE = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
 """The environment, without the cluster that the tests share."""
 
 
@@ -19,7 +19,7 @@ def start(config: StudyConfig) -> subprocess.Popen[str]:
     path.write_text(dump_config(config))
     return subprocess.Popen(
         [sys.executable, "-m", "study", "run", str(path)],
-        env=_ALONE,
+        env=ALONE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

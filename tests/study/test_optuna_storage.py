@@ -119,6 +119,7 @@ class Flaky:
         return call
 
 
+@pytest.mark.slow
 def test_calls_that_are_made_again_change_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

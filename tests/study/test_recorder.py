@@ -404,7 +404,7 @@ def test_statistics_are_kept_where_there_are_any(config: StudyConfig, outlet: Ou
     recorder.started(TRIAL)
     recorder.started(other)
     path = TRIAL.folder(config) / "statistics.parquet"
-    path.parent.mkdir(parents=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"")
     recorder.ended(TRIAL, "complete")
     recorder.ended(other, "complete")
@@ -473,7 +473,7 @@ def test_a_trial_that_began_again_is_told_once_everywhere(
     recorder.look_around()
     assert watcher.said == []
     folder = TRIAL.folder(config)
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "out_of_memory.txt").write_text("2026-11-26T10:00:00+00:00 rank 0: out of memory\n")
     for _ in range(3):
         recorder.look_around()
@@ -495,7 +495,7 @@ def test_what_a_trial_left_shortly_before_its_end_is_told_with_it(
     recorder = driver(config, outlet, watcher)
     recorder.started(TRIAL)
     folder = TRIAL.folder(config)
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "out_of_memory.txt").write_text("then rank 0: out of memory\n")
     recorder.ended(TRIAL, "failed", "rank 0: out of memory")
     assert len(watcher.said) == 1
