@@ -31,8 +31,8 @@ from study.folder import (
 )
 from study.jobs import Job
 from study.measuring import packed
-from study.nodes import check_nodes
-from study.optuna_storage import OptunaError, check_optuna
+from study.nodes import cluster_problems
+from study.optuna_storage import OptunaError, database_problems
 from study.packing import as_packed
 from study.preflight import StudyPlan, preflight
 from study.recorder import REST_S, Recorder, Watcher
@@ -93,9 +93,8 @@ def run_study(config: StudyConfig, open_display: OpenDisplay) -> StudyResults:
 
 def _run(config: StudyConfig, open_display: OpenDisplay) -> StudyResults:
     with connected() as capacity:
-        check_nodes(Path(config.storage.path))
-        plan = preflight(as_packed(config, config.folder), capacity)
-        check_optuna(config)
+        around = [*cluster_problems(config), *database_problems(config)]
+        plan = preflight(as_packed(config, config.folder), capacity, around)
         store = connect(config)
         with only_driver(config.folder), log_file(config.folder):
             keep_config(config)

@@ -20,13 +20,20 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 
 from study.config import StudyConfig
-from trainable.errors import ConfigError, KdStudyError, input_error
+from trainable.errors import KdStudyError, Problem
 
 PATIENCE_S = 900.0
 """How long a storage may be away before the study stops."""
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.25, 8.0
 _ANSWER_S = 4
 """How long one try waits for a database to take a connection, or a SQLite file to be unlocked."""
+_PATIENCE_OF = {
+    "sqlite": "timeout",
+    "postgresql": "connect_timeout",
+    "mysql": "connect_timeout",
+    "mariadb": "connect_timeout",
+}
+"""What a database's driver calls it."""
 _REASON_CHARACTERS = 300
 
 _T = TypeVar("_T")
@@ -40,21 +47,25 @@ class AwayError(OptunaError):
     """Optuna's storage is away for now: ask again."""
 
 
-def check_optuna(config: StudyConfig) -> None:
-    """ConfigError if the database of `storage.optuna` does not answer now."""
-    if config.storage.optuna is None:
-        return
-    url = make_url(config.storage.optuna)
-    engine = sqlalchemy.create_engine(url, **_engine_settings(url))
+def database_problems(config: StudyConfig) -> list[Problem]:
+    """What is wrong if the server of `storage.optuna` does not answer now; a SQLite file has none."""
+    if config.storage.optuna is None or config.storage.optuna.startswith("sqlite"):
+        return []
+    try:
+        url = make_url(config.storage.optuna)
+        engine = sqlalchemy.create_engine(url, **_engine_settings(url))
+    except (SQLAlchemyError, ImportError):
+        return []  # no such kind of database, as the preflight says
     try:
         engine.connect().close()
     except SQLAlchemyError as error:
         rule = f"must be the URL of a database that answers ({_in_a_line(error)})"
         remedy = "start the database, or correct the URL"
         shown = url.render_as_string(hide_password=True)
-        raise input_error(ConfigError, "storage.optuna", rule, remedy, shown) from None
+        return [Problem("storage.optuna", rule, remedy, repr(shown))]
     finally:
         engine.dispose()
+    return []
 
 
 def open_storage(config: StudyConfig, say: Callable[[str], None]) -> BaseStorage:
@@ -63,7 +74,13 @@ def open_storage(config: StudyConfig, say: Callable[[str], None]) -> BaseStorage
         journal = JournalStorage(_Journal(str(config.folder / "optuna.journal")))
         return _AskedAgain(journal, say)
     settings = _engine_settings(make_url(config.storage.optuna))
-    return _AskedAgain(get_storage(RDBStorage(config.storage.optuna, settings)), say)
+    try:
+        database = RDBStorage(config.storage.optuna, settings)
+    except SQLAlchemyError as error:
+        reason = _in_a_line(error)
+        text = f"Optuna's storage cannot be opened ({reason}); the same command tries again"
+        raise OptunaError(text) from error
+    return _AskedAgain(get_storage(database), say)
 
 
 class Outage:
@@ -158,8 +175,8 @@ def _cut_half_a_line(path: Path) -> None:
 
 def _engine_settings(url: URL) -> dict[str, Any]:
     """No try of a call may hold the study's loop up for long, whatever the driver's own patience."""
-    name = "timeout" if url.get_backend_name() == "sqlite" else "connect_timeout"
-    patience = {} if name in url.query else {name: _ANSWER_S}
+    name = _PATIENCE_OF.get(url.get_backend_name())
+    patience = {} if name is None or name in url.query else {name: _ANSWER_S}
     return {"pool_pre_ping": True, "connect_args": patience}
 
 

@@ -17,12 +17,11 @@ from sqlalchemy.exc import OperationalError
 from study import optuna_storage
 from study.config import StudyConfig
 from study.jobs import Job
-from study.optuna_storage import AwayError, OptunaError, check_optuna
+from study.optuna_storage import AwayError, OptunaError, database_problems
 from study.search import StudySearch, ended_curves, ended_states, open_study, unfinished
 from tests.study.mlflow_server import free_port
 from tests.study.postgres import Postgres
 from tests.study.test_search import EPOCHS, config, journalled, play, result, suggest
-from trainable.errors import ConfigError
 
 
 def at(url: str, folder: Path, **study: Any) -> StudyConfig:
@@ -165,12 +164,21 @@ def test_a_storage_that_stays_away_ends_the_study(
 
 def test_a_driver_that_finds_no_database_says_so_without_the_password(tmp_path: Path) -> None:
     here = at(f"postgresql+psycopg://me:secret@127.0.0.1:{free_port()}/none", tmp_path)
-    with pytest.raises(ConfigError, match=r"^storage\.optuna: must be .* database that") as raised:
-        check_optuna(here)
-    assert "secret" not in str(raised.value)
-    assert "me:***@127.0.0.1" in str(raised.value)
-    check_optuna(at(f"sqlite:///{tmp_path}/new.db", tmp_path))
-    check_optuna(journalled(tmp_path / "s"))
+    (problem,) = database_problems(here)
+    assert str(problem).startswith("storage.optuna: must be the URL of a database that answers (")
+    assert "secret" not in str(problem)
+    assert "me:***@127.0.0.1" in str(problem)
+    assert database_problems(at(f"sqlite:///{tmp_path}/new.db", tmp_path)) == []
+    assert not (tmp_path / "new.db").exists()
+    assert database_problems(journalled(tmp_path / "s")) == []
+
+
+def test_a_sqlite_file_that_is_locked_from_the_beginning_is_said_in_a_line(tmp_path: Path) -> None:
+    other = sqlite3.connect(tmp_path / "optuna.db", isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(OptunaError, match=r"^Optuna's storage cannot be opened \(database is loc"):
+        open_study(at(f"sqlite:///{tmp_path}/optuna.db?timeout=0", tmp_path))
+    other.close()
 
 
 @pytest.mark.service
