@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -79,8 +79,14 @@ def keep_config(config: StudyConfig) -> None:
 
 
 class _LogFile(logging.FileHandler):
+    """Keeps what it can: a disk that is full or away ends the study, and is told of there."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(OSError):  # when it is opened
+            super().emit(record)
+
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
-        """A disk without room is not told of here: it ends the study, with words."""
+        pass
 
 
 @contextmanager

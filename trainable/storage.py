@@ -24,6 +24,7 @@ _AWAY = (
     errno.EROFS,
     errno.ESTALE,
 )
+_OF_TORCH = ("inline_container", "Parent directory")
 _GIB = 2**30
 
 
@@ -36,17 +37,21 @@ def writing_to(folder: Path) -> Generator[None]:
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        if is_storage_failure(error) and _lies_in(folder, error):
+        if _is_of_storage(error) and _lies_in(folder, error):
             raise StorageError(str(_problem(folder, error))) from error
         raise
 
 
-def is_storage_failure(error: Exception) -> bool:
-    """Whether a file could not be written for no fault of who wrote it."""
+def is_full(error: Exception) -> bool:
+    """Whether a disk, or somebody's share of it, had no room."""
+    return isinstance(error, OSError) and error.errno in _FULL
+
+
+def _is_of_storage(error: Exception) -> bool:
     if isinstance(error, OSError):
         return error.errno in _FULL + _AWAY
     # torch and safetensors say in their own ways that a write failed; torch not even why.
-    return isinstance(error, SafetensorError) or "inline_container" in str(error)
+    return isinstance(error, SafetensorError) or any(text in str(error) for text in _OF_TORCH)
 
 
 def _lies_in(folder: Path, error: Exception) -> bool:

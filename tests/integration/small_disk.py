@@ -64,8 +64,12 @@ class SmallDisk:
     def make_room(self) -> None:
         (self.root / "filler").unlink()
 
-    def remount(self, how: str) -> None:
-        self.run("mount", "-o", f"remount,{how}", str(self.folder))
+    def take_away(self) -> None:
+        """An empty folder is in its place, as where a file system is not mounted."""
+        self.run("mount", "-t", "tmpfs", "tmpfs", str(self.folder))
+
+    def bring_back(self) -> None:
+        self.run("umount", "--lazy", str(self.folder))
 
     def close(self) -> None:
         self._holder.kill()

@@ -289,6 +289,22 @@ def test_winners_figures_close_the_study(config: StudyConfig, outlet: Outlet) ->
     assert load_results(config.folder / LEDGER).finished
 
 
+def test_a_ledger_that_is_gone_is_not_begun_anew(
+    tmp_path: Path, config: StudyConfig, outlet: Outlet
+) -> None:
+    recorder = driver(config, outlet)
+    recorder.started(TRIAL)
+    config.folder.rename(tmp_path / "away")
+    config.folder.mkdir()
+    for tell in (
+        lambda: recorder.reported(TRIAL, record(1, 0.5), 2),
+        lambda: recorder.ended(TRIAL, "complete"),
+    ):
+        with pytest.raises(FileNotFoundError):
+            tell()
+    assert list(config.folder.iterdir()) == []
+
+
 def test_a_teacher_behind_its_student_is_said_of_the_study(tmp_path: Path, outlet: Outlet) -> None:
     teacher = {"model": "mini_resnet_18_4", "checkpoint": "/weights.pt"}
     config = build(tmp_path, teacher=teacher, distill={"method": "kd", "alpha": 0.5})
