@@ -99,7 +99,7 @@ class Outage:
         Raises AwayError if the storage is away, and OptunaError once it has been for PATIENCE_S.
         """
         if self._since is not None and time.monotonic() < self._next_try:
-            raise AwayError(self._reason)
+            raise self._away()
         try:
             result = call()
         except Exception as error:
@@ -107,7 +107,7 @@ class Outage:
             if cause is None:
                 raise
             self._note(_in_a_line(cause))
-            raise AwayError(self._reason) from error
+            raise self._away() from error
         if self._since is not None:
             self._say(f"Optuna's storage is back after {time.monotonic() - self._since:.0f} s")
             self._since = None
@@ -122,10 +122,15 @@ class Outage:
                 f"is asked again for up to {PATIENCE_S / 60:g} minutes"
             )
         if now - self._since > PATIENCE_S:
-            minutes = f"{PATIENCE_S / 60:g} minutes"
-            raise OptunaError(f"Optuna's storage has been away for {minutes} ({reason})")
+            raise OptunaError(
+                f"Optuna's storage has been away for {PATIENCE_S / 60:g} minutes ({reason}); "
+                "the same command goes on"
+            )
         self._next_try = now + min(_FIRST_WAIT_S * 2 ** min(self._tries, 9), _LONGEST_WAIT_S)
         self._tries += 1
+
+    def _away(self) -> AwayError:
+        return AwayError(f"Optuna's storage is away ({self._reason}); the same command goes on")
 
 
 def _asked_again(name: str) -> Callable[..., Any]:

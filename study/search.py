@@ -140,10 +140,11 @@ class StudySearch(OptunaSearch):
     def _must_not_have_failed(self) -> None:
         if self._failure is None:
             return
-        text = str(self._failure).partition("\n")[0]
-        if not isinstance(self._failure, OptunaError):
-            text = f"Optuna's storage failed ({type(self._failure).__name__}: {text})"
-        raise OptunaError(f"{text}; the same command goes on") from self._failure
+        if isinstance(self._failure, OptunaError):
+            raise self._failure
+        reason = f"{type(self._failure).__name__}: {self._failure}".partition("\n")[0]
+        text = f"Optuna's storage failed ({reason}); the same command goes on"
+        raise OptunaError(text) from self._failure
 
     def _taken(self, step: Step | str, trial_id: str) -> Any:
         match step:
