@@ -16,14 +16,13 @@ import optuna
 
 from study.config import StudyConfig
 from study.jobs import Job
+from study.leftovers import KEPT_TRIALS, Leftovers
 from study.optuna_storage import AwayError
 from study.recorder import Recorder, Watcher
 from study.search import Step, ended_states, prune, unfinished
 from study.yaml import dump_yaml
 from trainable import tasks
 
-KEPT_TRIALS = 3
-"""Best trials whose weights and config are kept as artifacts of their MLflow runs."""
 _TEACHER, _BASELINE = Job("teacher"), Job("baseline")
 
 _T = TypeVar("_T")
@@ -61,13 +60,24 @@ class Agenda:
         without a clock.
         """
         self._begun, self._to_be_tested = [], []
+        leftovers = self._leftovers()
+        for step in self._all_steps(clock):
+            leftovers.clear(self._recorder.results)
+            yield step
+        # Once more from the start: a process that was killed may have written until just now.
+        self._leftovers().clear(self._recorder.results)
+        self.is_over = True
+
+    def _all_steps(self, clock: Clock | None) -> Iterator[Step]:
         yield from self._references()
         if not self._lacks_teacher:
             yield from self._students(clock)
         yield from self._until_all_ended()
         if not self._lacks_teacher:
             yield from self._tests()
-        self.is_over = True
+
+    def _leftovers(self) -> Leftovers:
+        return Leftovers(self._study, self._weights)
 
     @property
     def _lacks_teacher(self) -> bool:

@@ -191,7 +191,7 @@ class _Run:
             trial_dirname_creator=_trial_dirname,
         )
         try:
-            run_tune(self._config, self._teacher_weights, how, stop, self._recorder)
+            run_tune(self._config, self._teacher_weights, search, how, stop, self._recorder)
         except ScoringError as error:
             raise StudyFailedError(str(error)) from None
         if stop.reason == "interrupted":

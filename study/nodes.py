@@ -1,4 +1,4 @@
-"""The nodes of a cluster: whether all of them have the driver's versions, clock and files."""
+"""The nodes of a cluster: whether all of them have the driver's versions, clock and files; who is there."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 import study
 import trainable
 from study.config import StudyConfig
-from trainable.errors import Problem
+from trainable.errors import KdStudyError, Problem
 
 _PATIENCE_S = 120.0
 """How long a node may take to start a process that answers."""
@@ -40,6 +40,23 @@ class Node:
     """Keys of the config whose files it does not see."""
     clock_off_s: float = 0.0
     """How far its clock is from the driver's, at least: positive if ahead."""
+
+
+class NodeLeavesError(KdStudyError):
+    """The node is about to be taken away: what runs here goes on elsewhere."""
+
+
+def known_nodes() -> dict[str, bool]:
+    """Ids of all nodes that the cluster has or had, and whether they are alive as far as it knows."""
+    return {node["NodeID"]: node["Alive"] for node in ray.nodes()}
+
+
+def must_stay() -> None:
+    """NodeLeavesError if this process's node is being drained: its cloud, or a person, gave notice."""
+    # Ray has no public word for it; its own Ray Train asks the same.
+    draining = ray._private.state.state.get_draining_nodes()  # pyright: ignore
+    if ray.get_runtime_context().get_node_id() in draining:
+        raise NodeLeavesError("the node is being drained")
 
 
 def cluster_problems(config: StudyConfig) -> list[Problem]:

@@ -19,7 +19,7 @@ from study.curves import add_epoch, read_curve
 from study.entries import Entry, Line
 from study.folder import LOG, SPOOL
 from study.jobs import Job, decomposition_params
-from study.results import LEDGER, Role, State, StudyResults, TrialRow, Value, save_results
+from study.results import LEDGER, Ledger, Role, State, StudyResults, TrialRow, Value
 from study.writer import Remains
 from trainable import records, tasks
 from trainable.records import EpochRecord, Finding
@@ -65,6 +65,7 @@ class Recorder:
     ) -> None:
         self._config, self._outlet, self._watcher = config, outlet, watcher
         self.results = results
+        self._ledger = Ledger(config.folder / LEDGER)
         self._started: dict[tuple[Role, int], float] = {}
         self._tested: set[tuple[Role, int]] = set()
         self._is_kept = False
@@ -74,8 +75,7 @@ class Recorder:
 
     def row(self, job: Job) -> TrialRow | None:
         """What is known of a job."""
-        found = [r for r in self.results.rows if (r.role, r.number) == (job.role, job.number)]
-        return found[0] if found else None
+        return self.results.row(job.role, job.number)
 
     def take_up(self, ended: Mapping[int, State]) -> None:
         """Begin, or put right what a driver that died left half told.
@@ -121,6 +121,14 @@ class Recorder:
         self._put(row, told)
         Path(row.directory).mkdir(parents=True, exist_ok=True)
         self._watcher.trial_started(row)
+
+    def begins_again(self, job: Job, why: str, reason: str) -> None:
+        """A job failed, and is to go on from its last checkpoint."""
+        if self.row(job) is None:  # its process died as it began
+            self.started(job)
+        text = f"{self._known(job).label} goes on from its last checkpoint: {why}"
+        _LOG.warning("%s (%s)", text, reason)
+        self._watcher.message(text)
 
     def reported(self, job: Job, record: EpochRecord, epochs: int) -> None:
         """An epoch of a job ended."""
@@ -207,7 +215,7 @@ class Recorder:
             self._watcher.phase(f"waiting up to {patience_s:g} s for MLflow")
             remains = self._outlet.drain(patience_s - _SOON_S)
         self.results = self.results.with_run_ids(self._outlet.runs)
-        save_results(self.results, self._config.folder / LEDGER)
+        self._ledger.write(self.results)
         if remains.unsent or remains.refused:
             self._watcher.message(_words(remains, self._config.folder))
 
@@ -294,12 +302,12 @@ class Recorder:
         if self._is_kept and not path.exists():  # another folder in its place must not be written
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
         self._hand_over()  # of a driver, or a call, that was cut short
-        update: dict[str, Any] = {"seconds": self._seconds()}
+        update: dict[str, Any] = {"seconds": self._seconds(), "changes": results.changes + 1}
         if told:
             line = Line(number=self._outlet.last_number + 1, entries=tuple(told))
             update["outbox"] = line
         self.results = results.with_run_ids(self._outlet.runs).model_copy(update=update)
-        save_results(self.results, path)
+        self._ledger.add(self.results)
         self._is_kept = True
         self._hand_over()
 

@@ -94,6 +94,8 @@ class StudySearch(OptunaSearch):
         self._trials: dict[str, Trial] = {}
         self._untold: deque[Callable[[], None]] = deque()
         """In their order; each can be done again where a call was cut short."""
+        self._failed: dict[int, Trial] = {}
+        self._again: list[Job] = []
         self._failure: Exception | None = None
         # No space is given: Ray's class then opens no study of its own.
         super().__init__(metric=VALUE, mode="max")
@@ -112,13 +114,19 @@ class StudySearch(OptunaSearch):
         Path(checkpoint_path).write_bytes(pickle.dumps(self))
 
     def suggest(self, trial_id: str) -> Any:
-        """The job of the next step; None while there is none, Tune's word for the end after the last.
+        """The job of the next step, or one that begins again; None while there is none, Tune's word for the end after
+        the last.
 
         OptunaError where Optuna could not be told of a trial: it is still running there, and is handed out again by
         the next driver.
         """
         self._tell_what_waits()
         self._must_not_have_failed()
+        if self._again:
+            job = self._again.pop(0)
+            if (trial := self._failed_of(job)) is not None:
+                self._trials[trial_id] = trial
+            return {"job": job.to_dict()}
         if self._untold:
             return None
         self._step = self._step or next(self._steps, Searcher.FINISHED)
@@ -174,11 +182,29 @@ class StudySearch(OptunaSearch):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Tell Optuna how the trial ended: of a failure with the next step, which a full disk's does not see."""
-        if trial_id in self._trials:
-            self._untold.append(partial(self._tell, self._trials.pop(trial_id), result, error))
-            if not error:
-                self._tell_what_waits()
+        """Tell Optuna how the trial ended; of one that failed, when it is known whether it begins again."""
+        if trial_id not in self._trials:
+            return
+        trial = self._trials.pop(trial_id)
+        if error:
+            self._failed[trial.number] = trial
+        else:
+            self._untold.append(partial(self._tell, trial, result))
+            self._tell_what_waits()
+
+    def begins_again(self, job: Job) -> None:
+        """A job that failed is handed out once more, before other steps."""
+        self._again.append(job)
+
+    def failed(self, job: Job) -> None:
+        """Tell Optuna that a job has failed for good, if it is a trial of the search."""
+        if (trial := self._failed_of(job)) is not None:
+            self._untold.append(partial(self._tell, trial, None))
+            self._tell_what_waits()
+
+    def _failed_of(self, job: Job) -> Trial | None:
+        is_searched = job.role == "trial" and job.split is None
+        return self._failed.pop(job.number, None) if is_searched else None
 
     def _tell_what_waits(self) -> None:
         """Tune would take an error here as the trial's own; it is told when the next step is asked for."""
@@ -191,8 +217,8 @@ class StudySearch(OptunaSearch):
         except Exception as error:
             self._failure = error
 
-    def _tell(self, trial: Trial, result: dict[str, Any] | None, error: bool) -> None:
-        if error or not result or EPOCH not in result:
+    def _tell(self, trial: Trial, result: dict[str, Any] | None) -> None:
+        if not result or EPOCH not in result:
             trial.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
             return
         # Of the epoch at which it is stopped, Tune tells here only.
@@ -206,7 +232,7 @@ class StudySearch(OptunaSearch):
     def _next(self, study: optuna.Study) -> Trial:
         """One that nobody has, left by a driver that died or by a call whose answer was lost; else a new one."""
         known = _trials(study)
-        held = {trial.number for trial in self._trials.values()}
+        held = {*self._failed, *(trial.number for trial in self._trials.values())}
         for trial in known:
             if trial.state == TrialState.RUNNING and trial.number not in held:
                 study.sampler = _sampler(self._section, trial.number)

@@ -30,8 +30,8 @@ from trainable.data.store import (
 )
 from trainable.distill.maps import feature_shapes
 from trainable.distill.objective import method_of
+from trainable.engine import checkpoint
 from trainable.engine.asking import check_shapes, is_asked_once
-from trainable.engine.checkpoint import best_student
 from trainable.engine.evaluate import Evaluator
 from trainable.engine.loop import TrialTask
 from trainable.engine.neighbours import SharedGpu, notes_of, run_on
@@ -66,6 +66,7 @@ __all__ = [
     "check_features",
     "check_method",
     "check_teacher_cache",
+    "clear",
     "default_device",
     "describe_student",
     "describe_teacher",
@@ -206,7 +207,12 @@ def measure(config: TrialConfig, weights: Path | None) -> Footprint:
 
 def best_weights(folder: Path) -> Path:
     """Where a trial keeps its best student."""
-    return best_student(folder)
+    return checkpoint.best_student(folder)
+
+
+def clear(folder: Path, *, keep_best: bool) -> None:
+    """Remove what a trial that is over has no more use for; see `engine.checkpoint.clear`."""
+    checkpoint.clear(folder, keep_best=keep_best)
 
 
 def diagnose(config: TrialConfig, history: Sequence[EpochRecord]) -> tuple[Finding, ...]:
