@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import time
@@ -66,6 +67,7 @@ def databases(tmp_path: Path) -> Iterator[Databases]:
         optuna, mlflow = map(server.make_database, ("optuna", "mlflow"))
         with running_server(tmp_path, mlflow) as tracking:
             yield Databases(server, optuna, mlflow, tracking)
+            gc.collect()  # here, where psycopg's warnings are not heard
     finally:
         server.stop()
 
