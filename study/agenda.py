@@ -6,22 +6,26 @@ test split is read by the last jobs only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import optuna
 
 from study.config import StudyConfig
 from study.jobs import Job
 from study.leftovers import KEPT_TRIALS, Leftovers
+from study.optuna_storage import AwayError
 from study.recorder import Recorder, Watcher
-from study.search import Step, ended_states, prune_unfinished
+from study.search import Step, ended_states, prune, unfinished
 from study.yaml import dump_yaml
 from trainable import tasks
 
 _TEACHER, _BASELINE = Job("teacher"), Job("baseline")
+
+_T = TypeVar("_T")
 
 
 class Clock(Protocol):
@@ -105,23 +109,23 @@ class Agenda:
         if clock is not None:
             yield from self._search(self._study, clock)
         # Whatever still runs was stopped by the time budget.
-        for job in prune_unfinished(self._study):
+        study = self._study
+        for job in (yield from self._asked(lambda: unfinished(study))):
+            yield from self._asked(lambda job=job: prune(study, job))
             if self._recorder.row(job) is None:
                 self._recorder.started(job)
             self._recorder.ended(job, "pruned")
 
     def _search(self, study: optuna.Study, clock: Clock) -> Iterator[Step]:
         seconds, trials = self._seconds_left(), self._config.study.trials
-        remaining = trials - len(ended_states(study))
+        remaining = trials - len((yield from self._asked(lambda: ended_states(study))))
         if remaining <= 0 or (seconds is not None and seconds <= 0):
             return
         self._watcher.phase(f"searching: {trials} trials")
         clock.within(seconds)
         for _ in range(remaining):
             yield "trial"
-        yield from self._until(
-            lambda: self._no_trial_runs and len(ended_states(study)) >= trials,
-        )
+        yield from self._until(lambda: self._is_searched(study))
         clock.within(None)
 
     def _tests(self) -> Iterator[Step]:
@@ -154,6 +158,20 @@ class Agenda:
     def _until(self, is_so: Callable[[], bool]) -> Iterator[Step]:
         while not is_so():
             yield "wait"
+
+    def _asked(self, question: Callable[[], _T]) -> Generator[Step, None, _T]:
+        """The answer of Optuna's storage, which may be away for a while."""
+        while True:
+            try:
+                return question()
+            except AwayError:
+                yield "wait"
+
+    def _is_searched(self, study: optuna.Study) -> bool:
+        """Whether all trials have ended, as far as Optuna's storage can be asked."""
+        with suppress(AwayError):
+            return self._no_trial_runs and len(ended_states(study)) >= self._config.study.trials
+        return False
 
     def _seconds_left(self) -> float | None:
         """Of the time budget, which an interruption does not give back."""

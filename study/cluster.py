@@ -29,6 +29,7 @@ _QUIET = {
     "TUNE_GLOBAL_CHECKPOINT_S": "inf",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_IGNORE_UNHANDLED_ERRORS": "1",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
 }
 
@@ -39,6 +40,8 @@ class Capacity:
 
     cpus: float
     gpus: float
+    nodes: tuple[tuple[float, float], ...] = ()
+    """CPUs and GPUs of each node; empty for one that has all of them."""
 
 
 def local_capacity() -> Capacity:
@@ -63,8 +66,10 @@ def connected() -> Generator[Capacity]:
                 raise
             raise _no_cluster(address, error) from None
     try:
-        offered = ray.cluster_resources()
-        yield Capacity(offered.get("CPU", 0.0), offered.get("GPU", 0.0))
+        offered = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        nodes = tuple((one.get("CPU", 0.0), one.get("GPU", 0.0)) for one in offered)
+        cpus, gpus = (sum(amounts) for amounts in zip(*nodes, strict=True))
+        yield Capacity(cpus, gpus, nodes)
     finally:
         if not already:
             ray.shutdown()
@@ -119,9 +124,8 @@ def concurrency(config: StudyConfig, capacity: Capacity) -> int:
     """
     need = worker_resources(config)
     workers = config.train.workers
-    fits = int((capacity.cpus + 1e-9) // (need["CPU"] * workers))
-    if "GPU" in need:
-        fits = min(fits, _fitting_on_gpus(need["GPU"], workers, capacity.gpus))
+    nodes = capacity.nodes or ((capacity.cpus, capacity.gpus),)
+    fits = sum(_workers_on(node, need) for node in nodes) // workers
     if fits == 0:
         raise ConfigError([_too_large(need, workers, capacity)])
     return min(fits, config.study.trials, config.study.concurrency or fits)
@@ -141,18 +145,25 @@ def _no_cluster(address: str, error: Exception) -> ConfigError:
     return ConfigError([Problem("RAY_ADDRESS", rule, remedy, repr(address))])
 
 
-def _fitting_on_gpus(each: float, workers: int, gpus: float) -> int:
-    if each < 1:
-        return int(gpus) * int((1 + 1e-9) // each)
-    return int((gpus + 1e-9) // (each * workers))
+def _workers_on(node: tuple[float, float], need: dict[str, float]) -> int:
+    """How many find room on a node: none is spread over two."""
+    cpus, gpus = node
+    fits = int((cpus + 1e-9) // need["CPU"])
+    if "GPU" not in need:
+        return fits
+    each = need["GPU"]
+    on_gpus = int(gpus) * int((1 + 1e-9) // each) if each < 1 else int((gpus + 1e-9) // each)
+    return min(fits, on_gpus)
 
 
 def _too_large(need: dict[str, float], workers: int, capacity: Capacity) -> Problem:
     wanted = f"{workers} worker(s) of {need['CPU']:g} CPU(s)"
     wanted += f" and {need['GPU']:g} GPU(s)" if "GPU" in need else ""
+    spread = f" on {len(capacity.nodes)} nodes" if len(capacity.nodes) > 1 else ""
     return Problem(
         "resources",
-        f"one trial must fit on the cluster, which has {capacity.cpus:g} CPU(s) and {capacity.gpus:g} GPU(s)",
+        f"one trial must fit on the cluster, which has {capacity.cpus:g} CPU(s) and {capacity.gpus:g} GPU(s)"
+        f"{spread}, each worker on one of them",
         "lower train.workers, resources.cpus_per_worker or resources.gpus_per_worker, or add nodes",
         wanted,
     )

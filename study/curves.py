@@ -18,8 +18,7 @@ CURVE = "epochs.jsonl"
 
 
 def add_epoch(folder: Path, record: EpochRecord) -> None:
-    """Add an epoch to the curve of the trial of `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Add an epoch to the curve of the trial of `folder`, which is there."""
     with (folder / CURVE).open("a", encoding="utf-8") as file:
         if file.tell() and not _ends_a_line(folder / CURVE):
             file.write("\n")  # after a driver that died within a line

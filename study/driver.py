@@ -32,7 +32,8 @@ from study.folder import (
 )
 from study.jobs import Job
 from study.measuring import packed
-from study.nodes import check_nodes
+from study.nodes import cluster_problems
+from study.optuna_storage import OptunaError, database_problems
 from study.packing import as_packed
 from study.preflight import StudyPlan, preflight
 from study.recorder import REST_S, Recorder, Watcher
@@ -48,7 +49,8 @@ from study.tracking import Tracker
 from study.tuning import ScoringError, run_tune
 from study.writer import Writer
 from trainable import tasks
-from trainable.errors import ConfigError, KdStudyError
+from trainable.errors import ConfigError, KdStudyError, StorageError
+from trainable.storage import writing_to
 
 _LOG = logging.getLogger(__name__)
 
@@ -73,11 +75,11 @@ def run_study(config: StudyConfig, open_display: OpenDisplay) -> StudyResults:
     """Run the study, or go on with it, or return the results of one that has finished.
 
     Raises InputError before any trial starts if anything is wrong, StudyInterruptedError on Ctrl-C or
-    SIGTERM, and StudyFailedError if there is no teacher to learn from.
+    SIGTERM, and StudyFailedError if there is no teacher to learn from, or a storage fails.
     """
     check_same_study(config)
     finished = load_finished(config)
-    with _interruptible():
+    with _driving(config):
         if finished is None:
             return _run(config, open_display)
         if has_unsent(config.folder, finished) or not (config.folder / PAGE).exists():
@@ -92,25 +94,28 @@ def extend_study(
 
     It keeps `config` once everything is known to be right, before the first new trial. Raises as `run_study`.
     """
-    with _interruptible():
+    with _driving(config):
         return _run(config, open_display, before)
 
 
 @contextmanager
-def _interruptible() -> Generator[None]:
+def _driving(config: StudyConfig) -> Generator[None]:
+    """What ends a study that can be gone on with, in the driver's own errors."""
     try:
-        with sigterm_interrupts():
+        with sigterm_interrupts(), writing_to(Path(config.storage.path)):
             yield
     except KeyboardInterrupt:
         raise StudyInterruptedError from None
+    except (OptunaError, StorageError) as error:
+        raise StudyFailedError(str(error)) from None
 
 
 def _run(
     config: StudyConfig, open_display: OpenDisplay, before: StudyConfig | None = None
 ) -> StudyResults:
     with connected() as capacity:
-        check_nodes(Path(config.storage.path))
-        plan = preflight(as_packed(config, config.folder), capacity)
+        around = [*cluster_problems(config), *database_problems(config)]
+        plan = preflight(as_packed(config, config.folder), capacity, around)
         store = connect(config)
         with only_driver(config.folder), log_file(config.folder):
             check_same_study(before or config)  # another driver may have come first
@@ -171,7 +176,7 @@ class _Run:
 
     def run(self) -> StudyResults:
         try:
-            study = open_study(self._config) if self._config.search else None
+            study = open_study(self._config, self._watcher.message) if self._config.search else None
             self._recorder.take_up(ended_states(study) if study else {})
             self._work(study)
         except StudyFailedError:
@@ -217,6 +222,7 @@ class _Run:
             raise StudyFailedError(str(error)) from None
         if stop.reason == "interrupted":
             raise StudyInterruptedError
+        search.settle()
 
     def _must_be_complete(self, job: Job) -> None:
         row = self._recorder.row(job)

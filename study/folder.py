@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -119,10 +119,21 @@ def replace_config(config: StudyConfig) -> None:
     os.close(folder)
 
 
+class _LogFile(logging.FileHandler):
+    """Keeps what it can: a disk that is full or away ends the study, and is told of there."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(OSError):  # when it is opened
+            super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        pass
+
+
 @contextmanager
 def log_file(folder: Path) -> Generator[None]:
     """In this block what goes wrong beside a study's course is written to `study.log`, if anything does."""
-    handler = logging.FileHandler(folder / LOG, delay=True, encoding="utf-8")
+    handler = _LogFile(folder / LOG, delay=True, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s"))
     logger = logging.getLogger("study")
     logger.addHandler(handler)

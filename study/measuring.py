@@ -13,7 +13,7 @@ from pathlib import Path
 import ray
 from ray.exceptions import RayError
 
-from study.cluster import Capacity, concurrency, worker_resources
+from study.cluster import concurrency, worker_resources
 from study.config import StudyConfig
 from study.packing import Packing, keep_packing, with_gpus
 from study.preflight import StudyPlan
@@ -124,7 +124,7 @@ _HUNGER: Mapping[str, Callable[[Value], float]] = {
 def _most(plan: StudyPlan) -> int:
     """Trials a GPU that CPUs, the study's length and its own bound leave room for."""
     config, capacity = plan.config, plan.capacity
-    on_cpus = concurrency(with_gpus(config, 0.0), Capacity(capacity.cpus, 0.0))
+    on_cpus = concurrency(with_gpus(config, 0.0), capacity)
     return math.ceil(on_cpus / capacity.gpus)
 
 

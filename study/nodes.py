@@ -1,9 +1,10 @@
-"""The nodes of a cluster: whether all of them have the driver's versions and see the study's folder; who is there."""
+"""The nodes of a cluster: whether all of them have the driver's versions, clock and files; who is there."""
 
 from __future__ import annotations
 
 import hashlib
 import platform
+import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -18,10 +19,14 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import study
 import trainable
-from trainable.errors import ConfigError, KdStudyError, Problem
+from study.config import StudyConfig
+from trainable.errors import KdStudyError, Problem
 
 _PATIENCE_S = 120.0
 """How long a node may take to start a process that answers."""
+CLOCKS_S = 60.0
+"""How far a node's clock may be from the driver's. An epoch has the time of the node that trained it, and its run
+that of the driver: MLflow's curves over time would begin before their run, or go back where a trial changes nodes."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,10 @@ class Node:
     name: str
     versions: Mapping[str, str]
     sees_storage: bool = True
+    missing: tuple[str, ...] = ()
+    """Keys of the config whose files it does not see."""
+    clock_off_s: float = 0.0
+    """How far its clock is from the driver's, at least: positive if ahead."""
 
 
 class NodeLeavesError(KdStudyError):
@@ -50,26 +59,26 @@ def must_stay() -> None:
         raise NodeLeavesError("the node is being drained")
 
 
-def check_nodes(storage: Path) -> None:
-    """ConfigError names the nodes of the cluster that are not as the driver's, and what they have.
+def cluster_problems(config: StudyConfig) -> list[Problem]:
+    """What is wrong with the nodes of the cluster that are not as the driver's, with their names.
 
     Asks every node that is alive, the head included, with a task that reserves nothing. A cluster of one
     node is the driver itself.
     """
     alive = [node for node in ray.nodes() if node["Alive"]]
     if len(alive) == 1:
-        return
+        return []
+    storage, files = Path(config.storage.path), _files_of(config)
     with _mark_in(storage) as mark:
-        ask = ray.remote(num_cpus=0)(_asking())
+        ask, asked_at = ray.remote(num_cpus=0)(_asking()), time.time()
         answers = {
             node["NodeManagerAddress"] + " " + node["NodeID"][:6]: ask.options(
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            ).remote(mark)
+            ).remote(mark, files)
             for node in alive
         }
-        nodes = [_answer(name, reference) for name, reference in answers.items()]
-    if problems := problems_of_nodes(versions_here(), nodes, storage):
-        raise ConfigError(problems)
+        nodes = [_answer(name, reference, asked_at) for name, reference in answers.items()]
+    return problems_of_nodes(versions_here(), nodes, storage, files)
 
 
 def versions_here() -> dict[str, str]:
@@ -94,8 +103,10 @@ def kd_study_version() -> str:
         return "uninstalled"
 
 
-def problems_of_nodes(here: Mapping[str, str], nodes: list[Node], storage: Path) -> list[Problem]:
-    """What is wrong with the nodes, beside a driver with these versions."""
+def problems_of_nodes(
+    here: Mapping[str, str], nodes: list[Node], storage: Path, files: Mapping[str, str]
+) -> list[Problem]:
+    """What is wrong with the nodes, beside a driver with these versions and `files` by their keys."""
     found: list[Problem] = []
     differing = {node.name: _differing(here, node.versions) for node in nodes}
     if others := [f"{name} has {text}" for name, text in differing.items() if text]:
@@ -108,33 +119,63 @@ def problems_of_nodes(here: Mapping[str, str], nodes: list[Node], storage: Path)
         rule = f"must be a folder that all nodes share, which is not seen on {', '.join(blind)}"
         remedy = "mount a shared file system at the same place on all of them, or choose another"
         found.append(Problem("storage.path", rule, remedy, repr(str(storage))))
+    for key, place in files.items():
+        if lacking := sorted(node.name for node in nodes if key in node.missing):
+            rule = f"must be on every node, and is not seen on {', '.join(lacking)}"
+            found.append(Problem(key, rule, "copy it there, or mount it at the same place", place))
+    if wrong := [node for node in nodes if abs(node.clock_off_s) > CLOCKS_S]:
+        rule = f"every node's clock must be within {CLOCKS_S:g} s of the driver's"
+        off = "; ".join(sorted(f"{node.name} is {_off(node.clock_off_s)}" for node in wrong))
+        found.append(Problem("cluster", rule, "set the clocks, e.g. by NTP", off))
     return found
+
+
+def _off(seconds: float) -> str:
+    return f"at least {abs(seconds):.0f} s {'ahead' if seconds > 0 else 'behind'}"
+
+
+def _files_of(config: StudyConfig) -> dict[str, str]:
+    """What trials read, by key, as far as the driver sees it: what it does not see is said elsewhere."""
+    checkpoint = config.teacher.checkpoint if config.teacher is not None else None
+    root = None if config.data.download else config.data.root
+    places = {"data.root": root, "teacher.checkpoint": checkpoint}
+    return {key: place for key, place in places.items() if place and Path(place).exists()}
 
 
 def _differing(here: Mapping[str, str], there: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {value}" for name, value in there.items() if here.get(name) != value)
 
 
-def _asking() -> Callable[[str | None], tuple[dict[str, str], bool]]:
+_Answer = tuple[dict[str, str], bool, tuple[str, ...], float]
+"""Versions, whether it sees the mark, the keys of what it does not see, and its time."""
+
+
+def _asking() -> Callable[[str | None, Mapping[str, str]], _Answer]:
     """A function within a function travels as code, also to a node without kd-study."""
 
-    def ask(mark: str | None) -> tuple[dict[str, str], bool]:
+    def ask(mark: str | None, files: Mapping[str, str]) -> _Answer:
+        import time
         from pathlib import Path
 
         sees = mark is None or Path(mark).exists()
+        missing = tuple(key for key, place in files.items() if not Path(place).exists())
         try:
             from study.nodes import versions_here
 
-            return versions_here(), sees
+            versions = versions_here()
         except ImportError as error:
-            return {"kd-study": f"that cannot be imported ({error})"}, sees
+            versions = {"kd-study": f"that cannot be imported ({error})"}
+        return versions, sees, missing, time.time()
 
     return ask
 
 
-def _answer(name: str, reference: ray.ObjectRef[tuple[dict[str, str], bool]]) -> Node:
+def _answer(name: str, reference: ray.ObjectRef[_Answer], asked_at: float) -> Node:
     try:
-        return Node(name, *ray.get(reference, timeout=_PATIENCE_S))
+        versions, sees, missing, its_time = ray.get(reference, timeout=_PATIENCE_S)
+        # It said its time at some moment between the two.
+        ahead, behind = its_time - time.time(), its_time - asked_at
+        return Node(name, versions, sees, missing, max(ahead, 0.0) + min(behind, 0.0))
     except GetTimeoutError:
         return Node(name, {"no": f"answer in {_PATIENCE_S:g} s"})
     except RayError as error:

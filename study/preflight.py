@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -46,12 +46,13 @@ class StudyPlan:
     """Whether a trial is to be measured before the first, for `resources.gpus_per_worker: auto`."""
 
 
-def preflight(config: StudyConfig, capacity: Capacity) -> StudyPlan:
+def preflight(config: StudyConfig, capacity: Capacity, around: Sequence[Problem] = ()) -> StudyPlan:
     """Check data, networks, checkpoint, every end of the search, and that a trial fits on the cluster.
 
-    Decodes the data set, once a node. Raises InputError with everything that is wrong at once.
+    Decodes the data set, once a node. Raises InputError with everything that is wrong at once, and with what is
+    wrong `around` it: with nodes, or databases.
     """
-    return preflight_draft(Draft(config), capacity)
+    return preflight_draft(Draft(config, problems=tuple(around)), capacity)
 
 
 def preflight_draft(draft: Draft, capacity: Capacity) -> StudyPlan:

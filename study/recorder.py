@@ -5,7 +5,9 @@ The only place that joins the three, so that they cannot tell different stories.
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import shlex
 import time
 from collections.abc import Mapping
@@ -67,6 +69,8 @@ class Recorder:
         self._ledger = Ledger(config.folder / LEDGER)
         self._started: dict[tuple[Role, int], float] = {}
         self._tested: set[tuple[Role, int]] = set()
+        self._is_kept = False
+        """Whether this driver has written the ledger."""
         self._before = results.seconds
         self._opened = time.monotonic()
 
@@ -121,6 +125,7 @@ class Recorder:
             row = known.model_copy(update={"state": "running", "error": None, "findings": None})
             told = telling.trial_goes_on(row, _now_ms())
         self._put(row, told)
+        Path(row.directory).mkdir(parents=True, exist_ok=True)
         self._watcher.trial_started(row)
 
     def begins_again(self, job: Job, why: str, reason: str) -> None:
@@ -299,6 +304,9 @@ class Recorder:
 
     def _save(self, results: StudyResults, told: list[Entry] | None = None) -> None:
         """Write the ledger with what MLflow is told in it, and only then the spool."""
+        path = self._config.folder / LEDGER
+        if self._is_kept and not path.exists():  # another folder in its place must not be written
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
         self._hand_over()  # of a driver, or a call, that was cut short
         update: dict[str, Any] = {"seconds": self._seconds(), "changes": results.changes + 1}
         if told:
@@ -306,6 +314,7 @@ class Recorder:
             update["outbox"] = line
         self.results = results.with_run_ids(self._outlet.runs).model_copy(update=update)
         self._ledger.add(self.results)
+        self._is_kept = True
         self._hand_over()
 
     def _hand_over(self) -> None:

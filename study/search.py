@@ -3,30 +3,32 @@
 It takes a study's steps one after the other, and draws where one is a trial. Three things differ from
 Ray's class: a trial's hyperparameters follow from (study seed, trial number, what was known), whatever was
 drawn before; a trial ends COMPLETE with its best value, PRUNED or FAIL as what it was; and trials that a
-dead driver left running are handed out again, with their values.
+dead driver left running are handed out again, with their values. While Optuna's storage is away, what it is
+to be told waits here, and no trial is drawn: it follows from all that was known.
 """
 
 from __future__ import annotations
 
+import logging
 import pickle
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import optuna
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from study.config import StudyConfig, StudySection
 from study.jobs import Job
+from study.optuna_storage import AwayError, OptunaError, open_storage
 from study.results import State
 from study.space import Space
-from trainable.errors import KdStudyError
 from trainable.records import EPOCH, EPOCHS, VALUE
 
 Step = Job | Literal["trial", "wait"]
@@ -37,13 +39,20 @@ _FINISHED: dict[TrialState, State] = {
     TrialState.PRUNED: "pruned",
     TrialState.FAIL: "failed",
 }
+_LOOK_S = 0.25
+"""Between two looks whether a storage is back."""
+
+_LOG = logging.getLogger(__name__)
 
 
-def open_study(config: StudyConfig) -> optuna.Study:
-    """The Optuna study, made if there is none: in the config's storage, or a journal in the study's folder."""
+def open_study(config: StudyConfig, say: Callable[[str], None] = _LOG.warning) -> optuna.Study:
+    """The Optuna study, made if there is none: in the config's storage, or a journal in the study's folder.
+
+    `say` is told when the storage goes away, and when it is back.
+    """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna.create_study(
-        storage=_open_storage(config),
+        storage=open_storage(config, say),
         study_name=config.study.name,
         direction="maximize",
         load_if_exists=True,
@@ -61,16 +70,15 @@ def ended_curves(study: optuna.Study) -> dict[int, dict[int, float]]:
     return {trial.number: trial.intermediate_values for trial in ended}
 
 
-def prune_unfinished(study: optuna.Study) -> list[Job]:
-    """Tell Optuna that the trials which it thinks are running were stopped; their jobs."""
-    unfinished = _trials(study, (TrialState.RUNNING,))
-    for trial in unfinished:
-        study.tell(trial.number, state=TrialState.PRUNED)
-    return [Job("trial", trial.number, dict(trial.params)) for trial in unfinished]
+def unfinished(study: optuna.Study) -> list[Job]:
+    """The jobs of the trials that Optuna thinks are running."""
+    running = _trials(study, (TrialState.RUNNING,))
+    return [Job("trial", trial.number, dict(trial.params)) for trial in running]
 
 
-class OptunaError(KdStudyError):
-    """Optuna's storage does not take what it is told."""
+def prune(study: optuna.Study, job: Job) -> None:
+    """Tell Optuna that a trial was stopped; it may have been told before."""
+    study.tell(job.number, state=TrialState.PRUNED, skip_if_finished=True)
 
 
 class StudySearch(OptunaSearch):
@@ -82,11 +90,13 @@ class StudySearch(OptunaSearch):
         """None is the study of `steps` without a trial."""
         self._study, self._section, self._steps = study, config.study, steps
         self._suggest_all = Space(config.search)
+        self._step: Step | str | None = None
         self._trials: dict[str, Trial] = {}
+        self._untold: deque[Callable[[], None]] = deque()
+        """In their order; each can be done again where a call was cut short."""
         self._failed: dict[int, Trial] = {}
         self._again: list[Job] = []
         self._failure: Exception | None = None
-        self._unfinished = [] if study is None else _trials(study, (TrialState.RUNNING,))
         # No space is given: Ray's class then opens no study of its own.
         super().__init__(metric=VALUE, mode="max")
 
@@ -110,16 +120,42 @@ class StudySearch(OptunaSearch):
         OptunaError where Optuna could not be told of a trial: it is still running there, and is handed out again by
         the next driver.
         """
-        if self._failure is not None:
-            reason = f"{type(self._failure).__name__}: {self._failure}".partition("\n")[0]
-            text = f"Optuna's storage failed ({reason}); the same command goes on"
-            raise OptunaError(text) from self._failure
+        self._tell_what_waits()
+        self._must_not_have_failed()
         if self._again:
             job = self._again.pop(0)
             if (trial := self._failed_of(job)) is not None:
                 self._trials[trial_id] = trial
             return {"job": job.to_dict()}
-        match next(self._steps, Searcher.FINISHED):
+        if self._untold:
+            return None
+        self._step = self._step or next(self._steps, Searcher.FINISHED)
+        try:
+            suggestion = self._taken(self._step, trial_id)
+        except AwayError:
+            return None
+        self._step = None
+        return suggestion
+
+    def settle(self) -> None:
+        """Wait until Optuna has been told everything; OptunaError if it cannot be."""
+        self._tell_what_waits()
+        while self._untold:
+            self._must_not_have_failed()
+            time.sleep(_LOOK_S)
+            self._tell_what_waits()
+
+    def _must_not_have_failed(self) -> None:
+        if self._failure is None:
+            return
+        if isinstance(self._failure, OptunaError):
+            raise self._failure
+        reason = f"{type(self._failure).__name__}: {self._failure}".partition("\n")[0]
+        text = f"Optuna's storage failed ({reason}); the same command goes on"
+        raise OptunaError(text) from self._failure
+
+    def _taken(self, step: Step | str, trial_id: str) -> Any:
+        match step:
             case Job() as job:
                 return {"job": job.to_dict()}
             case "trial":
@@ -140,20 +176,21 @@ class StudySearch(OptunaSearch):
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Let Optuna see the curve."""
         if trial_id in self._trials:
-            with self._failures_end_the_study():
-                self._report(self._trials[trial_id], result)
+            self._untold.append(partial(self._report, self._trials[trial_id], result))
+            self._tell_what_waits()
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         """Tell Optuna how the trial ended; of one that failed, when it is known whether it begins again."""
-        if trial_id in self._trials and error:
-            trial = self._trials.pop(trial_id)
+        if trial_id not in self._trials:
+            return
+        trial = self._trials.pop(trial_id)
+        if error:
             self._failed[trial.number] = trial
-        elif trial_id in self._trials:
-            with self._failures_end_the_study():
-                self._tell(self._trials[trial_id], result)
-                del self._trials[trial_id]
+        else:
+            self._untold.append(partial(self._tell, trial, result))
+            self._tell_what_waits()
 
     def begins_again(self, job: Job) -> None:
         """A job that failed is handed out once more, before other steps."""
@@ -162,39 +199,45 @@ class StudySearch(OptunaSearch):
     def failed(self, job: Job) -> None:
         """Tell Optuna that a job has failed for good, if it is a trial of the search."""
         if (trial := self._failed_of(job)) is not None:
-            with self._failures_end_the_study():
-                self._tell(trial, None)
+            self._untold.append(partial(self._tell, trial, None))
+            self._tell_what_waits()
 
     def _failed_of(self, job: Job) -> Trial | None:
         is_searched = job.role == "trial" and job.split is None
         return self._failed.pop(job.number, None) if is_searched else None
 
+    def _tell_what_waits(self) -> None:
+        """Tune would take an error here as the trial's own; it is told when the next step is asked for."""
+        try:
+            while self._untold and self._failure is None:
+                self._untold[0]()
+                self._untold.popleft()
+        except AwayError:
+            return
+        except Exception as error:
+            self._failure = error
+
     def _tell(self, trial: Trial, result: dict[str, Any] | None) -> None:
         if not result or EPOCH not in result:
-            trial.study.tell(trial, state=TrialState.FAIL)
+            trial.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
             return
         # Of the epoch at which it is stopped, Tune tells here only.
         self._report(trial, result)
         if result[EPOCH] < result[EPOCHS]:
-            trial.study.tell(trial, state=TrialState.PRUNED)
+            trial.study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
         else:
-            trial.study.tell(trial, max(self._curve(trial).values()))
-
-    @contextmanager
-    def _failures_end_the_study(self) -> Generator[None]:
-        """Tune would take an error here as the trial's own; it is told when the next step is asked for."""
-        try:
-            yield
-        except Exception as error:
-            self._failure = self._failure or error
+            best = max(self._curve(trial).values())
+            trial.study.tell(trial, best, skip_if_finished=True)
 
     def _next(self, study: optuna.Study) -> Trial:
-        if self._unfinished:
-            unfinished = self._unfinished.pop(0)
-            # What was not drawn yet when its driver died must be drawn as it would have been.
-            study.sampler = _sampler(self._section, unfinished.number)
-            return Trial(study, _id_of(unfinished))
-        study.sampler = _sampler(self._section, len(_trials(study)))
+        """One that nobody has, left by a driver that died or by a call whose answer was lost; else a new one."""
+        known = _trials(study)
+        held = {*self._failed, *(trial.number for trial in self._trials.values())}
+        for trial in known:
+            if trial.state == TrialState.RUNNING and trial.number not in held:
+                study.sampler = _sampler(self._section, trial.number)
+                return _taken_up(study, trial)
+        study.sampler = _sampler(self._section, len(known))
         return study.ask()
 
     def _report(self, trial: Trial, result: dict[str, Any]) -> None:
@@ -215,10 +258,13 @@ def _sampler(section: StudySection, number: int) -> BaseSampler:
     return TPESampler(seed=seed)
 
 
-def _open_storage(config: StudyConfig) -> BaseStorage:
-    if config.storage.optuna is not None:
-        return RDBStorage(config.storage.optuna)
-    return JournalStorage(JournalFileBackend(str(config.folder / "optuna.journal")))
+def _taken_up(study: optuna.Study, drawn: FrozenTrial) -> Trial:
+    """What is not drawn yet of a trial will be drawn as it would have been: after what is."""
+    trial = Trial(study, _id_of(drawn))
+    for name, distribution in drawn.distributions.items():
+        if name not in trial.relative_params and not distribution.single():
+            study.sampler.sample_independent(study, drawn, name, distribution)
+    return trial
 
 
 def _trials(study: optuna.Study, states: Sequence[TrialState] | None = None) -> list[FrozenTrial]:

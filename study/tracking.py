@@ -25,6 +25,7 @@ from study.entries import (
     Untagging,
 )
 from study.store import Store
+from trainable.storage import is_full
 
 VALUES_A_CALL = 1000
 """MLflow's limit for `log_batch`."""
@@ -60,8 +61,9 @@ def is_refusal(error: Exception) -> bool:
 
 
 def is_outage(error: Exception) -> bool:
-    """Whether the store says that it cannot serve anybody, or not us, for now."""
-    return isinstance(error, MlflowException) and error.error_code in _LATER
+    """Whether the store says that it cannot serve anybody, or not us, for now; or has no room."""
+    says_so = isinstance(error, MlflowException) and error.error_code in _LATER
+    return says_so or is_full(error)
 
 
 def refusal_of(entries: Sequence[Entry], error: Exception | str) -> Refusal:

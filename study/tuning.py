@@ -8,7 +8,8 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,13 @@ from study.search import StudySearch
 from study.stopping import Stop
 from study.telling import reason_of
 from study.trial import SCORES, run_job
-from trainable.errors import KdStudyError
+from trainable.errors import KdStudyError, StorageError
 from trainable.records import EPOCH, EPOCHS, EpochRecord
 
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 """What Ray puts into tracebacks for terminals."""
+_STORAGE = re.compile(rf"^{re.escape(StorageError.__module__)}\.StorageError: (.+)$", re.MULTILINE)
+"""How a traceback names it, and what it says."""
 _LOOK_S = 1.0
 """Between two looks at what trials leave in their folders."""
 
@@ -82,9 +85,7 @@ class TuneListener(Callback):
 
     def __init__(self, recorder: Recorder, search: StudySearch, retries: Retries) -> None:
         self._recorder, self._search, self._retries = recorder, search, retries
-        self._ended: list[tuple[Job, State, str | None]] = []
-        self._scored: list[tuple[Job, dict[str, float]]] = []
-        self._unscored: list[ScoringError] = []
+        self._events: list[Callable[[], None]] = []
         self._looked = time.monotonic()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -97,7 +98,7 @@ class TuneListener(Callback):
         """Also of a job that failed and begins again."""
         self._retries.begins(_job(trial))
         if _job(trial).split is None:
-            self._recorder.started(_job(trial))
+            self._events.append(partial(self._recorder.started, _job(trial)))
 
     def on_trial_result(
         self,
@@ -110,9 +111,10 @@ class TuneListener(Callback):
         """An epoch ended, or a network was scored."""
         job = _job(trial)
         if job.split is not None:
-            self._scored.append((job, result[SCORES]))
-        else:
-            self._recorder.reported(job, EpochRecord.from_result(result), result[EPOCHS])
+            self._events.append(partial(self._scored, job, result[SCORES]))
+            return
+        record = EpochRecord.from_result(result)
+        self._events.append(partial(self._recorder.reported, job, record, result[EPOCHS]))
 
     def on_trial_complete(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
@@ -122,48 +124,56 @@ class TuneListener(Callback):
             return
         result: Mapping[str, Any] = trial.last_result or {}
         if EPOCH not in result:
-            self._ended.append((_job(trial), "failed", "it ended without a report"))
+            self._end(_job(trial), "failed", "it ended without a report")
             return
         whole = result[EPOCH] >= result[EPOCHS]
-        self._ended.append((_job(trial), "complete" if whole else "pruned", None))
+        self._end(_job(trial), "complete" if whole else "pruned", None)
 
     def on_trial_error(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        """Failed: it begins again, or that was it."""
+        """Failed: it begins again, or that was it; of a disk that is full or away, the study ends and not the trial."""
         path = trial.error_file
         text = Path(path).read_text(errors="replace") if path else "unknown error"
         text, job = _COLOURS.sub("", text), _job(trial)
+        if found := _STORAGE.search(text):
+            self._events.append(partial(_fail, StorageError(found.group(1))))
+            return
         if (why := self._retries.why_again(job, _error_of(trial))) is not None:
-            self._recorder.begins_again(job, why, reason_of(text))
+            self._events.append(partial(self._recorder.begins_again, job, why, reason_of(text)))
             self._search.begins_again(job)
             return
         self._search.failed(job)
         if job.split is None:
-            self._ended.append((job, "failed", text))
+            self._end(job, "failed", text)
         else:
             said = f"scoring the {job.role} on the {job.split} split failed: {reason_of(text)}"
-            self._unscored.append(ScoringError(said))
+            self._events.append(partial(_fail, ScoringError(said)))
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """Record the trials that ended in this step, and see now and then what the others tell.
+        """Record what happened in this step, and see now and then what running trials tell.
 
-        Not sooner: Tune takes an error in `on_trial_complete` for a failure of the trial, and goes on.
+        Not sooner: Tune takes an error in the other calls for a failure of the trial, and goes on.
         """
-        while self._ended:
-            self._recorder.ended(*self._ended.pop(0))
-        while self._scored:
-            job, metrics = self._scored.pop(0)
-            if job.split == "test":
-                self._recorder.tested(job, metrics)
-            else:
-                self._recorder.scored(job, metrics)
-                self._recorder.ended(job, "complete")
-        if self._unscored:
-            raise self._unscored.pop(0)
+        while self._events:
+            self._events.pop(0)()
         if time.monotonic() - self._looked >= _LOOK_S:
             self._recorder.look_around()
             self._looked = time.monotonic()
+
+    def _end(self, job: Job, state: State, error: str | None) -> None:
+        self._events.append(partial(self._recorder.ended, job, state, error))
+
+    def _scored(self, job: Job, metrics: dict[str, float]) -> None:
+        if job.split == "test":
+            self._recorder.tested(job, metrics)
+        else:
+            self._recorder.scored(job, metrics)
+            self._recorder.ended(job, "complete")
+
+
+def _fail(error: KdStudyError) -> None:
+    raise error
 
 
 def _job(trial: Trial) -> Job:

@@ -58,6 +58,13 @@ class TrainingError(KdStudyError):
     """
 
 
+class StorageError(KdStudyError):
+    """A study's files cannot be written: a disk is full, or a folder away. No trial is to blame.
+
+    Path, rule, value and remedy, as of a `Problem`.
+    """
+
+
 class OutOfMemoryError(TrainingError):
     """A trial ran out of memory: of its device's, or of the host's."""
 

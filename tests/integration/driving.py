@@ -13,7 +13,7 @@ import psutil
 from study.config import StudyConfig, dump_config
 
 _STORAGE = "KD_STUDY_STORAGE"
-_ALONE = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+ALONE = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
 """The environment, without the cluster that the tests share."""
 
 
@@ -31,7 +31,7 @@ def command(config: StudyConfig, *arguments: str) -> subprocess.Popen[str]:
     """
     return subprocess.Popen(
         [sys.executable, "-m", "study", *arguments],
-        env={**_ALONE, _STORAGE: config.storage.path},
+        env={**ALONE, _STORAGE: config.storage.path},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

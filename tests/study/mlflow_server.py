@@ -24,9 +24,9 @@ def free_port() -> int:
 
 
 @contextmanager
-def running_server(folder: Path) -> Generator[MlflowServer]:
+def running_server(folder: Path, database: str | None = None) -> Generator[MlflowServer]:
     """A server that runs in this block, unless it is stopped there."""
-    server = MlflowServer(folder)
+    server = MlflowServer(folder, database)
     try:
         server.start()
         yield server
@@ -35,13 +35,13 @@ def running_server(folder: Path) -> Generator[MlflowServer]:
 
 
 class MlflowServer:
-    """A server with a SQLite store and a folder of artifacts."""
+    """A server with a folder of artifacts, and a SQLite store unless it is given another database's address."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, database: str | None = None) -> None:
         self._folder, self._log = folder, folder / "server.log"
         self._port = free_port()
         self.uri = f"http://127.0.0.1:{self._port}"
-        self.database = f"sqlite:///{folder}/server.db"
+        self.database = database or f"sqlite:///{folder}/server.db"
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -53,7 +53,7 @@ class MlflowServer:
             self._process = subprocess.Popen(
                 command, cwd=self._folder, stdout=out, stderr=out, start_new_session=True
             )
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while time.monotonic() < deadline and self._process.poll() is None:
             try:
                 with urllib.request.urlopen(f"{self.uri}/health", timeout=2):

@@ -60,6 +60,14 @@ def config(
         ({"gpus": 1, "concurrency": 3}, Capacity(64, 4), 3),
         ({"gpus": 1, "concurrency": 9}, Capacity(64, 4), 4),
         ({"gpus": 1, "trials": 2}, Capacity(64, 4), 2),
+        (
+            {"gpus": 0, "cpus": 2},
+            Capacity(6, 0, ((3, 0), (3, 0))),
+            2,
+        ),  # one CPU of each is left over
+        ({"gpus": 1}, Capacity(64, 4, ((32, 0), (32, 4))), 4),
+        ({"gpus": 1, "cpus": 8}, Capacity(36, 4, ((32, 0), (4, 4), (8, 4))), 1),
+        ({"gpus": 0, "workers": 2}, Capacity(2, 0, ((1, 0), (1, 0))), 1),
     ],
 )
 def test_trials_at_a_time(settings: Any, capacity: Capacity, trials: int) -> None:
@@ -73,6 +81,9 @@ def test_trials_at_a_time(settings: Any, capacity: Capacity, trials: int) -> Non
         ({"gpus": 0, "workers": 3}, Capacity(2, 0)),
         ({"gpus": 1}, Capacity(2, 0)),
         ({"gpus": 1, "workers": 4}, Capacity(64, 3)),
+        ({"gpus": 0, "cpus": 3}, Capacity(4, 0, ((2, 0), (2, 0)))),
+        ({"gpus": 2}, Capacity(64, 4, ((16, 1),) * 4)),
+        ({"gpus": 1}, Capacity(64, 1, ((64, 0), (0, 1)))),
     ],
 )
 def test_a_trial_that_cannot_fit_is_refused(settings: Any, capacity: Capacity) -> None:

@@ -13,6 +13,7 @@ def record(epoch: int, accuracy: float = 0.5) -> EpochRecord:
 def test_a_curve_is_read_as_it_was_written(tmp_path: Path) -> None:
     folder = tmp_path / "trials" / "0003"
     assert read_curve(folder) == ()
+    folder.mkdir(parents=True)
     records = [record(1), record(2, 0.75)]
     for one in records:
         add_epoch(folder, one)

@@ -191,6 +191,17 @@ def test_what_goes_wrong_beside_is_in_the_log_and_nowhere_else(
     assert capsys.readouterr() == ("", "")
 
 
+def test_a_log_whose_folder_is_gone_says_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "study").mkdir()
+    with log_file(tmp_path / "study"):
+        (tmp_path / "study").rename(tmp_path / "away")
+        logging.getLogger("study.writer").warning("it was refused")
+    assert capsys.readouterr() == ("", "")
+    assert list(tmp_path.iterdir()) == [tmp_path / "away"]
+
+
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of studies with one embedded store."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from study.nodes import Node, problems_of_nodes, versions_here
+from study.nodes import CLOCKS_S, Node, problems_of_nodes, versions_here
 from tests.integration.jobs import OUTSIDE
 
 HERE = {"python": "3.11.7", "ray": "2.60.0", "torch": "2.11.0", "kd-study": "0.1.0 (code 1234)"}
@@ -37,7 +37,7 @@ finally:
 
 
 def test_nodes_that_are_alike_pass() -> None:
-    assert problems_of_nodes(HERE, [Node("a", HERE), Node("b", dict(HERE))], STORAGE) == []
+    assert problems_of_nodes(HERE, [Node("a", HERE), Node("b", dict(HERE))], STORAGE, {}) == []
     assert set(versions_here()) == set(HERE)
     assert "+" not in versions_here()["torch"]
 
@@ -48,7 +48,7 @@ def test_every_node_that_differs_is_named_with_what_it_has() -> None:
         Node("10.0.0.3 cc", {"kd-study": "that cannot be imported (No module named 'study')"}),
         Node("10.0.0.2 bb", HERE | {"torch": "2.10.0", "python": "3.12.1"}),
     ]
-    (problem,) = problems_of_nodes(HERE, nodes, STORAGE)
+    (problem,) = problems_of_nodes(HERE, nodes, STORAGE, {})
     assert str(problem) == (
         "cluster: every node must have what the driver has, python 3.11.7, ray 2.60.0, torch 2.11.0, "
         "kd-study 0.1.0 (code 1234), got 10.0.0.2 bb has python 3.12.1, torch 2.10.0; "
@@ -59,9 +59,37 @@ def test_every_node_that_differs_is_named_with_what_it_has() -> None:
 
 def test_a_folder_that_is_not_shared_is_named_with_the_nodes_that_do_not_see_it() -> None:
     nodes = [Node("a", HERE), Node("c", HERE, sees_storage=False), Node("b", HERE, False)]
-    (problem,) = problems_of_nodes(HERE, nodes, STORAGE)
+    (problem,) = problems_of_nodes(HERE, nodes, STORAGE, {})
     assert str(problem).startswith(
         "storage.path: must be a folder that all nodes share, which is not seen on b, c, got "
+    )
+
+
+def test_files_that_trials_read_are_named_with_the_nodes_that_lack_them() -> None:
+    files = {"data.root": "/data/x", "teacher.checkpoint": "/models/t.safetensors"}
+    nodes = [
+        Node("a", HERE),
+        Node("c", HERE, missing=("data.root",)),
+        Node("b", HERE, missing=("data.root", "teacher.checkpoint")),
+    ]
+    assert [str(problem) for problem in problems_of_nodes(HERE, nodes, STORAGE, files)] == [
+        "data.root: must be on every node, and is not seen on b, c, got /data/x; "
+        "copy it there, or mount it at the same place",
+        "teacher.checkpoint: must be on every node, and is not seen on b, got "
+        "/models/t.safetensors; copy it there, or mount it at the same place",
+    ]
+
+
+def test_clocks_that_are_wrong_are_named_with_how_far() -> None:
+    nodes = [
+        Node("a", HERE, clock_off_s=CLOCKS_S),
+        Node("c", HERE, clock_off_s=3600.4),
+        Node("b", HERE, clock_off_s=-61.0),
+    ]
+    (problem,) = problems_of_nodes(HERE, nodes, STORAGE, {})
+    assert str(problem) == (
+        "cluster: every node's clock must be within 60 s of the driver's, got "
+        "b is at least 61 s behind; c is at least 3600 s ahead; set the clocks, e.g. by NTP"
     )
 
 

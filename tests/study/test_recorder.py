@@ -318,6 +318,22 @@ def test_a_finished_study_that_is_to_have_more_trials(tmp_path: Path, outlet: Ou
     assert len([entry for entry in outlet.entries("study") if isinstance(entry, Text)]) == 1
 
 
+def test_a_ledger_that_is_gone_is_not_begun_anew(
+    tmp_path: Path, config: StudyConfig, outlet: Outlet
+) -> None:
+    recorder = driver(config, outlet)
+    recorder.started(TRIAL)
+    config.folder.rename(tmp_path / "away")
+    config.folder.mkdir()
+    for tell in (
+        lambda: recorder.reported(TRIAL, record(1, 0.5), 2),
+        lambda: recorder.ended(TRIAL, "complete"),
+    ):
+        with pytest.raises(FileNotFoundError):
+            tell()
+    assert list(config.folder.iterdir()) == []
+
+
 def test_a_teacher_behind_its_student_is_said_of_the_study(tmp_path: Path, outlet: Outlet) -> None:
     teacher = {"model": "mini_resnet_18_4", "checkpoint": "/weights.pt"}
     config = build(tmp_path, teacher=teacher, distill={"method": "kd", "alpha": 0.5})
@@ -436,7 +452,7 @@ def test_statistics_are_kept_where_there_are_any(config: StudyConfig, outlet: Ou
     recorder.started(TRIAL)
     recorder.started(other)
     path = TRIAL.folder(config) / "statistics.parquet"
-    path.parent.mkdir(parents=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"")
     recorder.ended(TRIAL, "complete")
     recorder.ended(other, "complete")
@@ -505,7 +521,7 @@ def test_a_trial_that_began_again_is_told_once_everywhere(
     recorder.look_around()
     assert watcher.said == []
     folder = TRIAL.folder(config)
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "out_of_memory.txt").write_text("2026-11-26T10:00:00+00:00 rank 0: out of memory\n")
     for _ in range(3):
         recorder.look_around()
@@ -527,7 +543,7 @@ def test_what_a_trial_left_shortly_before_its_end_is_told_with_it(
     recorder = driver(config, outlet, watcher)
     recorder.started(TRIAL)
     folder = TRIAL.folder(config)
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "out_of_memory.txt").write_text("then rank 0: out of memory\n")
     recorder.ended(TRIAL, "failed", "rank 0: out of memory")
     assert len(watcher.said) == 1

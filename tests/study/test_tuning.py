@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from study.jobs import Job
 from study.retries import Retries
 from study.tuning import ScoringError, TuneListener
+from trainable.errors import StorageError
 
 TRIAL = Job("trial", 0, {"optim.lr": 0.1})
 
@@ -99,6 +101,23 @@ def test_listener_tells_why_a_trial_failed(tmp_path: Path) -> None:
     (tmp_path / "error.txt").write_text(text)
     plain = text.replace("\x1b[36m", "").replace("\x1b[39m", "")
     assert ended_as({"epoch": 1, "epochs": 3}, tmp_path / "error.txt") == ("failed", plain)
+
+
+def test_a_disk_that_fails_a_trial_ends_the_study_and_not_the_trial(tmp_path: Path) -> None:
+    said = "/runs/s/trials/0000: must take the study's files (No space left on device); make room"
+    text = f"Failure # 1\nOSError: [Errno 28]\n\ntrainable.errors.StorageError: {said}\n"
+    (tmp_path / "error.txt").write_text(text)
+    recorder = Recorder()
+    search = Search()
+    listener = listening(recorder, search, max_failures=3)
+    trial: Any = SimpleNamespace(
+        config={"job": TRIAL.to_dict()}, error_file=str(tmp_path / "error.txt")
+    )
+    listener.on_trial_start(0, [], trial)
+    listener.on_trial_error(0, [], trial)
+    with pytest.raises(StorageError, match=re.escape(said)):
+        listener.on_step_end(0, [])
+    assert (recorder.ends, recorder.told, search.told) == ([], [], [])
 
 
 def test_a_failure_without_a_file_is_told_too() -> None:

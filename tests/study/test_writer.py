@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import threading
 import time
@@ -298,6 +299,23 @@ def test_what_fails_again_and_again_while_the_store_answers_is_given_up_alone(
         assert (remains.unsent, remains.refused) == (0, 1)
         assert driver.points_there("trial 0") == points_in([epoch("trial 0", s) for s in (1, 2)])
     assert "the folder of artifacts is not ours" in caplog.text
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_full_disk_of_artifacts_is_waited_for(driver: Driver, calls: Calls) -> None:
+    left = iter(range(20))
+
+    def full(name: str) -> None:
+        if name == "log_text" and next(left, None) is not None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    calls.before = full
+    with driver:
+        driver.open("trial 0")
+        driver.add(Text(run="trial 0", name="a.txt", text="a"), epoch("trial 0", 1))
+        remains = driver.writer.drain(60)
+        assert (remains.unsent, remains.refused) == (0, 0)
+    assert next(left, None) is None
 
 
 @pytest.mark.usefixtures("impatient")

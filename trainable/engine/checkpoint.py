@@ -57,11 +57,15 @@ class Snapshot:
 
 
 class CheckpointFolder:
-    """Owns the paths in a trial's folder, which all its ranks see. `save` and `load` are called by all."""
+    """Owns the paths in a trial's folder, which all its ranks see. `save` and `load` are called by all.
+
+    The folder is made here, and not again: where it is away later, another one must not take its place.
+    """
 
     def __init__(self, folder: Path, device: torch.device) -> None:
         self._folder, self._device = folder, device
         self._checkpoints = folder / CHECKPOINTS
+        self._checkpoints.mkdir(parents=True, exist_ok=True)
         self._best_sum: str | None = None
         """Checksum of the best student so far."""
 
@@ -82,7 +86,7 @@ class CheckpointFolder:
         temporary = self._checkpoints / f".{update:09d}.tmp"
         if ranks.rank() == 0:
             shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
+            temporary.mkdir()
         ranks.barrier(self._device)
         torch.save(dict(own), temporary / _rank_file(ranks.rank()))
         ranks.barrier(self._device)

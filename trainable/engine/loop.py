@@ -44,6 +44,7 @@ from trainable.networks.build import Pictures, build_student, forget_teacher, lo
 from trainable.networks.teacher import FrozenTeacher
 from trainable.plan import Stage, stages
 from trainable.records import EpochRecord
+from trainable.storage import writing_to
 
 Report = Callable[[EpochRecord], None]
 
@@ -184,7 +185,8 @@ class Trial:
         self.records = (*self.records, record)
         self._progress.done, self._progress.seconds, self._progress.waited = 0, 0.0, 0.0
         if ranks.rank() == 0:
-            add_epoch(self._folder, epoch, summary)
+            with writing_to(self._folder):
+                add_epoch(self._folder, epoch, summary)
         self._keep_epoch(epoch, metrics)
         return record
 
@@ -288,9 +290,11 @@ class Trial:
         updates_done = len(self.records) * self._feed.updates_per_epoch + progress.done
         keep = self._config.train.checkpoint.keep
         is_over = len(self.records) == self._config.train.epochs
-        self._checkpoints.save(
-            updates_done, self._student, shared, own, is_best=is_best, keep=1 if is_over else keep
-        )
+        keep = 1 if is_over else keep
+        with writing_to(self._folder):
+            self._checkpoints.save(
+                updates_done, self._student, shared, own, is_best=is_best, keep=keep
+            )
 
 
 def _teacher(task: TrialTask, pictures: Pictures) -> FrozenTeacher | None:

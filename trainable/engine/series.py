@@ -47,7 +47,6 @@ def add_epoch(folder: Path, epoch: int, summary: Summary) -> None:
 
     Written to another file first: there is always a whole one.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / STATISTICS
     table = pa.Table.from_pylist(list(_rows(epoch, summary)), schema=_SCHEMA)
     if path.exists():
