@@ -24,9 +24,7 @@ import torch
 
 from trainable.engine.loop import Report, TrialTask, run
 from trainable.errors import OutOfMemoryError
-
-NOTES = "out_of_memory.txt"
-"""File in a trial's folder: a line for each time that it found no memory beside others."""
+from trainable.records import NOTES
 
 
 class SharedGpu:
