@@ -19,7 +19,6 @@ from study.agenda import Agenda
 from study.cluster import connected, may_reuse_processes
 from study.config import StudyConfig
 from study.folder import (
-    SPOOL,
     check_same_study,
     connect,
     has_unsent,
@@ -31,6 +30,7 @@ from study.folder import (
 )
 from study.jobs import Job
 from study.measuring import packed
+from study.mirror import KeepingError, Mirror, mirrored
 from study.nodes import check_nodes
 from study.packing import as_packed
 from study.preflight import StudyPlan, preflight
@@ -40,13 +40,14 @@ from study.report.page import write_report
 from study.results import StudyResults, TrialRow
 from study.scheduler import build_scheduler
 from study.search import Step, StudySearch, ended_curves, ended_states, open_study
-from study.spool import Spool
+from study.spool import SPOOL, Spool
 from study.stopping import Stop, sigterm_interrupts
 from study.store import Store
 from study.tracking import Tracker
 from study.tuning import ScoringError, run_tune
 from study.writer import Writer
 from trainable import tasks
+from trainable.bucket import BucketError
 from trainable.errors import ConfigError, KdStudyError
 
 _LOG = logging.getLogger(__name__)
@@ -74,39 +75,48 @@ def run_study(config: StudyConfig, open_display: OpenDisplay) -> StudyResults:
     Raises InputError before any trial starts if anything is wrong, StudyInterruptedError on Ctrl-C or
     SIGTERM, and StudyFailedError if there is no teacher to learn from.
     """
-    check_same_study(config)
-    finished = load_finished(config.folder)
     try:
-        with sigterm_interrupts():
+        with sigterm_interrupts(), mirrored(config) as mirror:
+            check_same_study(config)
+            finished = load_finished(config.folder)
             if finished is None:
-                return _run(config, open_display)
+                return _run(config, mirror, open_display)
             if has_unsent(config.folder, finished) or not (config.folder / PAGE).exists():
-                return _end(config, finished, open_display)
+                return _end(config, finished, mirror, open_display)
             return finished
     except KeyboardInterrupt:
         raise StudyInterruptedError from None
+    except (BucketError, KeepingError) as error:
+        raise StudyFailedError(str(error)) from None
 
 
-def _run(config: StudyConfig, open_display: OpenDisplay) -> StudyResults:
+def _run(config: StudyConfig, mirror: Mirror, open_display: OpenDisplay) -> StudyResults:
     with connected() as capacity:
-        check_nodes(Path(config.storage.path))
+        check_nodes(config)
         plan = preflight(as_packed(config, config.folder), capacity)
         store = connect(config)
         with only_driver(config.folder), log_file(config.folder):
             keep_config(config)
-            plan, told = packed(plan, _teacher_weights(plan))
-            with _recording(plan.config, store, plan.concurrency, open_display) as (recorder, show):
+            weights = _teacher_weights(plan)
+            if weights is not None and config.trains_teacher:
+                mirror.bring(weights)
+            plan, told = packed(plan, weights)
+            recording = _recording(plan.config, store, plan.concurrency, mirror, open_display)
+            with recording as (recorder, show):
                 if told:
                     show.message(told)
                 return _Run(plan, recorder, show).run()
 
 
-def _end(config: StudyConfig, finished: StudyResults, open_display: OpenDisplay) -> StudyResults:
+def _end(
+    config: StudyConfig, finished: StudyResults, mirror: Mirror, open_display: OpenDisplay
+) -> StudyResults:
     """What a study that has finished could not: its report, and to tell MLflow the rest."""
     with only_driver(config.folder), log_file(config.folder):
         try:
             settled = as_packed(config, config.folder)
-            with _recording(settled, connect(config), 1, open_display) as (recorder, display):
+            recording = _recording(settled, connect(config), 1, mirror, open_display)
+            with recording as (recorder, display):
                 if not (config.folder / PAGE).exists():
                     _report(recorder, display, config.folder)
                 recorder.settle(REST_S)
@@ -119,14 +129,17 @@ def _end(config: StudyConfig, finished: StudyResults, open_display: OpenDisplay)
 
 @contextmanager
 def _recording(
-    config: StudyConfig, store: Store, slots: int, open_display: OpenDisplay
+    config: StudyConfig, store: Store, slots: int, mirror: Mirror, open_display: OpenDisplay
 ) -> Generator[tuple[Recorder, Display]]:
     """A recorder of the study as it stands, whose lines are sent to the store in this block."""
     with Spool(config.folder / SPOOL) as spool:
+        if config.bucket is not None:
+            spool.released = 0  # until they are kept: the next driver would tell of them once more
+        mirror.keep()  # the name by which the store knows the study
         results = open_results(config, store, spool)
         ended = [row for row in results.of("trial") if row.state != "running"]
         with open_display(slots, ended) as display, Writer(spool, Tracker(store)) as writer:
-            yield Recorder(config, results, writer, display), display
+            yield Recorder(config, results, writer, display, mirror), display
 
 
 def _report(recorder: Recorder, watcher: Watcher, folder: Path) -> None:
@@ -208,7 +221,7 @@ def _teacher_weights(plan: StudyPlan) -> Path | None:
     if config.teacher.checkpoint is not None:
         return Path(config.teacher.checkpoint)
     key = tasks.teacher_key(config.teacher_training(), plan.data)
-    return Path(config.storage.path) / "teachers" / f"{key}.safetensors"
+    return config.teachers / f"{key}.safetensors"
 
 
 def _trial_dirname(trial: Trial) -> str:

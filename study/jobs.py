@@ -10,6 +10,7 @@ from typing import Any, Literal
 from study.config import StudyConfig
 from study.results import Role, TrialRow, Value
 from trainable.config import TrialConfig
+from trainable.places import within
 from trainable.plan import Decomposition
 
 
@@ -55,10 +56,18 @@ class Job:
                 return study.trial(self.sample)
 
     def folder(self, study: StudyConfig) -> Path:
-        """Its own folder."""
-        if self.role in ("teacher", "baseline"):
-            return study.folder / self.role
-        return study.folder / f"{self.role}s" / f"{self.number:04d}"
+        """Its own folder, on this node."""
+        return study.folder / self._name
+
+    def bucket(self, study: StudyConfig) -> str | None:
+        """URI of its own part of the study's bucket, if that has one."""
+        return None if study.bucket is None else within(study.bucket, self._name)
+
+    @property
+    def _name(self) -> str:
+        """Of its folder in the study's."""
+        is_only = self.role in ("teacher", "baseline")
+        return self.role if is_only else f"{self.role}s/{self.number:04d}"
 
     def shown_params(self) -> dict[str, Value]:
         """The sampled values, and a sampled decomposition also as `distill.k` and `distill.n`."""

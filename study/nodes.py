@@ -18,7 +18,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import study
 import trainable
+from study.cluster import uses_torch_trainer
+from study.config import StudyConfig
+from trainable.bucket import Bucket, BucketError
 from trainable.errors import ConfigError, Problem
+from trainable.places import is_bucket
 
 _PATIENCE_S = 120.0
 """How long a node may take to start a process that answers."""
@@ -33,7 +37,7 @@ class Node:
     sees_storage: bool = True
 
 
-def check_nodes(storage: Path) -> None:
+def check_nodes(config: StudyConfig) -> None:
     """ConfigError names the nodes of the cluster that are not as the driver's, and what they have.
 
     Asks every node that is alive, the head included, with a task that reserves nothing. A cluster of one
@@ -42,16 +46,20 @@ def check_nodes(storage: Path) -> None:
     alive = [node for node in ray.nodes() if node["Alive"]]
     if len(alive) == 1:
         return
+    storage = config.storage.path
     with _mark_in(storage) as mark:
         ask = ray.remote(num_cpus=0)(_asking())
         answers = {
             node["NodeManagerAddress"] + " " + node["NodeID"][:6]: ask.options(
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            ).remote(mark)
+            ).remote(storage, mark)
             for node in alive
         }
         nodes = [_answer(name, reference) for name, reference in answers.items()]
-    if problems := problems_of_nodes(versions_here(), nodes, storage):
+    problems = problems_of_nodes(versions_here(), nodes, storage)
+    if config.bucket is not None and uses_torch_trainer(config):
+        problems.append(_workers_apart(config))
+    if problems:
         raise ConfigError(problems)
 
 
@@ -77,7 +85,7 @@ def kd_study_version() -> str:
         return "uninstalled"
 
 
-def problems_of_nodes(here: Mapping[str, str], nodes: list[Node], storage: Path) -> list[Problem]:
+def problems_of_nodes(here: Mapping[str, str], nodes: list[Node], storage: str) -> list[Problem]:
     """What is wrong with the nodes, beside a driver with these versions."""
     found: list[Problem] = []
     differing = {node.name: _differing(here, node.versions) for node in nodes}
@@ -88,29 +96,48 @@ def problems_of_nodes(here: Mapping[str, str], nodes: list[Node], storage: Path)
             Problem("cluster", rule, "install the same on all nodes", "; ".join(sorted(others)))
         )
     if blind := sorted(node.name for node in nodes if not node.sees_storage):
-        rule = f"must be a folder that all nodes share, which is not seen on {', '.join(blind)}"
-        remedy = "mount a shared file system at the same place on all of them, or choose another"
-        found.append(Problem("storage.path", rule, remedy, repr(str(storage))))
+        found.append(_not_seen(storage, ", ".join(blind)))
     return found
+
+
+def _not_seen(storage: str, blind: str) -> Problem:
+    if is_bucket(storage):
+        rule = f"must be a bucket that all nodes may use, which cannot be read on {blind}"
+        remedy = "give these nodes its address and credentials before `ray start`"
+    else:
+        rule = f"must be a folder that all nodes share, which is not seen on {blind}"
+        remedy = "mount a shared file system at the same place on all of them, or choose another"
+    return Problem("storage.path", rule, remedy, repr(storage))
+
+
+def _workers_apart(config: StudyConfig) -> Problem:
+    """Workers of one trial read each other's files, and Ray may place them on several nodes."""
+    rule = "must be inline on a cluster of several nodes where storage.path is a bucket"
+    remedy = "set train.workers: 1, or choose a folder that all nodes share"
+    return Problem("train.launcher", rule, remedy, repr(config.train.launcher))
 
 
 def _differing(here: Mapping[str, str], there: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {value}" for name, value in there.items() if here.get(name) != value)
 
 
-def _asking() -> Callable[[str | None], tuple[dict[str, str], bool]]:
+def sees(storage: str, mark: str) -> bool:
+    """Whether this node finds a file in a folder or a bucket."""
+    try:
+        return Bucket(storage, patience_s=0).read(mark) is not None
+    except BucketError:
+        return False
+
+
+def _asking() -> Callable[[str, str | None], tuple[dict[str, str], bool]]:
     """A function within a function travels as code, also to a node without kd-study."""
 
-    def ask(mark: str | None) -> tuple[dict[str, str], bool]:
-        from pathlib import Path
-
-        sees = mark is None or Path(mark).exists()
+    def ask(storage: str, mark: str | None) -> tuple[dict[str, str], bool]:
         try:
-            from study.nodes import versions_here
-
-            return versions_here(), sees
+            from study.nodes import sees, versions_here
         except ImportError as error:
-            return {"kd-study": f"that cannot be imported ({error})"}, sees
+            return {"kd-study": f"that cannot be imported ({error})"}, True
+        return versions_here(), mark is None or sees(storage, mark)
 
     return ask
 
@@ -125,20 +152,19 @@ def _answer(name: str, reference: ray.ObjectRef[tuple[dict[str, str], bool]]) ->
 
 
 @contextmanager
-def _mark_in(storage: Path) -> Generator[str | None]:
-    """A file that whoever shares the folder sees; None if it cannot be written, which is said elsewhere."""
-    mark = storage / f".seen-{uuid4().hex}"
+def _mark_in(storage: str) -> Generator[str | None]:
+    """A file that whoever shares the storage sees; None if it cannot be written, which is said elsewhere."""
+    place, name = Bucket(storage, patience_s=0), f".seen-{uuid4().hex}"
     try:
-        storage.mkdir(parents=True, exist_ok=True)
-        mark.touch()
-    except OSError:
+        place.put(name, b"")
+    except BucketError:
         yield None
         return
     try:
-        yield str(mark)
+        yield name
     finally:
-        with suppress(OSError):
-            mark.unlink()
+        with suppress(BucketError):
+            place.remove(name)
 
 
 @cache

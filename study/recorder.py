@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,9 +16,11 @@ from study import telling
 from study.config import StudyConfig
 from study.curves import add_epoch, read_curve
 from study.entries import Entry, Line
-from study.folder import LOG, SPOOL
+from study.folder import LOG
 from study.jobs import Job, decomposition_params
+from study.mirror import Mirror
 from study.results import LEDGER, Role, State, StudyResults, TrialRow, Value, save_results
+from study.spool import SPOOL
 from study.writer import Remains
 from trainable import records, tasks
 from trainable.records import EpochRecord, Finding
@@ -52,6 +55,7 @@ class Outlet(Protocol):
     @property
     def last_number(self) -> int: ...
     def add(self, line: Line) -> None: ...
+    def release(self, number: int) -> None: ...
     def drain(self, patience_s: float) -> Remains: ...
 
 
@@ -59,9 +63,15 @@ class Recorder:
     """Keeps the ledger of one study, tells MLflow by its `outlet`, and tells the watcher."""
 
     def __init__(
-        self, config: StudyConfig, results: StudyResults, outlet: Outlet, watcher: Watcher
+        self,
+        config: StudyConfig,
+        results: StudyResults,
+        outlet: Outlet,
+        watcher: Watcher,
+        mirror: Mirror,
     ) -> None:
         self._config, self._outlet, self._watcher = config, outlet, watcher
+        self._mirror = mirror
         self.results = results
         self._started: dict[tuple[Role, int], float] = {}
         self._tested: set[tuple[Role, int]] = set()
@@ -115,6 +125,7 @@ class Recorder:
             row = known.model_copy(update={"state": "running", "error": None, "findings": None})
             told = telling.trial_goes_on(row, _now_ms())
         self._put(row, told)
+        self.keep()
         self._watcher.trial_started(row)
 
     def reported(self, job: Job, record: EpochRecord, epochs: int) -> None:
@@ -123,18 +134,41 @@ class Recorder:
         if record.epoch <= row.epochs:
             return  # replayed after a restart from an older checkpoint
         add_epoch(Path(row.directory), record)
-        self._watcher.epoch(self._take_in(job, record), record, epochs)
+        row = self._take_in(job, record)
+        if self._config.storage.optuna is not None:
+            self.keep()  # that database may be told next that the trial has ended
+        self._watcher.epoch(row, record, epochs)
 
     def look_around(self) -> None:
-        """See which running trials found no memory beside others, and began again."""
+        """See which running trials found no memory beside others, and began again; keep what is new."""
         for row in self.results.rows:
             if row.state == "running":
                 self._take_in_notes(row)
+        self._mirror.keep_soon(self._release())
+
+    def keep(self) -> None:
+        """Returns when a driver on another machine would find all that was told until now."""
+        self._mirror.keep(self._release())
+
+    def bring(self, path: Path) -> Path:
+        """A file of the study, which another node may have made."""
+        self._mirror.bring(path)
+        return path
+
+    def give(self, path: Path) -> None:
+        """A file that other nodes are to have, too."""
+        self._mirror.give(path)
+
+    def _release(self) -> Callable[[], None]:
+        """What was told until now may be sent to MLflow."""
+        return partial(self._outlet.release, self._outlet.last_number)
 
     def ended(self, job: Job, state: State, error: str | None = None) -> None:
         """A job is over, one whose process died as it began, too."""
         if self.row(job) is None:
             self.started(job)
+        for name in (records.NOTES, records.STATISTICS):
+            self.bring(job.folder(self._config) / name)
         self._take_in_notes(self._known(job))
         row = self._known(job)
         update = {
@@ -173,7 +207,8 @@ class Recorder:
 
     def keep_artifacts(self, job: Job, weights: Path, config_text: str) -> None:
         """Keep a job's weights and config with its MLflow run."""
-        self._save(self.results, telling.trial_kept(self._known(job), weights, config_text))
+        told = telling.trial_kept(self._known(job), self.bring(weights), config_text)
+        self._save(self.results, told)
 
     def keep_report(self, page: Path) -> None:
         """Keep the study's report with its parent run."""
@@ -197,6 +232,7 @@ class Recorder:
     def settle(self, patience_s: float = _PATIENCE_S) -> None:
         """Wait for MLflow to take the rest, and say it if it does not; Ctrl-C ends the waiting."""
         self._hand_over()
+        self.keep()
         remains = self._outlet.drain(_SOON_S)
         if remains.unsent:
             self._watcher.phase(f"waiting up to {patience_s:g} s for MLflow")

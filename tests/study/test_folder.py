@@ -13,7 +13,6 @@ import pytest
 from study.config import RESOLVED, StudyConfig, parse_config
 from study.folder import (
     LOG,
-    SPOOL,
     check_same_study,
     connect,
     has_unsent,
@@ -24,7 +23,7 @@ from study.folder import (
     open_results,
 )
 from study.results import LEDGER, StudyResults, load_results, save_results
-from study.spool import Spool
+from study.spool import SPOOL, Spool
 from trainable.errors import ConfigError
 
 

@@ -13,7 +13,7 @@ from study.nodes import Node, problems_of_nodes, versions_here
 from tests.integration.jobs import OUTSIDE
 
 HERE = {"python": "3.11.7", "ray": "2.60.0", "torch": "2.11.0", "kd-study": "0.1.0 (code 1234)"}
-STORAGE = Path("/shared/runs")
+STORAGE = "/shared/runs"
 CONFIG = """
 study: {{name: s, trials: 1}}
 storage: {{path: {path}}}
