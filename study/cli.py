@@ -49,11 +49,11 @@ _Name = Annotated[str, typer.Argument(metavar="NAME", help="A study's name.")]
 
 
 def _folder(storage: str | Path) -> Path:
-    """The folder of studies; BadParameter where they are kept in a bucket."""
+    """The folder of studies; exits where they are kept in a bucket."""
     if is_uri(str(storage)):
-        raise typer.BadParameter(
-            f"must be a folder, got {str(storage)!r}; of a bucket, `kd-study report` shows a study, and "
-            "`kd-study run CONFIG` goes on with it"
+        _exit_bad(
+            f"--storage: must be a folder, got {str(storage)!r}; of a bucket, `kd-study report` shows a "
+            "study, and `kd-study run CONFIG` goes on with it"
         )
     return Path(storage)
 

@@ -1,11 +1,11 @@
 """What lies where in a bucket of studies, and how it is brought back from there.
 
-NAME/driver.tar.gz          config, ledger, Optuna's journal and spool, all as they were at one moment
-NAME/lease.json             who drives the study; see `study.lease`
-NAME/trials/0003/…          its curve, kept by the driver, and what the trial keeps (`trainable.engine.mirror`)
+NAME/driver.zip                config, ledger, Optuna's journal and spool, all as they were at one moment
+NAME/lease.json                who drives the study; see `study.lease`
+NAME/trials/0003/…             its curve, kept by the driver, and what the trial keeps (`trainable.engine.mirror`)
 NAME/mlflow.db, mlartifacts/   the embedded MLflow store, if it is used: of this study alone
 NAME/report.html, trials.parquet
-teachers/…                  the weights of teachers that studies have trained
+teachers/…                     the weights of teachers that studies have trained
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from __future__ import annotations
 import io
 import shutil
 import sqlite3
-import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from uuid import uuid4
+from zipfile import ZipFile
 
 from study.config import StudyConfig
 from study.curves import CURVE
@@ -29,7 +29,7 @@ from trainable.bucket import Bucket, BucketError
 from trainable.errors import ConfigError, InputError, Problem, input_error
 from trainable.places import BUCKETS, is_bucket, working_folder
 
-STATE = "driver.tar.gz"
+STATE = "driver.zip"
 ROOT = "root"
 """In `STATE`: the absolute path that the driver's places began with."""
 STORE, ARTIFACTS = "mlflow.db", "mlartifacts"
@@ -41,13 +41,13 @@ def check_bucket(uri: str) -> None:
     """ConfigError unless files can be written to the bucket, and read there."""
     bucket, name = Bucket(uri, patience_s=0), f".seen-{uuid4().hex}"
     try:
-        bucket.put(name, b"")
+        bucket.put(name, name.encode())
         found = bucket.read(name)
         bucket.remove(name)
     except BucketError as error:
         raise _unusable(uri, str(error)) from error
-    if found is None:
-        raise _unusable(uri, "what was written there is not found")
+    if found != name.encode():
+        raise _unusable(uri, "what was written there is not what is read")
 
 
 def bring(config: StudyConfig, path: Path) -> None:
@@ -64,8 +64,8 @@ def bring_back(bucket: Bucket, study: str, root: Path) -> bool:
     state = bucket.read(f"{study}/{STATE}")
     if state is None:
         return False
-    with tarfile.open(fileobj=io.BytesIO(state)) as archive:
-        archive.extractall(folder, filter="data")
+    with ZipFile(io.BytesIO(state)) as archive:
+        archive.extractall(folder)
     beside = [name for name in bucket.names(study) if is_beside(Path(name).relative_to(study))]
     with ThreadPoolExecutor(_AT_A_TIME) as pool:
         list(pool.map(lambda name: bucket.fetch(name, root / name), beside))
@@ -90,7 +90,7 @@ def looked_at(uri: str, study: str) -> Path:
     bucket = Bucket(uri, patience_s=0)
     try:
         if not bring_back(bucket, study, root):
-            rule, remedy = "must hold the study", "check its name and the prefix"
+            rule, remedy = "must hold the study", "check its name, the bucket and the prefix"
             raise input_error(InputError, uri, rule, remedy, study)
         winner = load_results(root / study / LEDGER).winner
         if winner is not None:

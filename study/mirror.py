@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import io
 import sqlite3
-import tarfile
 import tempfile
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Protocol
+from zipfile import ZIP_DEFLATED, ZipFile
 
 from study.config import StudyConfig
 from study.curves import CURVE
@@ -227,9 +227,7 @@ def _files_beside(folder: Path) -> Iterator[Path]:
 
 def _packed(files: Mapping[str, bytes], root: Path) -> bytes:
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=1) as archive:
+    with ZipFile(buffer, "w", ZIP_DEFLATED, compresslevel=1) as archive:
         for name, content in {**files, ROOT: str(root).encode()}.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
+            archive.writestr(name, content)
     return buffer.getvalue()

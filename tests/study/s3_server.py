@@ -24,9 +24,9 @@ BUCKET = "kd-study-tests"
 
 
 @contextmanager
-def running_s3(folder: Path) -> Generator[S3Server]:
-    """A server with one empty bucket that runs in this block."""
-    server = S3Server(folder)
+def running_s3(folder: Path, *, knows_nobody: bool = False) -> Generator[S3Server]:
+    """A server with one empty bucket that runs in this block; it may refuse whatever credentials it is given."""
+    server = S3Server(folder, knows_nobody=knows_nobody)
     try:
         server.start()
         yield server
@@ -37,7 +37,11 @@ def running_s3(folder: Path) -> Generator[S3Server]:
 class S3Server:
     """A process that keeps objects in memory, and a port that leads there unless it is cut."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, knows_nobody: bool) -> None:
+        # After the first request, which makes the bucket, moto looks for the users that it has.
+        self._environment = os.environ | (
+            {"INITIAL_NO_AUTH_ACTION_COUNT": "1"} if knows_nobody else {}
+        )
         self._log, self._port, self._front = folder / "s3.log", free_port(), free_port()
         self._process: subprocess.Popen[bytes] | None = None
         self._listener: socket.socket | None = None
@@ -56,7 +60,11 @@ class S3Server:
         command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self._port)]
         with self._log.open("ab") as out:
             self._process = subprocess.Popen(
-                command, stdout=out, stderr=out, start_new_session=True
+                command,
+                env=self._environment,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
             )
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline and self._process.poll() is None:
@@ -80,6 +88,7 @@ class S3Server:
     def cut(self) -> None:
         """From now on connections are refused, and those that there are end."""
         if self._listener is not None:
+            self._listener.shutdown(socket.SHUT_RDWR)  # who waits there for connections ends
             self._listener.close()
             self._listener = None
         for end in list(self._open):

@@ -107,7 +107,7 @@ def test_what_waits_for_it_comes_after_it_is_kept(
     monkeypatch.setattr(Bucket, "put", putting)
     (folder / "report.html").write_text("page")
     mirror.keep(lambda: happened.append("then"))
-    assert happened == ["s/report.html", "s/driver.tar.gz", "then"]
+    assert happened == ["s/report.html", "s/driver.zip", "then"]
     mirror.keep(lambda: happened.append("then"))  # nothing is new
     assert happened[3:] == ["then"]
 
@@ -146,7 +146,7 @@ def test_a_driver_that_lost_its_study_keeps_nothing_more(
     with BucketMirror(bucket, folder, lease) as mirror:
         (folder / "a.json").write_text("1")
         mirror.keep()
-        kept = bucket.read("s/driver.tar.gz")
+        kept = bucket.read("s/driver.zip")
         bucket.remove("s/lease.json")
         Lease(bucket, "s").take()
         (folder / "a.json").write_text("2")
@@ -154,7 +154,7 @@ def test_a_driver_that_lost_its_study_keeps_nothing_more(
             mirror.keep()
         with pytest.raises(KeepingError, match="the same command goes on from what is kept"):
             mirror.keep_soon(lambda: None)
-    assert bucket.read("s/driver.tar.gz") == kept
+    assert bucket.read("s/driver.zip") == kept
     assert bucket.read("s/lease.json") is not None  # the other's
 
 

@@ -65,6 +65,15 @@ def test_a_folder_that_is_not_shared_is_named_with_the_nodes_that_do_not_see_it(
     )
 
 
+def test_a_bucket_that_a_node_cannot_read_is_named_with_the_node() -> None:
+    nodes = [Node("a", HERE), Node("b", HERE, sees_storage=False)]
+    (problem,) = problems_of_nodes(HERE, nodes, "s3://bucket/prefix")
+    assert str(problem) == (
+        "storage.path: must be a bucket that all nodes may use, which cannot be read on b, got "
+        "'s3://bucket/prefix'; give these nodes its address and credentials before `ray start`"
+    )
+
+
 def train_on_two_nodes(folder: Path, second: Path) -> subprocess.CompletedProcess[str]:
     """`kd-study train` on a cluster whose second node finds this folder's packages first."""
     path = folder / "config.yaml"
