@@ -115,7 +115,8 @@ class BucketMirror:
 
     def __exit__(self, *error: object) -> None:
         try:
-            if self._failure is None:
+            # Who has kept nothing may have brought back half of what there is.
+            if self._failure is None and self._asked:
                 self.keep()
         finally:
             with self._changed:

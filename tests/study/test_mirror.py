@@ -158,6 +158,17 @@ def test_a_driver_that_lost_its_study_keeps_nothing_more(
     assert bucket.read("s/lease.json") is not None  # the other's
 
 
+def test_a_driver_that_could_not_bring_all_back_leaves_it_as_it_is(
+    bucket: Bucket, folder: Path
+) -> None:
+    bucket.put("s/driver.zip", b"as it was")
+    lease = Lease(bucket, "s")
+    lease.take()
+    with BucketMirror(bucket, folder, lease):
+        (folder / "config.yaml").write_text("half")
+    assert bucket.read("s/driver.zip") == b"as it was"
+
+
 def test_a_driver_that_waits_for_a_long_epoch_still_renews_its_lease(
     bucket: Bucket, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

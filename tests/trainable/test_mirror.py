@@ -58,6 +58,16 @@ def test_what_one_node_keeps_another_has(
     assert snapshot.shared["at"] == 30
 
 
+def test_a_note_is_kept_before_there_is_a_checkpoint(bucket: Bucket, tmp_path: Path) -> None:
+    one, other = Node(tmp_path / "one", bucket), Node(tmp_path / "other", bucket)
+    one.folder.mkdir()
+    (one.folder / NOTES).write_text("no memory")
+    one.mirror.fetch()
+    one.mirror.keep()
+    other.mirror.fetch()
+    assert other.files() == one.files() == {NOTES: b"no memory"}
+
+
 def test_what_a_node_has_from_before_gives_way(
     student: BlockNetwork, bucket: Bucket, tmp_path: Path
 ) -> None:

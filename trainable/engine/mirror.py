@@ -61,9 +61,8 @@ class Mirror:
         for checkpoint in here:
             if not self._is_the_same(checkpoint):
                 self._keep_checkpoint(checkpoint)
-        best = here[-1] / BEST
-        if best.exists():
-            bucket.copy(f"{CHECKPOINTS}/{best.parent.name}/{BEST}", BEST)
+        if here and (here[-1] / BEST).exists():
+            bucket.copy(f"{CHECKPOINTS}/{here[-1].name}/{BEST}", BEST)
         for name in (STATISTICS, NOTES):
             if (self._folder / name).exists():
                 bucket.put(name, self._folder / name)

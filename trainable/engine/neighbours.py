@@ -23,6 +23,7 @@ from typing import TextIO
 import torch
 
 from trainable.engine.loop import Report, TrialTask, run
+from trainable.engine.mirror import mirror_of
 from trainable.errors import OutOfMemoryError
 from trainable.records import NOTES
 
@@ -71,6 +72,7 @@ def run_on(gpu: SharedGpu | None, task: TrialTask, report: Report, device: torch
     if reason is None:
         return
     _note(task.folder, reason)
+    mirror_of(task.folder, task.bucket).keep()
     with gpu.alone(), _leaving_nothing():
         run(task, report, device)
 
