@@ -9,7 +9,7 @@ CONFIG ?= configs/quickstart.yaml
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(firstword $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	"$$p" -c '$(NEW_ENOUGH)' 2>/dev/null && echo "$$p"; done))
-FAST := not (slow or chaos or browser or service or gpu)
+NOT_FAST := slow or chaos or browser or service or gpu
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -22,11 +22,11 @@ study: $(VENV)/.run ## Run the quickstart study (or CONFIG=path/to/study.yaml)
 	$(BIN)/kd-study run $(CONFIG)
 
 test: check ## Check, then run the fast tests, and see that a step is no slower
-	$(BIN)/pytest -m '$(FAST)' --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -m 'not ($(NOT_FAST))' --numprocesses 2 --dist loadfile --no-loadscope-reorder
 	$(BIN)/python benchmarks/check.py
 
-test-all: check ## Check, then run every test (those for a GPU skip without one)
-	$(BIN)/pytest
+test-all: test ## The same, then all other tests (those for a GPU skip without one)
+	$(BIN)/pytest -m '$(NOT_FAST)'
 
 golden: $(VENV)/.dev ## Write the numbers of the golden runs anew (after a change that is meant to change them)
 	$(BIN)/python tests/trainable/test_golden.py

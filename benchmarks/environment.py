@@ -8,6 +8,7 @@ import json
 import os
 import platform
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -24,7 +25,9 @@ def environment() -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "python": platform.python_version(),
         "cuda": torch.version.cuda,
-        "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "packages": {
+            name: importlib.metadata.version(name) for name in _PACKAGES if find_spec(name)
+        },
     }
 
 

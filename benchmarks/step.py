@@ -237,8 +237,10 @@ def run(
     command.add_argument("--profile", action="store_true", help="where the last form's time goes")
     options = command.parse_args()
     apply_settings(config_of(options.precision, options.batches[0], torch.get_num_threads()))
-    found = {str(batch): measured(options, batch, forms) for batch in options.batches}
-    keep(options, benchmark, batches=found)
+    found: dict[str, Any] = {}
+    for batch in options.batches:
+        found[str(batch)] = measured(options, batch, forms)
+        keep(options, benchmark, batches=found)
 
 
 def parser(description: str | None = __doc__) -> argparse.ArgumentParser:

@@ -15,13 +15,12 @@ import optuna
 
 from study.config import StudyConfig
 from study.jobs import Job
+from study.leftovers import KEPT_TRIALS, Leftovers
 from study.recorder import Recorder, Watcher
 from study.search import Step, ended_states, prune_unfinished
 from study.yaml import dump_yaml
 from trainable import tasks
 
-KEPT_TRIALS = 3
-"""Best trials whose weights and config are kept as artifacts of their MLflow runs."""
 _TEACHER, _BASELINE = Job("teacher"), Job("baseline")
 
 
@@ -57,13 +56,24 @@ class Agenda:
         without a clock.
         """
         self._begun, self._to_be_tested = [], []
+        leftovers = self._leftovers()
+        for step in self._all_steps(clock):
+            leftovers.clear(self._recorder.results)
+            yield step
+        # Once more from the start: a process that was killed may have written until just now.
+        self._leftovers().clear(self._recorder.results)
+        self.is_over = True
+
+    def _all_steps(self, clock: Clock | None) -> Iterator[Step]:
         yield from self._references()
         if not self._lacks_teacher:
             yield from self._students(clock)
         yield from self._until_all_ended()
         if not self._lacks_teacher:
             yield from self._tests()
-        self.is_over = True
+
+    def _leftovers(self) -> Leftovers:
+        return Leftovers(self._study, self._weights, self._recorder.mirror)
 
     @property
     def _lacks_teacher(self) -> bool:
@@ -82,9 +92,9 @@ class Agenda:
             if self._is_complete(_TEACHER):
                 assert self._weights is not None
                 folder = _TEACHER.folder(self._config)
-                self._recorder.bring(tasks.best_weights(folder))
+                self._recorder.mirror.bring(tasks.best_weights(folder))
                 tasks.keep_teacher(folder, self._weights)
-                self._recorder.give(self._weights)
+                self._recorder.mirror.give(self._weights)
         elif self._weights is not None and not self._is_complete(_TEACHER):
             self._recorder.started(_TEACHER)
             yield from self._begin(replace(_TEACHER, split="val"))

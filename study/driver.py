@@ -190,8 +190,9 @@ class _Run:
             self._must_be_complete(Job("teacher"))
 
     def _tune(self, steps: Iterator[Step], study: optuna.Study | None, stop: Stop) -> None:
+        search = StudySearch(self._config, study, steps)
         how = TuneConfig(
-            search_alg=StudySearch(self._config, study, steps),
+            search_alg=search,
             scheduler=build_scheduler(self._config, ended_curves(study) if study else {}),
             num_samples=-1,
             max_concurrent_trials=self._plan.concurrency,
@@ -199,7 +200,7 @@ class _Run:
             trial_dirname_creator=_trial_dirname,
         )
         try:
-            run_tune(self._config, self._teacher_weights, how, stop, self._recorder)
+            run_tune(self._config, self._teacher_weights, search, how, stop, self._recorder)
         except ScoringError as error:
             raise StudyFailedError(str(error)) from None
         if stop.reason == "interrupted":

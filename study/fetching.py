@@ -24,7 +24,7 @@ from study.curves import CURVE
 from study.report.links import PAGE
 from study.report.trials_file import TRIALS
 from study.results import LEDGER, load_results
-from study.spool import FILES, files_to_send
+from study.spool import files_to_send
 from trainable.bucket import Bucket, BucketError
 from trainable.errors import ConfigError, InputError, Problem, input_error
 from trainable.places import BUCKETS, is_bucket, working_folder
@@ -64,12 +64,11 @@ def bring_back(bucket: Bucket, study: str, root: Path) -> bool:
     state = bucket.read(f"{study}/{STATE}")
     if state is None:
         return False
-    with ZipFile(io.BytesIO(state)) as archive:
-        archive.extractall(folder)
+    before = _extract(state, folder)
     beside = [name for name in bucket.names(study) if is_beside(Path(name).relative_to(study))]
     with ThreadPoolExecutor(_AT_A_TIME) as pool:
         list(pool.map(lambda name: bucket.fetch(name, root / name), beside))
-    _move(folder, Path((folder / ROOT).read_text(encoding="utf-8")), root)
+    _move_store(folder / STORE, before, root)
     for path in files_to_send(folder):
         if not path.exists() and path.is_relative_to(root):
             bucket.fetch(str(path.relative_to(root)), path)
@@ -89,7 +88,8 @@ def looked_at(uri: str, study: str) -> Path:
     root = working.parent.with_name("looked-at") / working.name
     bucket = Bucket(uri, patience_s=0)
     try:
-        if not bring_back(bucket, study, root):
+        found = bring_back(bucket, study, root)
+        if not found or not (root / study / LEDGER).exists():  # it may just begin
             rule, remedy = "must hold the study", "check its name, the bucket and the prefix"
             raise input_error(InputError, uri, rule, remedy, study)
         winner = load_results(root / study / LEDGER).winner
@@ -114,20 +114,24 @@ def _unusable(uri: str, reason: str) -> ConfigError:
     return ConfigError([Problem("storage.path", rule, remedy, repr(uri))])
 
 
-def _move(folder: Path, before: Path, root: Path) -> None:
-    """Have absolute paths mean this node, where its cache lies elsewhere than that of the driver before."""
-    (folder / ROOT).unlink()
-    if before == root:
+def _extract(state: bytes, folder: Path) -> Path:
+    """Write the files of a driver, with its places in this folder; the root of all studies where it was at work."""
+    with ZipFile(io.BytesIO(state)) as archive:
+        before, root = archive.read(ROOT), str(folder.parent).encode()
+        for name in archive.namelist():
+            if name != ROOT:
+                path = folder / name
+                path.parent.mkdir(exist_ok=True)
+                path.write_bytes(archive.read(name).replace(before, root))
+    return Path(before.decode())
+
+
+def _move_store(path: Path, before: Path, root: Path) -> None:
+    """Have the embedded store's artifacts lie under this root."""
+    if before == root or not path.exists():
         return
-    for name in (LEDGER, *FILES):
-        path = folder / name
-        if path.exists():
-            path.write_text(
-                path.read_text(encoding="utf-8").replace(str(before), str(root)), "utf-8"
-            )
-    if (folder / STORE).exists():
-        with closing(sqlite3.connect(folder / STORE)) as store:
-            for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
-                text = f"UPDATE {table} SET {column} = replace({column}, ?, ?)"
-                store.execute(text, (before.as_uri(), root.as_uri()))
-            store.commit()
+    with closing(sqlite3.connect(path)) as store:
+        for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
+            text = f"UPDATE {table} SET {column} = replace({column}, ?, ?)"
+            store.execute(text, (before.as_uri(), root.as_uri()))
+        store.commit()

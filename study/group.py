@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Any
 
 import ray
-from ray.train import RunConfig, ScalingConfig, WorkerGroupError
+from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from study.cluster import worker_resources
@@ -46,7 +46,10 @@ class WorkerGroup:
                 resources_per_worker=worker_resources(config),
             ),
             run_config=RunConfig(
-                name=uuid.uuid4().hex[:8], storage_path=str(config.folder / "ray" / "workers")
+                name=uuid.uuid4().hex[:8],
+                storage_path=str(config.folder / "ray" / "workers"),
+                # A group that Train began anew would not know where at the desk it was.
+                failure_config=FailureConfig(max_failures=0, max_preemption_failures=0),
             ),
         )
         self._error: Exception | None = None

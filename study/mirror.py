@@ -15,6 +15,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 from zipfile import ZIP_DEFLATED, ZipFile
@@ -26,6 +27,7 @@ from study.lease import RENEWED_S, Lease
 from study.report.links import PAGE
 from study.report.trials_file import TRIALS
 from study.spool import FILES
+from trainable import tasks
 from trainable.bucket import Bucket
 from trainable.errors import KdStudyError
 
@@ -59,6 +61,10 @@ class Mirror(Protocol):
         """Keep a file that is not the driver's own."""
         ...
 
+    def forget(self, trial: Path, *, keep_best: bool) -> None:
+        """A trial that is over needs no checkpoint there any more, nor its best student unless that is to stay."""
+        ...
+
 
 class NoMirror:
     """Of a folder that all nodes see: what is written there is kept, and nothing waits for it."""
@@ -73,6 +79,9 @@ class NoMirror:
         pass
 
     def give(self, path: Path) -> None:
+        pass
+
+    def forget(self, trial: Path, *, keep_best: bool) -> None:
         pass
 
 
@@ -94,6 +103,17 @@ def mirrored(config: StudyConfig) -> Generator[Mirror]:
         yield mirror
 
 
+@dataclass(frozen=True)
+class _Wish:
+    """What is to be kept, and what comes after it."""
+
+    files: Mapping[str, bytes]
+    """By name in the study's folder."""
+    then: Then
+    over: Mapping[Path, bool]
+    """Trials to be forgotten, and whether their best students stay."""
+
+
 class BucketMirror:
     """A thread that keeps what the driver has in a bucket, and renews its lease, while it is entered."""
 
@@ -101,12 +121,14 @@ class BucketMirror:
         """`folder` is called like the study."""
         self._bucket, self._folder, self._lease = bucket, folder, lease
         self._changed = threading.Condition()
-        self._waiting: tuple[Mapping[str, bytes], Then] | None = None
+        self._waiting: _Wish | None = None
         self._asked = self._kept = 0
         self._is_over = False
         self._failure: Exception | None = None
         self._last: Mapping[str, bytes] = {}
         self._beside: dict[Path, tuple[int, int]] = {}
+        self._forgotten: dict[Path, bool] = {}
+        """Trials to be forgotten, and whether their best students stay."""
         self._thread = threading.Thread(target=self._live, name="mirror", daemon=True)
 
     def __enter__(self) -> BucketMirror:
@@ -145,11 +167,18 @@ class BucketMirror:
     def give(self, path: Path) -> None:
         self._bucket.put(self._name(path), path)
 
+    def forget(self, trial: Path, *, keep_best: bool) -> None:
+        """Not before it is kept that the trial is over: the next driver would begin it anew."""
+        self._forgotten[trial] = keep_best
+
     def _ask(self, then: Then) -> int:
         """Have the files as they are now kept; the driver must not be writing them. The number of the wish."""
         files = _driver_files(self._folder)
         with self._changed:
-            self._waiting = files, then  # a later one has all that an earlier one has
+            over = self._waiting.over if self._waiting is not None else {}
+            # A later wish has all that an earlier one has.
+            self._waiting = _Wish(files, then, {**over, **self._forgotten})
+            self._forgotten = {}
             self._asked += 1
             self._changed.notify_all()
             return self._asked
@@ -166,7 +195,7 @@ class BucketMirror:
                         return
                 self._lease.renew()
                 if wish is not None:
-                    self._keep(*wish)
+                    self._keep(wish)
                 with self._changed:
                     self._kept = number
                     self._changed.notify_all()
@@ -175,14 +204,16 @@ class BucketMirror:
                 self._failure = error
                 self._changed.notify_all()
 
-    def _keep(self, files: Mapping[str, bytes], then: Then) -> None:
+    def _keep(self, wish: _Wish) -> None:
         """What the state speaks of is kept before it: the store has all that the spool has sent."""
-        if files != self._last:
+        if (files := wish.files) != self._last:
             for path in filter(self._has_changed, _files_beside(self._folder)):
                 self._keep_beside(path)
             self._bucket.put(self._name(self._folder / STATE), _packed(files, self._folder.parent))
             self._last = files
-        then()
+        wish.then()
+        for trial, keep_best in wish.over.items():
+            tasks.clear_kept(self._bucket, self._name(trial), keep_best=keep_best)
 
     def _keep_beside(self, path: Path) -> None:
         if path.name != STORE:

@@ -1,4 +1,4 @@
-"""The nodes of a cluster: whether all of them have the driver's versions, and see the study's folder."""
+"""The nodes of a cluster: whether all of them have the driver's versions and see the study's folder; who is there."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ import trainable
 from study.cluster import uses_torch_trainer
 from study.config import StudyConfig
 from trainable.bucket import Bucket, BucketError
-from trainable.errors import ConfigError, Problem
+from trainable.errors import ConfigError, KdStudyError, Problem
 from trainable.places import is_bucket
 
 _PATIENCE_S = 120.0
@@ -35,6 +35,23 @@ class Node:
     name: str
     versions: Mapping[str, str]
     sees_storage: bool = True
+
+
+class NodeLeavesError(KdStudyError):
+    """The node is about to be taken away: what runs here goes on elsewhere."""
+
+
+def known_nodes() -> dict[str, bool]:
+    """Ids of all nodes that the cluster has or had, and whether they are alive as far as it knows."""
+    return {node["NodeID"]: node["Alive"] for node in ray.nodes()}
+
+
+def must_stay() -> None:
+    """NodeLeavesError if this process's node is being drained: its cloud, or a person, gave notice."""
+    # Ray has no public word for it; its own Ray Train asks the same.
+    draining = ray._private.state.state.get_draining_nodes()  # pyright: ignore
+    if ray.get_runtime_context().get_node_id() in draining:
+        raise NodeLeavesError("the node is being drained")
 
 
 def check_nodes(config: StudyConfig) -> None:

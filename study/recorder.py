@@ -19,7 +19,7 @@ from study.entries import Entry, Line
 from study.folder import LOG
 from study.jobs import Job, decomposition_params
 from study.mirror import Mirror
-from study.results import LEDGER, Role, State, StudyResults, TrialRow, Value, save_results
+from study.results import LEDGER, Ledger, Role, State, StudyResults, TrialRow, Value
 from study.spool import SPOOL
 from study.writer import Remains
 from trainable import records, tasks
@@ -71,8 +71,10 @@ class Recorder:
         mirror: Mirror,
     ) -> None:
         self._config, self._outlet, self._watcher = config, outlet, watcher
-        self._mirror = mirror
+        self.mirror = mirror
+        """Where the study's files are kept beside its folder."""
         self.results = results
+        self._ledger = Ledger(config.folder / LEDGER)
         self._started: dict[tuple[Role, int], float] = {}
         self._tested: set[tuple[Role, int]] = set()
         self._before = results.seconds
@@ -80,8 +82,7 @@ class Recorder:
 
     def row(self, job: Job) -> TrialRow | None:
         """What is known of a job."""
-        found = [r for r in self.results.rows if (r.role, r.number) == (job.role, job.number)]
-        return found[0] if found else None
+        return self.results.row(job.role, job.number)
 
     def take_up(self, ended: Mapping[int, State]) -> None:
         """Begin, or put right what a driver that died left half told.
@@ -128,6 +129,14 @@ class Recorder:
         self.keep()
         self._watcher.trial_started(row)
 
+    def begins_again(self, job: Job, why: str, reason: str) -> None:
+        """A job failed, and is to go on from its last checkpoint."""
+        if self.row(job) is None:  # its process died as it began
+            self.started(job)
+        text = f"{self._known(job).label} goes on from its last checkpoint: {why}"
+        _LOG.warning("%s (%s)", text, reason)
+        self._watcher.message(text)
+
     def reported(self, job: Job, record: EpochRecord, epochs: int) -> None:
         """An epoch of a job ended."""
         row = self._known(job)
@@ -144,20 +153,11 @@ class Recorder:
         for row in self.results.rows:
             if row.state == "running":
                 self._take_in_notes(row)
-        self._mirror.keep_soon(self._release())
+        self.mirror.keep_soon(self._release())
 
     def keep(self) -> None:
         """Returns when a driver on another machine would find all that was told until now."""
-        self._mirror.keep(self._release())
-
-    def bring(self, path: Path) -> Path:
-        """A file of the study, which another node may have made."""
-        self._mirror.bring(path)
-        return path
-
-    def give(self, path: Path) -> None:
-        """A file that other nodes are to have, too."""
-        self._mirror.give(path)
+        self.mirror.keep(self._release())
 
     def _release(self) -> Callable[[], None]:
         """What was told until now may be sent to MLflow."""
@@ -168,7 +168,7 @@ class Recorder:
         if self.row(job) is None:
             self.started(job)
         for name in (records.NOTES, records.STATISTICS):
-            self.bring(job.folder(self._config) / name)
+            self.mirror.bring(job.folder(self._config) / name)
         self._take_in_notes(self._known(job))
         row = self._known(job)
         update = {
@@ -207,8 +207,8 @@ class Recorder:
 
     def keep_artifacts(self, job: Job, weights: Path, config_text: str) -> None:
         """Keep a job's weights and config with its MLflow run."""
-        told = telling.trial_kept(self._known(job), self.bring(weights), config_text)
-        self._save(self.results, told)
+        self.mirror.bring(weights)
+        self._save(self.results, telling.trial_kept(self._known(job), weights, config_text))
 
     def keep_report(self, page: Path) -> None:
         """Keep the study's report with its parent run."""
@@ -238,7 +238,7 @@ class Recorder:
             self._watcher.phase(f"waiting up to {patience_s:g} s for MLflow")
             remains = self._outlet.drain(patience_s - _SOON_S)
         self.results = self.results.with_run_ids(self._outlet.runs)
-        save_results(self.results, self._config.folder / LEDGER)
+        self._ledger.write(self.results)
         if remains.unsent or remains.refused:
             self._watcher.message(_words(remains, self._config.folder))
 
@@ -322,12 +322,12 @@ class Recorder:
     def _save(self, results: StudyResults, told: list[Entry] | None = None) -> None:
         """Write the ledger with what MLflow is told in it, and only then the spool."""
         self._hand_over()  # of a driver, or a call, that was cut short
-        update: dict[str, Any] = {"seconds": self._seconds()}
+        update: dict[str, Any] = {"seconds": self._seconds(), "changes": results.changes + 1}
         if told:
             line = Line(number=self._outlet.last_number + 1, entries=tuple(told))
             update["outbox"] = line
         self.results = results.with_run_ids(self._outlet.runs).model_copy(update=update)
-        save_results(self.results, self._config.folder / LEDGER)
+        self._ledger.add(self.results)
         self._hand_over()
 
     def _hand_over(self) -> None:

@@ -1,7 +1,11 @@
-"""The ledger of a study: every trial with its state, kept in one JSON file in the study's folder.
+"""The ledger of a study: every trial with its state, kept as JSON in the study's folder.
 
-The driver writes it after every change (write, then rename), `kd-study report` reads it, and a
-resumed study starts from it.
+    results.json       all of it, as it was when it was last written whole
+    changes.jsonl      a line for each change since: the study's own figures, and the rows that changed
+
+The driver adds a line after every change, `kd-study report` reads both, and a resumed study starts from
+them. To write all rows at every epoch would cost a study of a thousand trials more than all else that its
+driver does.
 """
 
 from __future__ import annotations
@@ -83,6 +87,8 @@ class StudyResults(BaseModel):
     experiment_id: str | None = None
     """MLflow's, as in the addresses of its pages."""
     parent_run_id: str
+    changes: int = 0
+    """How many there were so far: tells which lines of changes are not in the whole yet."""
     rows: tuple[TrialRow, ...] = ()
     findings: tuple[Finding, ...] = ()
     """What is wrong with the study as a whole."""
@@ -105,11 +111,16 @@ class StudyResults(BaseModel):
         """The best trial, if any is complete."""
         return next(iter(self.best_trials), None)
 
+    def row(self, role: Role, number: int) -> TrialRow | None:
+        """The row of a role and number, if there is one."""
+        at = self._place(role, number)
+        return None if at is None else self.rows[at]
+
     def with_row(self, row: TrialRow) -> StudyResults:
         """These results with `row` in place of the one of its role and number, or added."""
-        rows = {(old.role, old.number): old for old in self.rows}
-        rows[row.role, row.number] = row
-        return self.model_copy(update={"rows": tuple(rows.values())})
+        at = self._place(row.role, row.number)
+        rows = (*self.rows, row) if at is None else (*self.rows[:at], row, *self.rows[at + 1 :])
+        return self.model_copy(update={"rows": rows})
 
     @property
     def run_ids(self) -> dict[str, str]:
@@ -119,16 +130,62 @@ class StudyResults(BaseModel):
 
     def with_run_ids(self, ids: Mapping[str, str]) -> StudyResults:
         """These results with the ids of runs that had none."""
-        if all(row.run_id is not None or row.label not in ids for row in self.rows):
+        named = {
+            at: row.model_copy(update={"run_id": ids[row.label]})
+            for at, row in enumerate(self.rows)
+            if row.run_id is None and row.label in ids
+        }
+        if not named:
             return self
-        rows = [
-            row.model_copy(update={"run_id": row.run_id or ids.get(row.label)}) for row in self.rows
-        ]
-        return self.model_copy(update={"rows": tuple(rows)})
+        rows = tuple(named.get(at, row) for at, row in enumerate(self.rows))
+        return self.model_copy(update={"rows": rows})
+
+    def _place(self, role: Role, number: int) -> int | None:
+        """Where a row is; the last ones are asked for most."""
+        for at in range(len(self.rows) - 1, -1, -1):
+            if self.rows[at].number == number and self.rows[at].role == role:
+                return at
+        return None
 
 
 LEDGER = "results.json"
 """The ledger's file in a study's folder."""
+_CHANGES = "changes.jsonl"
+_FEWEST_BYTES = 64 * 1024
+"""Of changes, before a ledger is written whole again, which is done when they are longer than itself."""
+_READINGS = 5
+"""At most, of a ledger that its driver writes whole in the meantime."""
+
+
+class Ledger:
+    """The ledger of a study as its driver writes it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._changes = path, path.with_name(_CHANGES)
+        self._kept: StudyResults | None = None
+        """What was written last. Unknown at first: a driver that died may have left half a line."""
+        self._room = 0
+        """Bytes that may be added before it is written whole again."""
+
+    def write(self, results: StudyResults) -> None:
+        """Write it whole."""
+        save_results(results, self._path)
+        self._kept, self._room = results, max(_FEWEST_BYTES, self._path.stat().st_size)
+
+    def add(self, results: StudyResults) -> None:
+        """Write what is new: rows that are not the objects they were; all of it after a failure."""
+        if self._kept is None or results.changes != self._kept.changes + 1:
+            self.write(results)
+            return
+        known = set(map(id, self._kept.rows))
+        new = tuple(row for row in results.rows if id(row) not in known)
+        line = f"{results.model_copy(update={'rows': new}).model_dump_json()}\n".encode()
+        if len(line) > self._room:
+            self.write(results)
+            return
+        with self._changes.open("ab") as file:
+            file.write(line)
+        self._kept, self._room = results, self._room - len(line)
 
 
 def find_results(storage: Path, name: str) -> StudyResults:
@@ -151,17 +208,42 @@ def all_results(storage: Path) -> list[StudyResults]:
 
 
 def save_results(results: StudyResults, path: Path) -> None:
-    """Write atomically: a reader sees the old file or the new one."""
+    """Write the whole atomically: a reader sees the old file or the new one."""
     temporary = path.with_suffix(".tmp")
     temporary.write_text(results.model_dump_json(indent=2), encoding="utf-8")
     os.replace(temporary, path)
+    path.with_name(_CHANGES).unlink(missing_ok=True)
 
 
 def load_results(path: Path) -> StudyResults:
-    """Read what `save_results` wrote; InputError if it was another version, or the file is damaged."""
+    """What the ledger holds; InputError if it was another version's, or is damaged."""
     try:
-        return StudyResults.model_validate_json(path.read_text(encoding="utf-8"))
+        for _ in range(_READINGS):
+            whole = StudyResults.model_validate_json(path.read_text(encoding="utf-8"))
+            if (results := _with_changes(whole, path.with_name(_CHANGES))) is not None:
+                return results
+        raise ValueError(f"{_CHANGES} does not go on where {path.name} ends")
     except ValueError as error:
         rule = "must be the ledger of a study that this version of kd-study wrote"
         remedy = "use the version that did, or restore the file"
         raise input_error(InputError, str(path), rule, remedy) from error
+
+
+def _with_changes(results: StudyResults, path: Path) -> StudyResults | None:
+    """With the changes since; None if there are some between, which are in a ledger that is newer.
+
+    What follows the last line's end is half a line, of a driver that died.
+    """
+    if not path.exists():
+        return results
+    *lines, _ = path.read_bytes().split(b"\n")
+    rows = {(row.role, row.number): row for row in results.rows}
+    for line in lines:
+        change = StudyResults.model_validate_json(line)
+        if change.changes <= results.changes:
+            continue
+        if change.changes > results.changes + 1:
+            return None
+        results = change
+        rows |= {(row.role, row.number): row for row in change.rows}
+    return results.model_copy(update={"rows": tuple(rows.values())})

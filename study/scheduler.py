@@ -36,11 +36,23 @@ def build_scheduler(config: StudyConfig, ended: Curves) -> TrialScheduler:
 
 
 class _TrialsOnly(ASHAScheduler):
-    """ASHA that leaves the study's other jobs alone: a teacher is no rival of a student."""
+    """ASHA that leaves the study's other jobs alone: a teacher is no rival of a student.
+
+    A trial that begins again is the same one, though Tune gives it another id.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._ids: dict[int, str] = {}
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
         if _is_searched(trial):
             super().on_trial_add(tune_controller, trial)
+            number = Job.from_dict(trial.config["job"]).number
+            for _, recorded in _rungs(self):
+                if (before := self._ids.get(number)) in recorded:
+                    recorded[trial.trial_id] = recorded.pop(before)
+            self._ids[number] = trial.trial_id
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         if not _is_searched(trial):
@@ -63,9 +75,14 @@ def _is_searched(trial: Trial) -> bool:
 
 def _remember(asha: ASHAScheduler, ended: Curves) -> None:
     """Fill the rungs as the trials did: Tune forgets them with the driver."""
-    (bracket,) = asha._brackets  # pyright: ignore[reportPrivateUsage]
-    for milestone, recorded in bracket._rungs:  # pyright: ignore[reportPrivateUsage]
+    for milestone, recorded in _rungs(asha):
         epoch = math.ceil(milestone)
         for number, curve in ended.items():
             if epoch in curve:
                 recorded[f"ended {number}"] = curve[epoch]
+
+
+def _rungs(asha: ASHAScheduler) -> list[tuple[float, dict[str, float]]]:
+    """Epoch → what trials had reached there, by Tune's id."""
+    (bracket,) = asha._brackets  # pyright: ignore[reportPrivateUsage]
+    return bracket._rungs  # pyright: ignore

@@ -49,7 +49,7 @@ class StudySection(Config):
     concurrency: PositiveInt | None = None
     """Most trials at a time; None runs as many as the cluster has room for."""
     max_failures: Annotated[int, Field(ge=0)] = 0
-    """How often a trial that failed is tried again, from its last checkpoint."""
+    """How often a trial that failed is tried again, from its last checkpoint; lost nodes are not counted."""
     baseline: dict[str, Value] = Field(default_factory=dict[str, Value])
     """Dotted paths that the student without a teacher trains with, over the base values."""
 

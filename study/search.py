@@ -83,6 +83,8 @@ class StudySearch(OptunaSearch):
         self._study, self._section, self._steps = study, config.study, steps
         self._suggest_all = Space(config.search)
         self._trials: dict[str, Trial] = {}
+        self._failed: dict[int, Trial] = {}
+        self._again: list[Job] = []
         self._failure: Exception | None = None
         self._unfinished = [] if study is None else _trials(study, (TrialState.RUNNING,))
         # No space is given: Ray's class then opens no study of its own.
@@ -102,7 +104,8 @@ class StudySearch(OptunaSearch):
         Path(checkpoint_path).write_bytes(pickle.dumps(self))
 
     def suggest(self, trial_id: str) -> Any:
-        """The job of the next step; None while there is none, Tune's word for the end after the last.
+        """The job of the next step, or one that begins again; None while there is none, Tune's word for the end after
+        the last.
 
         OptunaError where Optuna could not be told of a trial: it is still running there, and is handed out again by
         the next driver.
@@ -111,6 +114,11 @@ class StudySearch(OptunaSearch):
             reason = f"{type(self._failure).__name__}: {self._failure}".partition("\n")[0]
             text = f"Optuna's storage failed ({reason}); the same command goes on"
             raise OptunaError(text) from self._failure
+        if self._again:
+            job = self._again.pop(0)
+            if (trial := self._failed_of(job)) is not None:
+                self._trials[trial_id] = trial
+            return {"job": job.to_dict()}
         match next(self._steps, Searcher.FINISHED):
             case Job() as job:
                 return {"job": job.to_dict()}
@@ -138,14 +146,31 @@ class StudySearch(OptunaSearch):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Tell Optuna how the trial ended."""
-        if trial_id in self._trials:
+        """Tell Optuna how the trial ended; of one that failed, when it is known whether it begins again."""
+        if trial_id in self._trials and error:
+            trial = self._trials.pop(trial_id)
+            self._failed[trial.number] = trial
+        elif trial_id in self._trials:
             with self._failures_end_the_study():
-                self._tell(self._trials[trial_id], result, error=error)
+                self._tell(self._trials[trial_id], result)
                 del self._trials[trial_id]
 
-    def _tell(self, trial: Trial, result: dict[str, Any] | None, *, error: bool) -> None:
-        if error or not result or EPOCH not in result:
+    def begins_again(self, job: Job) -> None:
+        """A job that failed is handed out once more, before other steps."""
+        self._again.append(job)
+
+    def failed(self, job: Job) -> None:
+        """Tell Optuna that a job has failed for good, if it is a trial of the search."""
+        if (trial := self._failed_of(job)) is not None:
+            with self._failures_end_the_study():
+                self._tell(trial, None)
+
+    def _failed_of(self, job: Job) -> Trial | None:
+        is_searched = job.role == "trial" and job.split is None
+        return self._failed.pop(job.number, None) if is_searched else None
+
+    def _tell(self, trial: Trial, result: dict[str, Any] | None) -> None:
+        if not result or EPOCH not in result:
             trial.study.tell(trial, state=TrialState.FAIL)
             return
         # Of the epoch at which it is stopped, Tune tells here only.

@@ -15,6 +15,7 @@ from study.config import StudyConfig
 from study.fetching import bring
 from study.group import ClosesGroup, lasting_group
 from study.jobs import Job
+from study.nodes import must_stay
 from trainable import tasks
 from trainable.records import VALUE, EpochRecord
 from trainable.worker import Work, shared_gpu
@@ -28,6 +29,7 @@ def run_job(drawn: dict[str, Any], study: StudyConfig, teacher_weights: Path | N
     # Tune reuses this process only if the thread of a stopped trial ends in time; 2 s is its default,
     # and where that fails it forgets the next trial without a word.
     os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "60")
+    must_stay()
     job = Job.from_dict(drawn["job"])
     if job.split is None:
         _do(_training(job, study, teacher_weights), study)
@@ -44,6 +46,8 @@ def _do(work: Work, study: StudyConfig) -> Any:
     def report(record: EpochRecord) -> None:
         assert isinstance(work, tasks.TrialTask)
         tune.report(record.to_result(work.config.train.epochs))
+        if record.epoch < work.config.train.epochs:  # its checkpoint is whole: nothing is lost here
+            must_stay()
 
     if uses_torch_trainer(study):
         return lasting_group(study).do(work, report)

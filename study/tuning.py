@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
+import shutil
 import time
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ray import tune
+from ray import cloudpickle, tune
 from ray.tune import Callback, FailureConfig, RunConfig, TuneConfig, Tuner
 from ray.tune.experiment import Trial
 
@@ -19,6 +21,8 @@ from study.config import StudyConfig
 from study.jobs import Job
 from study.recorder import Recorder
 from study.results import State
+from study.retries import Retries
+from study.search import StudySearch
 from study.stopping import Stop
 from study.telling import reason_of
 from study.trial import SCORES, run_job
@@ -34,31 +38,38 @@ _LOOK_S = 1.0
 def run_tune(
     config: StudyConfig,
     teacher_weights: Path | None,
+    search: StudySearch,
     how: TuneConfig,
     stop: Stop,
     recorder: Recorder,
 ) -> None:
-    """Run the jobs that the searcher gives until they end, or `stop` says so.
+    """Run the jobs that `search` gives until they end, or `stop` says so; `how` is for Tune, without `search`.
 
     Trials that `stop` ends get no event: what becomes of them is the caller's. Raises ScoringError if a
     network could not be scored.
     """
     _quieten_tune()
+    storage, name = config.folder / "ray", uuid.uuid4().hex[:8]
+    # What failed begins again by `Retries`, and not in Tune, which knows preempted nodes, but no lost ones.
+    os.environ["RAY_TRAIN_COUNT_PREEMPTION_AS_FAILURE"] = "1"
     trainable = tune.with_parameters(run_job, study=config, teacher_weights=teacher_weights)
     tuner = Tuner(
         tune.with_resources(trainable, resources_of(config)),
         tune_config=how,
         run_config=RunConfig(
-            name=uuid.uuid4().hex[:8],
-            storage_path=str(config.folder / "ray"),
-            callbacks=[TuneListener(recorder)],
-            failure_config=FailureConfig(max_failures=config.study.max_failures),
+            name=name,
+            storage_path=str(storage),
+            callbacks=[TuneListener(recorder, search, Retries(config.study.max_failures))],
+            failure_config=FailureConfig(max_failures=0),
             stop=stop,
             verbose=0,
         ),
     )
-    with stop.on_signals():
-        tuner.fit()
+    try:
+        with stop.on_signals():
+            tuner.fit()
+    finally:  # a folder a trial and what Tune knows of them, for a restore that is not used here
+        shutil.rmtree(storage / name, ignore_errors=True)
 
 
 class ScoringError(KdStudyError):
@@ -68,8 +79,8 @@ class ScoringError(KdStudyError):
 class TuneListener(Callback):
     """Tune's events → the recorder's."""
 
-    def __init__(self, recorder: Recorder) -> None:
-        self._recorder = recorder
+    def __init__(self, recorder: Recorder, search: StudySearch, retries: Retries) -> None:
+        self._recorder, self._search, self._retries = recorder, search, retries
         self._ended: list[tuple[Job, State, str | None]] = []
         self._scored: list[tuple[Job, dict[str, float]]] = []
         self._unscored: list[ScoringError] = []
@@ -82,7 +93,8 @@ class TuneListener(Callback):
     def on_trial_start(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        """Also called when a failed trial starts again."""
+        """Also of a job that failed and begins again."""
+        self._retries.begins(_job(trial))
         if _job(trial).split is None:
             self._recorder.started(_job(trial))
 
@@ -117,10 +129,15 @@ class TuneListener(Callback):
     def on_trial_error(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        """Failed for good."""
+        """Failed: it begins again, or that was it."""
         path = trial.error_file
         text = Path(path).read_text(errors="replace") if path else "unknown error"
         text, job = _COLOURS.sub("", text), _job(trial)
+        if (why := self._retries.why_again(job, _error_of(trial))) is not None:
+            self._recorder.begins_again(job, why, reason_of(text))
+            self._search.begins_again(job)
+            return
+        self._search.failed(job)
         if job.split is None:
             self._ended.append((job, "failed", text))
         else:
@@ -150,6 +167,11 @@ class TuneListener(Callback):
 
 def _job(trial: Trial) -> Job:
     return Job.from_dict(trial.config["job"])
+
+
+def _error_of(trial: Trial) -> Exception | None:
+    path = trial.pickled_error_file
+    return cloudpickle.loads(Path(path).read_bytes()) if path else None
 
 
 def _quieten_tune() -> None:

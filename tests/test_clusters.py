@@ -151,6 +151,16 @@ def test_all_pods_have_one_image_and_the_shared_folder(name: str) -> None:
             assert mounts["storage"] == "/shared"
 
 
+@pytest.mark.parametrize("name", APPLIED)
+def test_a_worker_is_killed_only_after_ray_has_let_its_trials_leave(name: str) -> None:
+    (group,) = spec_of(name)["workerGroupSpecs"]
+    pod = group["template"]["spec"]
+    (container,) = pod["containers"]
+    env = {variable["name"]: variable["value"] for variable in container["env"]}
+    drains_s = float(env["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"])
+    assert 0 < drains_s < pod["terminationGracePeriodSeconds"]
+
+
 def test_the_job_has_the_clusters_pods_and_time_to_save_itself() -> None:
     job, cluster = read("configs/rayjob.yaml")["spec"], spec_of("configs/raycluster.yaml")
     inner = json.dumps(job["rayClusterSpec"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from study.report.evidence import Evidence
 from study.results import TrialRow
@@ -83,6 +85,16 @@ def cost_of(evidence: Evidence) -> Cost:
             if row.epochs or row.state == "failed"
         )
     )
+
+
+def bytes_on_disk(folder: Path) -> int:
+    """What a study's folder takes, as `du` counts: in blocks, and a file with two names once."""
+    blocks: dict[int, int] = {}
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):  # a study may be at work
+            state = path.lstat()
+            blocks[state.st_ino] = state.st_blocks
+    return 512 * sum(blocks.values())
 
 
 def peak_gib(evidence: Evidence) -> float | None:

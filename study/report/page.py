@@ -19,7 +19,7 @@ from markupsafe import Markup
 
 from study.config import RESOLVED
 from study.report.board import board_of, number_text
-from study.report.cost import cost_of, peak_gib
+from study.report.cost import bytes_on_disk, cost_of, peak_gib
 from study.report.decompositions import decomposition_map
 from study.report.evidence import Evidence, gather
 from study.report.health import failures, grouped, health_summary, health_text
@@ -28,7 +28,7 @@ from study.report.learning import learning_curves
 from study.report.links import LOCAL_SERVER, PAGE, open_command, server_of, study_page
 from study.report.panels import MOST_SICK, health_panels
 from study.report.slices import accuracy_slices, chosen_pair, numeric_axes, scatter
-from study.report.text import duration, percent, short_names
+from study.report.text import duration, percent, short_names, size
 from study.report.trials_file import TRIALS, write_trials
 from study.report.verdict import verdict
 from study.results import StudyResults
@@ -130,6 +130,7 @@ def _details(evidence: Evidence) -> dict[str, Any]:
         "diagnosed": any(row.findings is not None for row in results.rows),
         "failures": failures(results),
         "cost": cost_of(evidence),
+        "disk": size(bytes_on_disk(evidence.folder)),
         "config_text": without_passwords(evidence.config_text or ""),
         "again": _again(evidence),
         "trials_file": evidence.folder / TRIALS,

@@ -11,7 +11,8 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from study.report.health import grouped, health_summary, health_text, sick
+from study.report.cost import bytes_on_disk
+from study.report.health import failures, grouped, health_summary, health_text, sick
 from study.report.links import LOCAL_SERVER, open_command, runs_page, server_of
 from study.report.text import (
     duration,
@@ -19,6 +20,7 @@ from study.report.text import (
     params_text,
     percent,
     short_names,
+    size,
     value_text,
 )
 from study.report.verdict import verdict
@@ -28,6 +30,9 @@ _STATES: tuple[State, ...] = ("complete", "pruned", "running", "failed")
 _STATE_STYLES: dict[State, str] = {"pruned": "dim", "running": "cyan", "failed": "red"}
 _UNLIMITED = 10_000
 _SHOWN_FINDINGS = 3
+_SHOWN_FAILURES = 5
+_SHOWN_TRIALS = 40
+"""In a terminal; the report has all of them."""
 _HEALTH_WIDTH = 12
 MEASURES: dict[str, Callable[[TrialRow], float | None]] = {
     "val %": lambda row: row.value,
@@ -78,14 +83,16 @@ class _Leaderboard:
         yield Text.assemble((results.name, "bold"), f"  {_summary(results)}")
         yield Text()
         if rows := ranked(results):
-            yield _fitting(rows, console, options)
+            yield _fitting(rows[:_SHOWN_TRIALS], console, options)
+            yield from _more(len(rows) - _SHOWN_TRIALS, "trial")
             yield Text()
         if compared := _comparison(results):
             yield compared
             yield Text()
-        for row in rows:
-            if row.state == "failed":
-                yield Text(f"{row.label} failed: {one_line(row.error)}", style="red")
+        failed = failures(results)
+        for labels, reason in failed[:_SHOWN_FAILURES]:
+            yield Text(f"{labels} failed: {reason}", style="red")
+        yield from _more(len(failed) - _SHOWN_FAILURES, "reason")
         yield from _findings(results)
         yield Text(verdict(results), style="bold")
         yield from _places(results, self._page)
@@ -205,11 +212,15 @@ def _findings(results: StudyResults) -> Iterator[Text]:
             (f"{group.title} ({group.where})", "yellow"),
             f": {one_line(finding.words)} Remedy: {one_line(finding.remedy)}",
         )
-    if len(groups) > _SHOWN_FINDINGS:
-        more = len(groups) - _SHOWN_FINDINGS
-        yield Text(f"and {more} more finding{'s' * (more > 1)}: see the report for the rest")
+    yield from _more(len(groups) - _SHOWN_FINDINGS, "finding")
     if summary := health_summary(results):
         yield Text(f"Health: {summary}.")
+
+
+def _more(count: int, what: str) -> Iterator[Text]:
+    """What the terminal does not show."""
+    if count > 0:
+        yield Text(f"and {count} more {what}{'s' * (count > 1)}: see the report for the rest")
 
 
 def _places(results: StudyResults, report: Path | None) -> Iterator[Text]:
@@ -218,6 +229,9 @@ def _places(results: StudyResults, report: Path | None) -> Iterator[Text]:
         yield _place("Report", str(report))
     if winner := results.winner:
         yield _place("Checkpoint", str(Path(winner.directory) / "best.safetensors"))
+    if report is not None:
+        folder = report.parent
+        yield _place("Disk", f"{size(bytes_on_disk(folder))} in {folder}")
     server = server_of(results.tracking_uri)
     if server is None:
         yield _place("MLflow", open_command(results.tracking_uri))

@@ -30,6 +30,16 @@ def duration(seconds: float | None) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def size(count: int) -> str:
+    """Bytes as `830 KiB`, `14 MiB` or `2.3 GiB`."""
+    for unit, name in ((2**30, "GiB"), (2**20, "MiB")):
+        if count >= unit:
+            return (
+                f"{count / unit:.1f} {name}" if count < 10 * unit else f"{count / unit:.0f} {name}"
+            )
+    return f"{count / 2**10:.0f} KiB"
+
+
 def value_text(value: Value | None) -> str:
     """A hyperparameter; floats to three significant digits."""
     if value is None:

@@ -24,14 +24,17 @@ _RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 
 
 @contextmanager
-def running_cluster(env: Mapping[str, str] = _NOTHING) -> Generator[str]:
+def running_cluster(
+    env: Mapping[str, str] = _NOTHING, *, cpus: int = 2, gcs_port: int | None = None
+) -> Generator[str]:
     """A cluster of one node, started as `ray start` does; the value is its dashboard's address.
 
-    Its folder has a short name: Ray's sockets lie in it, and their paths are bounded.
+    Its folder has a short name: Ray's sockets lie in it, and their paths are bounded. Other nodes join
+    it at `gcs_port`.
     """
     folder, port = tempfile.mkdtemp(prefix="ray-", dir="/tmp"), free_port()
-    command = [*_RAY, "start", "--head", "--block", "--num-cpus=2", f"--temp-dir={folder}"]
-    command += ["--node-ip-address=127.0.0.1", f"--port={free_port()}"]
+    command = [*_RAY, "start", "--head", "--block", f"--num-cpus={cpus}", f"--temp-dir={folder}"]
+    command += ["--node-ip-address=127.0.0.1", f"--port={gcs_port or free_port()}"]
     command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={port}"]
     command += [f"--dashboard-agent-listen-port={free_port()}"]
     command += [f"--ray-client-server-port={free_port()}"]

@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -63,27 +64,36 @@ def build(configure: Any, storage: str | Path, **changes: Any) -> StudyConfig:
     )
 
 
-def start(config: StudyConfig, folder: Path, machine: str) -> subprocess.Popen[str]:
-    """Run it as on a machine with this cache, and a Ray cluster of its own."""
+@contextmanager
+def running(config: StudyConfig, folder: Path, machine: str) -> Generator[subprocess.Popen[str]]:
+    """Run it as on a machine with this cache, and a Ray cluster of its own; whatever runs in the end is killed."""
     path = folder / "config.yaml"
     path.write_text(dump_config(config))
     env = os.environ | {"KD_STUDY_CACHE": str(folder / machine)}
     env.pop("RAY_ADDRESS", None)
-    return subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-m", "study", "run", str(path)],
         env=env,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-    )
+    ) as driver:
+        try:
+            yield driver
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(driver.pid, signal.SIGKILL)
 
 
-def finish(config: StudyConfig, folder: Path, machine: str) -> str:
-    driver = start(config, folder, machine)
-    stdout, stderr = driver.communicate(timeout=600)
+def must_end_well(driver: subprocess.Popen[str]) -> None:
+    stdout, stderr = driver.communicate(timeout=900)
     assert (driver.returncode, stderr) == (0, ""), stdout
-    return stdout
+
+
+def finish(config: StudyConfig, folder: Path, machine: str) -> None:
+    with running(config, folder, machine) as driver:
+        must_end_well(driver)
 
 
 def numbers(results: StudyResults) -> list[tuple[Any, ...]]:
@@ -127,15 +137,16 @@ def test_a_killed_driver_is_followed_by_one_on_another_machine(
     store: str, s3: S3Server, tmp_path: Path, configure: Any, undisturbed: StudyResults
 ) -> None:
     draw = random.Random(3)
-    with running_server(tmp_path) as mlflow:
-        tracking = {} if store == "embedded" else {"tracking": {"uri": mlflow.uri}}
+    with ExitStack() as stack:
+        tracking = {}
+        if store == "server":
+            tracking = {"tracking": {"uri": stack.enter_context(running_server(tmp_path)).uri}}
         config = build(configure, s3.uri, **tracking)
         for machine in ("one", "two"):
-            driver = start(config, tmp_path, machine)
-            wait_for_progress(config, driver, epochs_kept(config) + 3)
-            time.sleep(draw.uniform(0, 2))
-            os.killpg(driver.pid, signal.SIGKILL)
-            driver.communicate()
+            before = epochs_kept(config)
+            with running(config, tmp_path, machine) as driver:
+                wait_for_progress(config, driver, before + 3)
+                time.sleep(draw.uniform(0, 2))
         finish(config, tmp_path, "three")
         root = looked_at(s3.uri, config.study.name)
         results = find_results(root, config.study.name)
@@ -156,15 +167,15 @@ def test_a_bucket_that_is_away_for_a_minute(
     s3: S3Server, tmp_path: Path, configure: Any, undisturbed: StudyResults
 ) -> None:
     config = build(configure, s3.uri)
-    driver = start(config, tmp_path, "machine")
-    wait_for_progress(config, driver, 5)
-    s3.cut()
-    with pytest.raises(InputError):
-        looked_at(s3.uri, config.study.name)
-    time.sleep(60)
-    s3.mend()
-    stdout, stderr = driver.communicate(timeout=600)
-    assert (driver.returncode, stderr) == (0, ""), stdout
+    with running(config, tmp_path, "machine") as driver:
+        wait_for_progress(config, driver, 5)
+        s3.cut()
+        with pytest.raises(InputError):
+            looked_at(s3.uri, config.study.name)
+        time.sleep(60)
+        assert driver.poll() is None
+        s3.mend()
+        must_end_well(driver)
     root = looked_at(s3.uri, config.study.name)
     assert numbers(find_results(root, config.study.name)) == numbers(undisturbed)
 
@@ -196,17 +207,13 @@ def test_a_second_driver_is_refused_wherever_it_is(
     s3: S3Server, tmp_path: Path, configure: Any
 ) -> None:
     config = build(configure, s3.uri)
-    first = start(config, tmp_path, "one")
-    try:
+    with running(config, tmp_path, "one") as first:
         wait_for_progress(config, first, 1)
-        second = start(config, tmp_path, "two")
-        _, stderr = second.communicate(timeout=120)
-        assert second.returncode == 2
-        assert stderr.startswith("study.name: another kd-study is at work on it on ")
+        with running(config, tmp_path, "two") as second:
+            _, stderr = second.communicate(timeout=240)
+            assert second.returncode == 2
+            assert stderr.startswith("study.name: another kd-study is at work on it on ")
         assert first.poll() is None
-    finally:
-        os.killpg(first.pid, signal.SIGKILL)
-        first.communicate()
 
 
 def test_the_words_of_a_bucket(s3: S3Server, tmp_path: Path) -> None:

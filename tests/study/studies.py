@@ -124,7 +124,7 @@ def _trial(
     kind = kind if number else "complete"
     ill = draw.random() < 0.1
     ran = epochs if kind == "complete" else max(1, epochs // draw.choice((2, 3, 6)))
-    alpha, lr = draw.uniform(0.1, 0.9), 10 ** draw.uniform(-2, -0.3)
+    alpha, lr = draw.uniform(0.1, 0.9), min(0.5, 10 ** draw.uniform(-2, -0.3))
     top = 0.9 - 0.1 * (alpha - 0.5) ** 2 - 0.05 * (math.log10(lr) + 1.2) ** 2
     records = curve(epochs, top - 0.2 * ill, draw, sick=ill)[:ran]
     k, n = draw.choice(((1, 0), (3, 1), (5, 1), (5, 2)))

@@ -137,6 +137,33 @@ def test_who_does_not_wait_is_not_held_up(
     assert 1 not in done  # the first was on its way
 
 
+def test_a_trial_is_forgotten_once_it_is_kept_that_it_is_over(
+    mirror: BucketMirror, bucket: Bucket, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in (0, 1):
+        for name in (
+            "checkpoints/000000010/manifest.json",
+            "best.safetensors",
+            "statistics.parquet",
+        ):
+            bucket.put(f"s/trials/{number:04d}/{name}", b"")
+    before: list[list[str]] = []
+    put = Bucket.put
+
+    def putting(self: Bucket, name: str, content: Path | bytes) -> None:
+        before.append(bucket.names("s/trials"))
+        put(self, name, content)
+
+    monkeypatch.setattr(Bucket, "put", putting)
+    (folder / "a.json").write_text("both are over")
+    mirror.forget(folder / "trials" / "0000", keep_best=True)
+    mirror.forget(folder / "trials" / "0001", keep_best=False)
+    mirror.keep()
+    assert [len(names) for names in before] == [6]
+    left = ["0000/best.safetensors", "0000/statistics.parquet", "0001/statistics.parquet"]
+    assert bucket.names("s/trials") == [f"s/trials/{name}" for name in left]
+
+
 def test_a_driver_that_lost_its_study_keeps_nothing_more(
     bucket: Bucket, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

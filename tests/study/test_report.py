@@ -11,7 +11,7 @@ from rich.console import Console
 
 from study.report.links import open_command
 from study.report.table import print_leaderboard, ranked
-from study.report.text import duration, params_text, percent, short_names, value_text
+from study.report.text import duration, params_text, percent, short_names, size, value_text
 from study.results import State, StudyResults, TrialRow, Value
 from trainable.records import Finding
 
@@ -252,6 +252,45 @@ def test_the_report_has_a_place() -> None:
     print_leaderboard(FULL, Console(file=out, width=40), Path("/a/folder/report.html"))
     assert "\nReport      /a/folder/report.html\nCheckpoint " in out.getvalue()
     assert "Report" not in printed(FULL, 80)
+    assert "Disk" not in printed(FULL, 80)
+
+
+def test_what_the_study_takes_on_disk_is_said_as_du_would(tmp_path: Path) -> None:
+    page, out = tmp_path / "report.html", io.StringIO()
+    page.write_bytes(bytes(3 * 2**20))
+    page.with_name("the same").hardlink_to(page)
+    print_leaderboard(FULL, Console(file=out, width=80), page)
+    assert f"\nDisk        3.0 MiB in {tmp_path}\n" in out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 KiB"),
+        (900_000, "879 KiB"),
+        (3 * 2**20, "3.0 MiB"),
+        (20 * 2**20, "20 MiB"),
+        (5 * 2**29, "2.5 GiB"),
+    ],
+)
+def test_size(count: int, text: str) -> None:
+    assert size(count) == text
+
+
+def test_a_terminal_shows_the_best_of_a_thousand_trials_and_a_few_reasons() -> None:
+    complete = [trial(number, "complete", 1 - number / 1000) for number in range(900)]
+    out_of_memory = [trial(number, "failed", error="out of memory") for number in range(900, 993)]
+    others = [trial(number, "failed", error=f"number {number}") for number in range(993, 1000)]
+    results = study_of(*complete, *out_of_memory, *others, trials_planned=1000)
+    text = printed(results, 120)
+    assert len(text.splitlines()) < 70
+    shown = [line.split()[:3] for line in text.splitlines() if " complete " in line]
+    assert shown == [[str(number + 1), "trial", str(number)] for number in range(40)]
+    assert "\nand 960 more trials: see the report for the rest\n" in text
+    assert "\ntrial 900, trial 901, trial 902, trial 903, trial 904 and 88 more failed: out" in text
+    assert "\ntrial 996 failed: number 996\n" in text
+    assert "\nand 3 more reasons: see the report for the rest\n" in text
+    assert "and " not in printed(study_of(*complete[:40]), 120).partition("Best")[0]
 
 
 def test_markup_in_an_error_is_text() -> None:

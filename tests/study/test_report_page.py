@@ -296,6 +296,7 @@ def test_cost_of_a_study(tmp_path: Path) -> None:
     assert "on GPUs for 1.40 GPU hours" in text
     assert "Stopping 1 trial early saved 6 epochs, about 36 min 00 s at their own pace." in text
     assert "a trial took up to 2.0 GiB of one" in text
+    assert re.search(r"The study's folder takes \d+ KiB on disk", text)
 
 
 def test_decimal_points_stand_below_each_other() -> None:

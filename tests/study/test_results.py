@@ -9,6 +9,7 @@ import pytest
 
 from study.results import (
     LEDGER,
+    Ledger,
     StudyResults,
     TrialRow,
     find_results,
@@ -84,6 +85,111 @@ def test_a_failed_write_leaves_the_old_ledger(
     with pytest.raises(OSError, match="no space"):
         save_results(results(trial(0)), tmp_path / LEDGER)
     assert load_results(tmp_path / LEDGER) == results()
+
+
+def changed(before: StudyResults, *rows: TrialRow) -> StudyResults:
+    """The study after one more change, as the recorder counts them."""
+    for row in rows:
+        before = before.with_row(row)
+    return before.model_copy(update={"changes": before.changes + 1})
+
+
+def test_changes_are_added_and_read_with_the_whole(tmp_path: Path) -> None:
+    ledger, now = Ledger(tmp_path / LEDGER), results(*map(trial, range(3)))
+    ledger.add(now)
+    written = (tmp_path / LEDGER).stat().st_mtime_ns
+    for number in range(2, 6):
+        now = changed(now, trial(number, "running", epochs=1), trial(number, epochs=2))
+        ledger.add(now)
+        assert load_results(tmp_path / LEDGER) == now
+    assert (tmp_path / LEDGER).stat().st_mtime_ns == written
+    ledger.write(now)
+    assert load_results(tmp_path / LEDGER) == now
+    assert [path.name for path in tmp_path.iterdir()] == [LEDGER]
+
+
+def test_what_an_event_writes_does_not_grow_with_the_trials(tmp_path: Path) -> None:
+    written = {count: bytes_written(tmp_path / str(count), trials=count) for count in (200, 1000)}
+    assert written[1000] < 1.1 * written[200]
+
+
+def bytes_written(folder: Path, *, trials: int) -> int:
+    """By 200 events of a study of so many trials, with each whole."""
+    folder.mkdir()
+    ledger, now = Ledger(folder / LEDGER), results(*map(trial, range(trials)))
+    ledger.add(now)
+    changes, total, length = folder / "changes.jsonl", 0, 0
+    for number in range(200):
+        now = changed(now, trial(number, epochs=1))
+        whole = (folder / LEDGER).stat()
+        ledger.add(now)
+        if (folder / LEDGER).stat().st_ino != whole.st_ino:
+            total, length = total + whole.st_size, 0
+        else:
+            total, length = total + changes.stat().st_size - length, changes.stat().st_size
+    return total
+
+
+def test_half_a_line_of_a_dead_driver_is_not_read_and_spoils_nothing(tmp_path: Path) -> None:
+    ledger, now = Ledger(tmp_path / LEDGER), results(trial(0, "running"))
+    ledger.add(now)
+    for epochs in (1, 2):
+        before, now = now, changed(now, trial(0, "running", epochs=epochs))
+        ledger.add(now)
+    changes = tmp_path / "changes.jsonl"
+    changes.write_bytes(changes.read_bytes()[:-20])
+    assert load_results(tmp_path / LEDGER) == before
+    ledger = Ledger(tmp_path / LEDGER)  # of the next driver
+    for epochs in (2, 3):
+        before = changed(before, trial(0, "running", epochs=epochs))
+        ledger.add(before)
+        assert load_results(tmp_path / LEDGER) == before
+
+
+def test_changes_that_could_not_be_added_are_written_with_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger, now = Ledger(tmp_path / LEDGER), results(trial(0, "running"))
+    ledger.add(now)
+    now = changed(now, trial(0, "running", epochs=1))
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", full_disk)
+        with pytest.raises(OSError, match="no space"):
+            ledger.add(now)
+    assert load_results(tmp_path / LEDGER).rows == (trial(0, "running"),)
+    for number in (1, 2):
+        now = changed(now, trial(number))
+        ledger.add(now)
+        assert load_results(tmp_path / LEDGER) == now
+
+
+def full_disk(*_: Any, **__: Any) -> None:
+    raise OSError("no space left on device")
+
+
+def test_a_driver_that_died_as_it_wrote_the_whole_left_changes_that_are_in_it(
+    tmp_path: Path,
+) -> None:
+    ledger, now = Ledger(tmp_path / LEDGER), results(trial(0, "running"))
+    ledger.add(now)
+    ledger.add(now := changed(now, trial(0, "running", epochs=1)))
+    old = (tmp_path / "changes.jsonl").read_bytes()
+    now = changed(now, trial(0, epochs=2))
+    ledger.write(now)
+    (tmp_path / "changes.jsonl").write_bytes(old)
+    assert load_results(tmp_path / LEDGER) == now
+
+
+def test_a_whole_that_is_older_than_the_changes_is_refused(tmp_path: Path) -> None:
+    ledger, now = Ledger(tmp_path / LEDGER), results(trial(0, "running"))
+    ledger.add(now)
+    old = (tmp_path / LEDGER).read_bytes()
+    now = changed(now, trial(1))
+    ledger.write(now)
+    ledger.add(changed(now, trial(2)))
+    (tmp_path / LEDGER).write_bytes(old)
+    with pytest.raises(InputError, match="must be the ledger"):
+        load_results(tmp_path / LEDGER)
 
 
 def test_unknown_study_is_told_which_there_are(tmp_path: Path) -> None:

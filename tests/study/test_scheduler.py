@@ -90,6 +90,18 @@ def test_a_new_driver_decides_as_the_old_one_would_have(factor: float) -> None:
         assert ends == {number: expected[number] for number in after}
 
 
+def test_a_trial_that_begins_again_is_no_rival_of_itself() -> None:
+    scheduler: Any = build_scheduler(config(9, grace_epochs=1), {})
+    assert decisions(scheduler, {0: {1: 0.5}, 1: {1: 0.9}}) == {0: 1, 1: 1}
+    again = SimpleNamespace(trial_id="again", config={"job": Job("trial", 0).to_dict()})
+    scheduler.on_trial_add(None, again)
+    # The rung has passed it before; judged anew, beside 0.9, it would be stopped.
+    reported = {"epoch": 1, "value": 0.5}
+    assert scheduler.on_trial_result(None, again, reported) == TrialScheduler.CONTINUE
+    (rung,) = [found for epoch, found in scheduler._brackets[0]._rungs if epoch == 1]
+    assert sorted(rung.values()) == [0.5, 0.9]
+
+
 @pytest.mark.parametrize("other", [Job("teacher"), Job("baseline"), Job("trial", 0, split="test")])
 def test_other_jobs_are_neither_stopped_nor_rivals(other: Job) -> None:
     scheduler: Any = build_scheduler(config(3, grace_epochs=1), {})

@@ -153,9 +153,34 @@ def test_last_epoch_counts_where_the_scheduler_stops_the_trial_at_it(tmp_path: P
 def test_failed_trial_is_told_as_such(tmp_path: Path, last: Any, error: bool) -> None:
     study = open_study(config(tmp_path / "s"))
     search = StudySearch(config(tmp_path / "s"), study, repeat("trial"))
-    suggest(search, "a")
+    job = suggest(search, "a")
     search.on_trial_complete("a", last, error=error)
+    if error:
+        assert ended_states(study) == {}  # it may begin again
+        search.failed(job)
     assert ended_states(study) == {0: "failed"}
+
+
+def test_a_trial_that_begins_again_is_the_same_to_optuna_and_comes_before_other_steps(
+    tmp_path: Path,
+) -> None:
+    settings = journalled(tmp_path / "s")
+    study = open_study(settings)
+    test = Job("trial", 0, split="test")
+    search = StudySearch(settings, study, iter(["trial", test, "trial"]))
+    job = suggest(search, "a")
+    search.on_trial_result("a", result(1, 0.8))
+    search.on_trial_complete("a", result(1, 0.8), error=True)
+    search.begins_again(job)
+    assert suggest(search, "b") == job
+    search.on_trial_result("b", result(1, 0.8))  # a warning from Optuna would be an error here
+    search.on_trial_complete("b", result(EPOCHS, 0.5))
+    assert suggest(search, "c") == test  # of the same number, and unknown to Optuna
+    search.on_trial_complete("c", error=True)
+    search.failed(test)
+    assert suggest(search, "d").number == 1
+    (trial, _) = study.get_trials()
+    assert (trial.state, trial.value) == (TrialState.COMPLETE, 0.8)
 
 
 def test_unfinished_trial_is_handed_out_again_and_its_epochs_may_repeat(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ import torch
 from tests.trainable.trials import CPU, digest, numbers, train, train_and_stop
 from trainable import records
 from trainable.config import TrialConfig
-from trainable.engine.checkpoint import BEST, CHECKPOINTS, MANIFEST, CheckpointFolder
+from trainable.engine.checkpoint import BEST, CHECKPOINTS, MANIFEST, CheckpointFolder, clear
 from trainable.engine.loop import TrialTask, run
 from trainable.errors import CheckpointError
 from trainable.networks.blocks import BlockNetwork
@@ -106,6 +106,21 @@ def test_leftovers_of_a_killed_process_are_removed(student: BlockNetwork, tmp_pa
     assert snapshot is not None
     assert snapshot.shared["at"] == 20
     assert names(tmp_path) == ["000000010", "000000020"]
+
+
+@pytest.mark.parametrize("keep_best", [True, False])
+def test_a_trial_that_is_over_leaves_its_best_student_or_nothing(
+    keep_best: bool, student: BlockNetwork, tmp_path: Path
+) -> None:
+    for update in (10, 20):
+        save(tmp_path, student, update, is_best=update == 10)
+    best = digest(tmp_path / BEST)
+    (tmp_path / f".{BEST}.tmp").touch()  # of a process that was killed
+    for _ in range(2):
+        clear(tmp_path, keep_best=keep_best)
+        assert [path.name for path in tmp_path.iterdir()] == [BEST] * keep_best
+    assert not keep_best or digest(tmp_path / BEST) == best
+    clear(tmp_path / "that never began", keep_best=keep_best)
 
 
 def test_a_best_student_damaged_while_the_trial_runs_is_taken_from_an_older_checkpoint(

@@ -193,6 +193,30 @@ def test_lack_of_memory_is_known_by_cudas_own_words(
     )
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "CUDA error: an illegal memory access was encountered",
+        "CUDA error: uncorrectable ECC error encountered",
+        "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm(...)`",
+        "cuDNN error: CUDNN_STATUS_EXECUTION_FAILED",
+    ],
+)
+def test_an_error_of_the_device_says_whose_fault_it_may_be(
+    said: str, config: TrialConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fault() -> None:
+        more = "CUDA kernel errors might be asynchronously reported at some other API call."
+        raise torch.AcceleratorError(f"{said}\n{more}")
+
+    monkeypatch.setattr(Step, "accumulate", at_update(UPDATES + 3, fault))
+    assert words(config, tmp_path) == (
+        "rank 0, epoch 2, update 4: cpu failed: forward and backward of 128 pictures in fp32 must end without an "
+        f"error of the device, but: {said}; if other trials fail on it, too, the GPU or its driver is at fault "
+        "(`dmesg` on its node has the Xid); if not, a kernel of this trial: CUDA_LAUNCH_BLOCKING=1 shows which"
+    )
+
+
 def test_another_runtime_error_is_not_taken_for_lack_of_memory(
     config: TrialConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -202,6 +202,16 @@ def test_on_a_gpu_of_its_own_nothing_is_tried_again(attempt: Any, tmp_path: Path
     assert notes_of(tmp_path) == ()
 
 
+def test_a_gpu_that_failed_cannot_give_back_what_was_used_and_says_why_it_failed(
+    attempt: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def empty_cache() -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", empty_cache)
+    assert str(attempt(TrainingError("where it was noticed")).error) == "where it was noticed"
+
+
 class Full(Step):
     """Finds no memory once, in the middle of the second epoch; what it holds must go before the trial begins again."""
 

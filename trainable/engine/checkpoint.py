@@ -20,6 +20,7 @@ import os
 import pickle
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -179,7 +180,7 @@ class CheckpointFolder:
         if not kept.exists():
             best.unlink(missing_ok=True)
         elif not best.exists() or not os.path.samefile(best, kept):
-            temporary = best.with_name(f".{BEST}.tmp")
+            temporary = _half_written(best)
             temporary.unlink(missing_ok=True)
             _link(kept, temporary)
             os.replace(temporary, best)
@@ -188,6 +189,23 @@ class CheckpointFolder:
 def best_student(folder: Path) -> Path:
     """Where a trial keeps its best student: the undivided network's state dict, or with projectors that of both."""
     return folder / BEST
+
+
+def clear(folder: Path, *, keep_best: bool) -> None:
+    """Remove all that a trial would go on from, and its best student unless that is to stay.
+
+    Cut short, it can be done again. OSError where something cannot be removed.
+    """
+    with suppress(FileNotFoundError):
+        shutil.rmtree(folder / CHECKPOINTS)
+    _half_written(best_student(folder)).unlink(missing_ok=True)
+    if not keep_best:
+        best_student(folder).unlink(missing_ok=True)
+
+
+def _half_written(best: Path) -> Path:
+    """What becomes the best student in an instant."""
+    return best.with_name(f".{BEST}.tmp")
 
 
 def _rank_file(rank: int) -> str:

@@ -28,6 +28,9 @@ _NO_MEMORY = (
     "DEVICE_ALLOCATION_FAILED",  # cuDNN 9, CUDNN_STATUS_INTERNAL_ERROR_…
 )
 
+_OF_THE_DEVICE = ("CUDA error", "CUDA driver error", "cuDNN error")
+"""How PyTorch tells of a kernel or a GPU that failed; what fails for another reason says something else."""
+
 
 @dataclass
 class Progress:
@@ -65,6 +68,8 @@ def explained(progress: Progress, config: TrialConfig, device: torch.device) -> 
             raise OutOfMemoryError(
                 _memory_problem(place, progress.doing, config, device)
             ) from error
+        if any(words in str(error) for words in _OF_THE_DEVICE):
+            raise TrainingError(_device_problem(place, progress.doing, device, error)) from error
         text = f"{type(error).__name__}: {error} ({place}, {progress.doing})"
         raise TrainingError(text) from error
 
@@ -78,6 +83,17 @@ def _memory_problem(place: str, doing: str, config: TrialConfig, device: torch.d
         f"{place}: out of memory on {device}",
         f"{doing} must fit into memory{used}",
         _remedies(config, device) if doing.startswith(TRAINING) else _MORE_MEMORY,
+    )
+    return str(problem)
+
+
+def _device_problem(place: str, doing: str, device: torch.device, error: Exception) -> str:
+    """What the device said is told where it was noticed, which may be later than it happened."""
+    problem = Problem(
+        f"{place}: {device} failed",
+        f"{doing} must end without an error of the device, but: {str(error).splitlines()[0]}",
+        "if other trials fail on it, too, the GPU or its driver is at fault (`dmesg` on its node has the Xid); if not, "
+        "a kernel of this trial: CUDA_LAUNCH_BLOCKING=1 shows which",
     )
     return str(problem)
 

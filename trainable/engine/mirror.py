@@ -96,3 +96,12 @@ def mirror_of(folder: Path, bucket: str | None) -> Mirror | NoMirror:
     if bucket is None or ranks.rank() != 0:
         return NoMirror()
     return Mirror(folder, Bucket(bucket))
+
+
+def clear_kept(bucket: Bucket, trial: str, *, keep_best: bool) -> None:
+    """Remove what is kept of a trial that is over, whose names begin with `trial`; see `checkpoint.clear`."""
+    names = bucket.names(f"{trial}/{CHECKPOINTS}")
+    for name in sorted(names, key=lambda name: not name.endswith(MANIFEST)):
+        bucket.remove(name)
+    if not keep_best:
+        bucket.remove(f"{trial}/{BEST}")

@@ -15,7 +15,7 @@ import os
 import tempfile
 import traceback
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TextIO
@@ -96,7 +96,8 @@ def _leaving_nothing() -> Generator[None]:
         raise
     finally:
         gc.collect()
-        torch.cuda.empty_cache()
+        with suppress(RuntimeError):  # of a GPU that failed, which would hide what was said of that
+            torch.cuda.empty_cache()
 
 
 def _out_of_memory(train: Callable[[], None]) -> str | None:

@@ -1,9 +1,10 @@
-"""Train one student with `kd-study train` and record what it reached.
+"""Train one student, or run a study, with the product's own command, and record what came of it.
 
-    python benchmarks/train_once.py configs/cifar100_stablekd.yaml \
+    python benchmarks/run_once.py train configs/cifar100_stablekd.yaml \
         --set data.source=parquet --set data.root=/path/to/cifar100
+    python benchmarks/run_once.py run configs/cifar100_stablekd.yaml …
 
-The test accuracies are measured once, after training. Stopped half-way, the same command goes on.
+Stopped half-way, the same command goes on. Written to benchmarks/results/<study>-<device>.json.
 """
 
 from __future__ import annotations
@@ -18,38 +19,52 @@ from typing import Any
 from environment import environment
 from mlflow.tracking import MlflowClient
 
-from study.config import load_single
+from study.config import StudyConfig, load_config, load_single
 from study.results import StudyResults, TrialRow, find_results
 
 RESULTS = Path(__file__).parent / "results"
+FIGURES = {
+    *("role", "number", "state", "params", "epochs", "value"),
+    *("test_accuracy", "seconds", "error"),
+}
 CURVES = ("val/accuracy", "train/loss", "train/stage", "train/images_per_second", "amp/skipped")
 
 
 def main() -> None:
-    """Run, then write benchmarks/results/<study>-<device>.json."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Run, then write."""
+    layout = argparse.RawTextHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
+    parser.add_argument("command", choices=("train", "run"), help="of kd-study")
     parser.add_argument("config", type=Path)
     parser.add_argument("--set", action="append", default=[], dest="settings", metavar="PATH=VALUE")
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    command = ["train", str(arguments.config)]
+    command = [arguments.command, str(arguments.config)]
     for setting in arguments.settings:
         command += ["--set", setting]
     subprocess.run([sys.executable, "-m", "study", *command], check=True)
-    config, _ = load_single(arguments.config, arguments.settings)
+    config = _load(arguments)
     results = find_results(Path(config.storage.path), config.study.name)
-    record = {
-        "command": ["kd-study", "train", str(arguments.config)],
+    record: dict[str, Any] = {
+        "command": ["kd-study", arguments.command, str(arguments.config)],
+        "settings": [s for s in arguments.settings if not s.startswith("data.root=")],
         "environment": environment(),
         "config": config.model_dump(mode="json", exclude_none=True, exclude={"storage"}),
         "runs": [_run(results, row) for row in results.rows],
         "seconds": results.seconds,
     }
     record["config"]["data"].pop("root", None)
-    device = (record["environment"]["gpus"] or ["cpu"])[0].replace(" ", "-").lower()
-    path = arguments.output / f"{config.study.name}-{device}.json"
+    gpus = record["environment"]["gpus"] or ["cpu"]
+    device = (f"{len(gpus)}x " if len(gpus) > 1 else "") + gpus[0]
+    path = arguments.output / f"{config.study.name}-{device.replace(' ', '-').lower()}.json"
     path.write_text(json.dumps(record, indent=1) + "\n")
     print(f"wrote {path}")
+
+
+def _load(arguments: argparse.Namespace) -> StudyConfig:
+    if arguments.command == "run":
+        return load_config(arguments.config, arguments.settings)
+    return load_single(arguments.config, arguments.settings)[0]
 
 
 def _run(results: StudyResults, row: TrialRow) -> dict[str, Any]:
@@ -58,7 +73,7 @@ def _run(results: StudyResults, row: TrialRow) -> dict[str, Any]:
         name: [point.value for point in client.get_metric_history(row.run_id or "", name)]
         for name in CURVES
     }
-    figures = row.model_dump(include={"role", "state", "value", "test_accuracy", "seconds"})
+    figures = row.model_dump(include=FIGURES)
     return {**figures, "curves": curves}
 
 
