@@ -7,6 +7,7 @@ who may use it is found as pyarrow finds it: in the URI's own options, in the va
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Callable
 from functools import cached_property
@@ -79,13 +80,11 @@ class Bucket:
         if isinstance(self._files, fs.LocalFileSystem):
             _put_here(Path(path), content if isinstance(content, bytes) else content.read_bytes())
             return
-        with self._files.open_output_stream(path) as out:
-            if isinstance(content, bytes):
-                out.write(content)
-                return
-            with content.open("rb") as file:
-                while chunk := file.read(_CHUNK):
-                    out.write(chunk)
+        # Opened first: without it an empty file would be written.
+        source = io.BytesIO(content) if isinstance(content, bytes) else content.open("rb")
+        with source, self._files.open_output_stream(path) as out:
+            while chunk := source.read(_CHUNK):
+                out.write(chunk)
 
     def _read(self, name: str) -> bytes | None:
         try:

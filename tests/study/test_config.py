@@ -20,6 +20,7 @@ from study.config import (
     dump_config,
     flat,
     load_config,
+    load_for_cluster,
     load_single,
     parse_config,
     with_values,
@@ -578,6 +579,11 @@ def test_places_where_no_studies_are_kept(place: str) -> None:
     (line,) = wrong(f"storage.path={place}")
     rule = "must be a folder, or s3://bucket/prefix or gs://bucket/prefix"
     assert line == f"storage.path: {rule}, got '{place}'; write e.g. ./runs"
+
+
+def test_a_bucket_is_the_same_place_on_all_machines() -> None:
+    settings = ["storage.path=s3://bucket/prefix"]
+    assert load_for_cluster(QUICKSTART, settings).storage.path == "s3://bucket/prefix"
 
 
 def test_credentials_do_not_belong_into_a_config() -> None:
