@@ -35,6 +35,8 @@ ROOT = "root"
 STORE, ARTIFACTS = "mlflow.db", "mlartifacts"
 _BEST = "best.safetensors"
 _AT_A_TIME = 16
+_PATIENCE_S = 10.0
+"""Of who only looks: what is written just now can be read a moment later."""
 
 
 def check_bucket(uri: str) -> None:
@@ -86,7 +88,7 @@ def looked_at(uri: str, study: str) -> Path:
         raise input_error(InputError, "--storage", rule, remedy, uri)
     working = working_folder(uri)  # which a driver of this machine may be at work in
     root = working.parent.with_name("looked-at") / working.name
-    bucket = Bucket(uri, patience_s=0)
+    bucket = Bucket(uri, _PATIENCE_S)
     try:
         found = bring_back(bucket, study, root)
         if not found or not (root / study / LEDGER).exists():  # it may just begin

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -88,7 +89,7 @@ class Bucket:
 
     def _read(self, name: str) -> bytes | None:
         try:
-            with self._files.open_input_stream(self._path(name)) as file:
+            with self._as_it_is(name) as file:
                 return file.read()
         except FileNotFoundError:
             return None
@@ -97,10 +98,7 @@ class Bucket:
         destination.parent.mkdir(parents=True, exist_ok=True)
         temporary = destination.with_name(f".{destination.name}.{uuid4().hex}.tmp")
         try:
-            with (
-                self._files.open_input_stream(self._path(name)) as file,
-                temporary.open("wb") as to,
-            ):
+            with self._as_it_is(name) as file, temporary.open("wb") as to:
                 while chunk := file.read(_CHUNK):
                     to.write(chunk)
             temporary.replace(destination)
@@ -109,6 +107,15 @@ class Bucket:
         finally:
             temporary.unlink(missing_ok=True)
         return True
+
+    @contextmanager
+    def _as_it_is(self, name: str) -> Generator[Any]:
+        """A file to read, in several requests; OSError if it was replaced between them."""
+        with self._files.open_input_stream(self._path(name)) as file:
+            yield file
+            with self._files.open_input_stream(self._path(name)) as now:
+                if now.metadata() != file.metadata():
+                    raise OSError(f"{name} was replaced while it was read")
 
     def _names(self, under: str) -> list[str]:
         selector = fs.FileSelector(self._path(under), allow_not_found=True, recursive=True)

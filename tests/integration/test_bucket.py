@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -234,6 +235,27 @@ def test_the_words_of_a_bucket(s3: S3Server, tmp_path: Path) -> None:
     bucket.remove("a/one")
     bucket.remove("a/one")
     assert bucket.names("a") == ["a/b/two", "a/three"]
+
+
+def test_what_is_replaced_while_it_is_read_is_read_whole(s3: S3Server, tmp_path: Path) -> None:
+    """A file of one letter, again and again of another length; each takes several requests to read."""
+    bucket = Bucket(s3.uri)
+    bucket.put("file", b"a")
+
+    def write() -> None:
+        other = Bucket(s3.uri)
+        for number in range(12):
+            other.put("file", bytes([97 + number]) * (2**20 * (4 + number % 3)))
+            time.sleep(0.5)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    while thread.is_alive():
+        assert bucket.fetch("file", tmp_path / "file")
+        found = (tmp_path / "file").read_bytes()
+        assert len(set(found)) == 1
+        assert len(found) == 1 or len(found) % 2**20 == 0
+    thread.join()
 
 
 def refused(command: str, config: StudyConfig, folder: Path) -> str:
