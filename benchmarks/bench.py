@@ -52,6 +52,7 @@ BENCHMARKS = {
     ),
     "scaling": Benchmark("scaling.py", "--rounds 5", None, gpus=2),
     "trials": Benchmark("trials.py", "--ways study", "--ways study"),
+    "scale": Benchmark("scale.py", None, "--trials 60 --places 2"),
     "packing": Benchmark("packing.py", "", None),
     "logging": Benchmark("logging_rate.py", None, "--rounds 1 --trials 20"),
 }

@@ -61,6 +61,7 @@ TREE: dict[str, Any] = {
     "student": {"model": "mini_resnet_10_4"},
     "distill": {"method": "none"},
     "train": {"epochs": 1},
+    "resources": {"gpus_per_worker": 0},
     "search": {
         "optim.lr": {"loguniform": [0.01, 0.5]},
         "optim.weight_decay": {"loguniform": [1e-5, 1e-2]},
@@ -238,8 +239,9 @@ def main() -> None:
                 found = by_trials(options.trials, Path(name))
             else:
                 found = by_places(options.places, options.epoch_s, Path(name))
-        record[way] = {**found, "load_average": os.getloadavg()[2], "environment": environment()}
+        record[way] = {**found, "load_average": os.getloadavg()[2]}
         print(way, json.dumps(found, indent=1))
+    record["environment"] = environment()
     path.write_text(json.dumps(record, indent=1) + "\n")
     print(f"wrote {path}")
 

@@ -159,6 +159,21 @@ def of_trials(record: dict[str, Any]) -> Iterator[Figure]:
         yield Figure(case, "study", f"{own['between_trials']:.1%} of the time in training", whole)
 
 
+def of_scale(record: dict[str, Any]) -> Iterator[Figure]:
+    """What a driver takes with many trials, and with many places."""
+    if own := record.get("trials"):
+        case, last = f"{own['trials']} trials, one at a time", own["at_the_end"]
+        grown = f"{own['grown']:.1%} more than early on"
+        yield Figure(case, "the driver's memory", f"{own['rss_mib']['largest']:.0f} MiB", grown)
+        early = f"{own['around_the_100th']['driver_cpu_s']:.3f} s around the 100th trial"
+        yield Figure(case, "the driver's CPU", f"{last['driver_cpu_s']:.3f} s a trial", early)
+    if own := record.get("places"):
+        case = f"{own['places']} trials at a time, epochs of {own['epoch_s']:g} s"
+        rate = f"at {own['results_a_second']:.0f} results/s"
+        cost = f"{1000 * own['driver_cpu_s_a_result']:.0f} ms of CPU a result"
+        yield Figure(case, "the driver's CPU", cost, rate)
+
+
 def of_packing(record: dict[str, Any]) -> Iterator[Figure]:
     """Trials at once on one device, and whether their results are those of trials alone."""
     settings = record["settings"]
@@ -193,6 +208,7 @@ READERS: dict[str, Callable[[dict[str, Any]], Iterable[Figure]]] = {
     "teacher-cache": of_teacher_cache,
     "scaling": of_scaling,
     "trials": of_trials,
+    "scale": of_scale,
     "packing": of_packing,
     "logging": of_logging,
 }

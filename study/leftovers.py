@@ -45,8 +45,8 @@ class Leftovers:
         """Remove what nobody will read again; what cannot be removed is said in the study's log."""
         if results.rows is self._seen:
             return
-        self._seen = results.rows
         known = None if self._study is None else ended_states(self._study)
+        self._seen = results.rows
         best = {row.number for row in results.best_trials[:KEPT_TRIALS]}
         for row in results.rows:
             is_best = row.role != "trial" or row.number in best or row.test_accuracy is not None

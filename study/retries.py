@@ -37,10 +37,13 @@ class Retries:
     """
 
     def __init__(
-        self, max_failures: int, nodes: Callable[[], Mapping[str, bool]] = known_nodes
+        self,
+        max_failures: int,
+        workers: int,
+        nodes: Callable[[], Mapping[str, bool]] = known_nodes,
     ) -> None:
-        """`nodes` gives those that there are or were, and whether they are alive."""
-        self._max_failures, self._nodes = max_failures, nodes
+        """`workers` are those of a trial; `nodes` gives those that there are or were, and whether they are alive."""
+        self._max_failures, self._workers, self._nodes = max_failures, workers, nodes
         self._tries: dict[tuple[object, ...], _Tries] = {}
 
     def begins(self, job: Job) -> None:
@@ -55,7 +58,7 @@ class Retries:
             tries.failures += 1  # it was no node
         tries.doubted = None
         began_on, tries.nodes = tries.nodes or alive, frozenset()
-        match _blame(error, nodes.keys() - alive):
+        match _blame(error, self._workers, nodes.keys() - alive):
             case "node":
                 return "its node is gone, or about to go"
             case "unknown" if len(began_on) > 1:
@@ -73,7 +76,7 @@ def _alive(nodes: Mapping[str, bool]) -> frozenset[str]:
     return frozenset(node for node, is_alive in nodes.items() if is_alive)
 
 
-def _blame(error: Exception | None, lost: Collection[str]) -> Blame:
+def _blame(error: Exception | None, workers: int, lost: Collection[str]) -> Blame:
     """Whose fault it was; `lost` are the nodes that are known to be gone: Ray's errors name their node."""
     cause = error.cause if isinstance(error, RayTaskError) else error
     if isinstance(cause, NodeLeavesError | PreemptionError):
@@ -83,7 +86,7 @@ def _blame(error: Exception | None, lost: Collection[str]) -> Blame:
     ):
         return "node"
     if isinstance(cause, WorkerGroupError):
-        # Whoever tells of an error of training may be the one whose neighbour has gone.
-        told = cause.worker_failures.values()
-        return "trial" if all(isinstance(one, KdStudyError) for one in told) else "unknown"
+        # A rank may tell of an error because another has gone; who has gone tells of none.
+        told = [one for one in cause.worker_failures.values() if isinstance(one, KdStudyError)]
+        return "trial" if len(told) == workers else "unknown"
     return "unknown" if isinstance(cause, ActorUnavailableError) else "trial"

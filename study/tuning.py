@@ -52,6 +52,7 @@ def run_tune(
     storage, name = config.folder / "ray", uuid.uuid4().hex[:8]
     # What failed begins again by `Retries`, and not in Tune, which knows preempted nodes, but no lost ones.
     os.environ["RAY_TRAIN_COUNT_PREEMPTION_AS_FAILURE"] = "1"
+    retries = Retries(config.study.max_failures, config.train.workers)
     trainable = tune.with_parameters(run_job, study=config, teacher_weights=teacher_weights)
     tuner = Tuner(
         tune.with_resources(trainable, resources_of(config)),
@@ -59,7 +60,7 @@ def run_tune(
         run_config=RunConfig(
             name=name,
             storage_path=str(storage),
-            callbacks=[TuneListener(recorder, search, Retries(config.study.max_failures))],
+            callbacks=[TuneListener(recorder, search, retries)],
             failure_config=FailureConfig(max_failures=0),
             stop=stop,
             verbose=0,

@@ -22,6 +22,8 @@ from trainable.records import VAL_ACCURACY, EpochRecord
 
 _QUIET_S = 10.0
 _BAR_WIDTH = 16
+_SHOWN_RUNNING = 20
+"""To draw a hundred, four times a second, would take a seventh of a core."""
 _TOLD_SHARE = 2 / 3
 _FEWEST_TOLD = 6
 
@@ -158,7 +160,9 @@ class Progress:
         """The live display; what matters most is on top, for consoles of few lines."""
         head = Text.assemble((self._phase, "bold"), "  " if self._phase else "", self.status())
         running = list(self._running.values())
-        return Group(head, _running_table(running)) if running else Group(head)
+        shown = [_running_table(running[:_SHOWN_RUNNING])] if running else []
+        more = len(running) - _SHOWN_RUNNING
+        return Group(head, *shown, *([Text(f"and {more} more", "dim")] if more > 0 else []))
 
     def phase(self, text: str) -> None:
         """Say what the study does now: `training the teacher`, `searching`, …"""

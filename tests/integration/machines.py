@@ -57,19 +57,18 @@ class Machines:
         starter = subprocess.Popen(
             command, env=env, stdout=quiet, stderr=quiet, start_new_session=True
         )
-        machine = Machine(self._new(before), starter, folder)
+        try:
+            machine = Machine(self._new(before), starter, folder)
+        except AssertionError:
+            _end(starter)
+            raise
         self.joined.append(machine)
         return machine
 
     def lose(self, machine: Machine) -> float:
         """As if its power had gone: every process on it ends at once. When that was, in seconds since 1970."""
-        starter = psutil.Process(machine.starter.pid)
-        processes = [starter, *starter.children(recursive=True)]
         now = time.time()
-        for process in processes:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        machine.starter.wait(60)
+        _end(machine.starter)
         self._forget(machine)
         return now
 
@@ -81,8 +80,9 @@ class Machines:
 
     def nodes_with(self, kind: str) -> Sequence[str]:
         """The node of each process of this kind that is alive now."""
-        filters = [("class_name", "=", kind), ("state", "=", "ALIVE")]
-        return [actor.node_id for actor in list_actors(address=self.dashboard, filters=filters)]
+        actors = list_actors(address=self.dashboard, limit=1000)
+        alive = [actor for actor in actors if actor.state == "ALIVE"]
+        return [actor.node_id for actor in alive if actor.class_name == kind]
 
     def close(self) -> None:
         """End all nodes that joined."""
@@ -104,8 +104,18 @@ class Machines:
         raise AssertionError("no new node")
 
     def _ids(self) -> set[str]:
-        nodes = list_nodes(address=self.dashboard, filters=[("state", "=", "ALIVE")])
-        return {node.node_id for node in nodes}
+        # With a filter Ray takes the nodes that are gone for lost output.
+        nodes = list_nodes(address=self.dashboard)
+        return {node.node_id for node in nodes if node.state == "ALIVE"}
+
+
+def _end(starter: subprocess.Popen[bytes]) -> None:
+    """Kill it, and all that it started."""
+    parent = psutil.Process(starter.pid)
+    for process in [parent, *parent.children(recursive=True)]:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    starter.wait(60)
 
 
 @contextmanager

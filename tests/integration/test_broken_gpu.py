@@ -14,7 +14,7 @@ from study.results import find_results
 from study.yaml import dump_yaml
 from tests.integration.broken_gpu import MARK, SAID
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.mark.parametrize("max_failures", [0, 1])
@@ -39,7 +39,7 @@ def test_the_process_of_a_gpu_that_failed_is_not_used_again(
         env={k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {MARK: str(mark)},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=500,
     )
     assert ended.returncode == 0, ended.stderr
     assert not mark.exists()

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,22 @@ def kill(driver: subprocess.Popen[str]) -> None:
     driver.kill()
 
 
+def newest_state(trial: Path) -> dict[str, Any]:
+    """Of a trial's checkpoints."""
+    last = max(trial.glob("checkpoints/[0-9]*"))
+    return torch.load(last / "state.pt", weights_only=True)
+
+
+def last_state(trial: Path, driver: subprocess.Popen[str]) -> dict[str, Any]:
+    """The newest that is seen while the driver runs: a trial that is over keeps no checkpoint."""
+    state = newest_state(trial)
+    while driver.poll() is None:
+        with suppress(FileNotFoundError, ValueError):  # just removed, or none is left
+            state = max(state, newest_state(trial), key=lambda seen: len(seen["records"]))
+        time.sleep(0.02)
+    return state
+
+
 @pytest.fixture(scope="module")
 def calm(tmp_path_factory: pytest.TempPathFactory, configure: Any, conduct: Any) -> Any:
     """The same study, left alone."""
@@ -94,7 +111,10 @@ def test_interrupted_study_goes_on_where_it_was(
         states = [trial.state for trial in interrupted.optuna_trials]
         assert states == [TrialState.COMPLETE, TrialState.RUNNING]
 
+    trial = config.folder / "trials" / "0001"
+    told = len(newest_state(trial)["records"])
     again = start(config)
+    state = last_state(trial, again)
     stdout, stderr = again.communicate(timeout=300)
     assert (again.returncode, stderr) == (0, ""), stdout
     assert f"{TRIALS} of {TRIALS} trials ended" in stdout
@@ -110,9 +130,8 @@ def test_interrupted_study_goes_on_where_it_was(
     assert rows["trial 0"].run_id == next(r.run_id for r in before.rows if r.label == "trial 0")
     assert rows["trial 1"].params == next(r.params for r in before.rows if r.label == "trial 1")
     assert left.child("trial 0").info.end_time < stopped_ms
-    last = max((Path(rows["trial 1"].directory) / "checkpoints").iterdir())
-    checkpoint = torch.load(last / "state.pt", weights_only=True)
-    assert checkpoint["records"][1]["timestamp_ms"] < stopped_ms  # it was not trained again
+    assert len(state["records"]) > told
+    assert state["records"][1]["timestamp_ms"] < stopped_ms  # it was not trained again
 
     for label in [f"trial {number}" for number in range(TRIALS)]:
         ours, theirs = left.history(label), calm.history(label)

@@ -123,6 +123,18 @@ def test_live_table(clock: Clock, width: int) -> None:
     assert second.split()[-4:] == ["0/—", "—", "lr=0.05,", "k/n=5/2"]
 
 
+def test_live_table_of_a_hundred_trials_at_once_fits_a_screen(clock: Clock) -> None:
+    out = io.StringIO()
+    progress = Progress(1000, 100, console=Console(file=out, width=80), clock=clock)
+    for number in range(100):
+        progress.trial_started(trial(number))
+    Console(file=out, width=80).print(progress)
+    head, _, *running, more = out.getvalue().splitlines()
+    assert "0/1000 trials" in head
+    assert [line.split()[1] for line in running] == [str(number) for number in range(20)]
+    assert more == "and 80 more"
+
+
 def test_terminal_shows_the_display_and_clears_it(clock: Clock) -> None:
     out = io.StringIO()
     console = Console(file=out, width=80, force_terminal=True, force_interactive=True)

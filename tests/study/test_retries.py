@@ -46,7 +46,7 @@ def failing(error: Exception | None, *, times: int, allowed: int, nodes: int = 2
     cluster = Cluster()
     if nodes == 1:
         cluster.lose()
-    retries, goes_on = Retries(allowed, cluster.nodes), list[bool]()
+    retries, goes_on = Retries(allowed, 2, cluster.nodes), list[bool]()
     for _ in range(times):
         retries.begins(TRIAL)
         goes_on.append(retries.why_again(TRIAL, error) is not None)
@@ -76,7 +76,7 @@ def test_a_node_that_is_taken_back_is_not_counted(error: Exception) -> None:
 
 def test_a_node_that_is_lost_is_not_counted() -> None:
     cluster = Cluster()
-    retries = Retries(0, cluster.nodes)
+    retries = Retries(0, 2, cluster.nodes)
     retries.begins(TRIAL)
     cluster.lose()
     assert retries.why_again(TRIAL, WITH_NODE) == "its node is gone, or about to go"
@@ -86,7 +86,9 @@ def test_a_node_that_is_lost_is_not_counted() -> None:
     assert retries.why_again(TRIAL, DIED) is None
 
 
-@pytest.mark.parametrize("error", [SILENT, task_error(group_error(OWN, SILENT))])
+@pytest.mark.parametrize(
+    "error", [SILENT, task_error(group_error(OWN)), task_error(group_error(OWN, SILENT))]
+)
 def test_silence_is_forgiven_once_where_no_node_was_lost(error: Exception) -> None:
     assert failing(error, times=2, allowed=0) == [True, False]
     assert failing(error, times=4, allowed=2) == [True] * 3 + [False]
@@ -95,7 +97,7 @@ def test_silence_is_forgiven_once_where_no_node_was_lost(error: Exception) -> No
 
 def test_silence_of_a_node_that_turns_out_to_be_lost_is_not_counted() -> None:
     cluster = Cluster()
-    retries = Retries(1, cluster.nodes)
+    retries = Retries(1, 2, cluster.nodes)
     retries.begins(TRIAL)
     assert retries.why_again(TRIAL, SILENT) is not None
     retries.begins(TRIAL)
@@ -106,7 +108,7 @@ def test_silence_of_a_node_that_turns_out_to_be_lost_is_not_counted() -> None:
 
 
 def test_each_job_has_its_own_count() -> None:
-    retries = Retries(1, Cluster().nodes)
+    retries = Retries(1, 2, Cluster().nodes)
     for job in (TRIAL, Job("trial", 1), Job("baseline"), Job("trial", 0, split="test")):
         retries.begins(job)
         assert retries.why_again(job, OWN) is not None

@@ -61,7 +61,7 @@ class Search:
 def listening(
     recorder: Recorder, search: Search | None = None, max_failures: int = 0
 ) -> TuneListener:
-    retries = Retries(max_failures, lambda: {"a node": True})
+    retries = Retries(max_failures, 1, lambda: {"a node": True})
     return TuneListener(recorder, search or Search(), retries)  # type: ignore[arg-type]
 
 
