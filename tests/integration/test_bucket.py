@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Generator, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ from study.config import StudyConfig, dump_config
 from study.fetching import looked_at
 from study.results import StudyResults, find_results
 from tests.integration.test_mlflow_away import must_be_there_once
-from tests.study.mlflow_server import running_server
 from tests.study.s3_server import S3Server, running_s3
 from trainable.bucket import Bucket
 from trainable.errors import InputError
@@ -74,6 +73,7 @@ def running(config: StudyConfig, folder: Path, machine: str) -> Generator[subpro
     env.pop("RAY_ADDRESS", None)
     with subprocess.Popen(
         [sys.executable, "-m", "study", "run", str(path)],
+        cwd=folder,  # where MLflow has the artifacts of a database
         env=env,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -133,33 +133,30 @@ def undisturbed(configure: Any, tmp_path_factory: pytest.TempPathFactory) -> Stu
 
 @pytest.mark.slow
 @pytest.mark.chaos
-@pytest.mark.parametrize("store", ["embedded", "server"])
+@pytest.mark.parametrize("store", ["embedded", "elsewhere"])
 def test_a_killed_driver_is_followed_by_one_on_another_machine(
     store: str, s3: S3Server, tmp_path: Path, configure: Any, undisturbed: StudyResults
 ) -> None:
     draw = random.Random(3)
-    with ExitStack() as stack:
-        tracking = {}
-        if store == "server":
-            tracking = {"tracking": {"uri": stack.enter_context(running_server(tmp_path)).uri}}
-        config = build(configure, s3.uri, **tracking)
-        for machine in ("one", "two"):
-            before = epochs_kept(config)
-            with running(config, tmp_path, machine) as driver:
-                wait_for_progress(config, driver, before + 3)
-                time.sleep(draw.uniform(0, 2))
-        finish(config, tmp_path, "three")
-        root = looked_at(s3.uri, config.study.name)
-        results = find_results(root, config.study.name)
-        assert numbers(results) == numbers(undisturbed)
-        moved = config.model_copy(
-            update={"storage": config.storage.model_copy(update={"path": str(root)})}
-        )
-        must_be_there_once(moved, MlflowClient(results.tracking_uri))
-        for run in MlflowClient(results.tracking_uri).search_runs([str(results.experiment_id)]):
-            if store == "embedded":
-                assert str(root) in run.info.artifact_uri
-                assert MlflowClient(results.tracking_uri).list_artifacts(run.info.run_id)
+    elsewhere = {"tracking": {"uri": f"sqlite:///{tmp_path}/tracking.db"}}
+    config = build(configure, s3.uri, **(elsewhere if store == "elsewhere" else {}))
+    for machine in ("one", "two"):
+        before = epochs_kept(config)
+        with running(config, tmp_path, machine) as driver:
+            wait_for_progress(config, driver, before + 3)
+            time.sleep(draw.uniform(0, 2))
+    finish(config, tmp_path, "three")
+    root = looked_at(s3.uri, config.study.name)
+    results = find_results(root, config.study.name)
+    assert numbers(results) == numbers(undisturbed)
+    moved = config.model_copy(
+        update={"storage": config.storage.model_copy(update={"path": str(root)})}
+    )
+    must_be_there_once(moved, MlflowClient(results.tracking_uri))
+    for run in MlflowClient(results.tracking_uri).search_runs([str(results.experiment_id)]):
+        if store == "embedded":
+            assert str(root) in run.info.artifact_uri
+            assert MlflowClient(results.tracking_uri).list_artifacts(run.info.run_id)
 
 
 @pytest.mark.slow
