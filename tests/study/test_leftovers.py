@@ -13,6 +13,7 @@ from optuna.trial import TrialState, create_trial
 from study.config import StudyConfig
 from study.jobs import Job
 from study.leftovers import Leftovers
+from study.mirror import NoMirror
 from study.results import Role, State, StudyResults, TrialRow
 from study.search import open_study
 from tests.study.studies import results_of
@@ -40,7 +41,7 @@ class Study:
         self.leftovers = self.next_driver()
 
     def next_driver(self) -> Leftovers:
-        return Leftovers(self.optuna, self.teacher)
+        return Leftovers(self.optuna, self.teacher, NoMirror())
 
     def add(
         self, role: Role, number: int = 0, state: State = "complete", value: float | None = None
@@ -135,7 +136,7 @@ def test_a_teacher_is_gone_on_with_until_its_weights_are_kept(study: Study) -> N
 
 def test_a_study_without_a_search_keeps_its_student(study: Study) -> None:
     study.add("trial", 0)
-    Leftovers(None, None).clear(study.results)
+    Leftovers(None, None, NoMirror()).clear(study.results)
     assert study.left("trial", 0) == WEIGHTS
 
 
