@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from pathlib import Path
 
 import optuna
@@ -159,6 +160,19 @@ def test_an_interrupted_look_is_made_again(
             study.leftovers.clear(study.results)
     study.next_driver().clear(study.results)
     assert study.left_by_trials() == [NOTHING, NOTHING, WEIGHTS, WEIGHTS, WEIGHTS]
+
+
+def test_while_optuna_is_away_everything_stays(study: Study) -> None:
+    journal = study.config.folder / "optuna.journal"
+    study.trial(0, state="pruned")
+    journal.rename(journal.with_name("away"))
+    study.leftovers.clear(study.results)
+    assert study.left("trial", 0) == WHOLE
+
+    journal.with_name("away").rename(journal)
+    time.sleep(0.3)  # it is not asked again at once
+    study.leftovers.clear(study.results)
+    assert study.left("trial", 0) == NOTHING
 
 
 def test_what_cannot_be_removed_is_said_once_and_hinders_nobody(
