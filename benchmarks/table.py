@@ -91,7 +91,11 @@ def of_kernels(record: dict[str, Any]) -> Iterator[Figure]:
         rate = f"{own['step_tflops']:.0f} TFLOP/s"
         compared = f"{own['of_matmul']:.1%} of {record['matmul_tflops']:.0f}, a product of matrices"
         yield Figure(case, f"{own['step_ms']:.2f} ms a step", rate, compared)
-        parts = {**own["kinds"], "at once": -own["at_once"], "idle": own["idle"]}
+        parts = {
+            **own["kinds"],
+            "beside others, counted twice": own["at_once"],
+            "idle": own["idle"],
+        }
         for name, ms in parts.items():
             yield Figure(case, name, f"{ms:.2f} ms", "")
 
