@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -21,13 +21,12 @@ from study.config import (
     load_for_cluster,
     load_single,
 )
+from study.exits import INTERRUPTED, NO_USABLE_TRIAL, bad_input_exits, exit_bad
 from study.results import StudyResults, TrialRow, all_results, find_results
 from trainable.errors import InputError, input_error
 
 if TYPE_CHECKING:
-    from ray.job_submission import JobDetails
-
-    from study.submit import JobServer
+    from study.driver import OpenDisplay
 
 _app = typer.Typer(
     name="kd-study",
@@ -51,35 +50,64 @@ _Storage = Annotated[
 
 _Port = Annotated[int, typer.Option(min=1, max=65535, metavar="N", help="Where to listen.")]
 
-NO_USABLE_TRIAL, BAD_INPUT, INTERRUPTED = 1, 2, 130
-_STATUS_LINES = 5
 _OUT = Console()
 
 
 @_app.command()
 def run(config: _Config, set_: _Set = None) -> None:
     """Run the study of CONFIG, go on with it, or print its leaderboard if it has finished."""
-    _study(lambda: load_config(config, set_ or []))
+    with bad_input_exits():
+        _study(load_config(config, set_ or []))
 
 
 @_app.command()
 def train(config: _Config, set_: _Set = None) -> None:
     """Train one student at CONFIG's base values, without a search."""
-
-    def load() -> StudyConfig:
+    with bad_input_exits():
         single, defaults = load_single(config, set_ or [])
         for path, value in defaults.items():
             shown = "nothing" if value is None else value
             _OUT.print(f"{path} is searched and has no base value: its default is {shown}")
-        return single
+        _study(single)
 
-    _study(load)
+
+@_app.command()
+def resume(name: _Name, storage: _Storage = Path("runs")) -> None:
+    """Go on with the study NAME after any end of its driver, or print its leaderboard if it has finished.
+
+    It goes on with the config that its folder keeps, wherever that folder lay before.
+    """
+    with bad_input_exits():
+        from study.folder import kept_config
+
+        _study(kept_config(storage.absolute(), name))
+
+
+@_app.command()
+def extend(
+    name: _Name,
+    trials: Annotated[
+        int, typer.Option(min=1, metavar="N", help="How many trials more than planned so far.")
+    ],
+    storage: _Storage = Path("runs"),
+) -> None:
+    """Search N more trials in the study NAME, finished or not, with all that it has learned.
+
+    study.time_budget_s counts anew. Interrupted, it goes on with `kd-study resume NAME`.
+    """
+    with bad_input_exits():
+        from study.driver import extend_study
+        from study.folder import kept_config, with_more_trials
+
+        kept = kept_config(storage.absolute(), name)
+        again = f"`{shlex.join(['kd-study', 'resume', name, '--storage', str(storage)])}` goes on"
+        _study(with_more_trials(kept, trials), partial(extend_study, before=kept), again)
 
 
 @_app.command()
 def validate(config: _Config, set_: _Set = None) -> None:
     """Check CONFIG, its data and its networks, and print what would run."""
-    with _bad_input_exits():
+    with bad_input_exits():
         draft = draft_config(config, set_ or [])
         from study.cluster import local_capacity
         from study.preflight import preflight_draft
@@ -91,7 +119,7 @@ def validate(config: _Config, set_: _Set = None) -> None:
 @_app.command()
 def report(name: _Name, storage: _Storage = Path("runs")) -> None:
     """Print the leaderboard of a study, and write its report.html and trials.parquet."""
-    with _bad_input_exits():
+    with bad_input_exits():
         folder = storage.absolute() / name
         results = find_results(storage.absolute(), name)
         from study.report.page import write_report
@@ -116,7 +144,7 @@ def ui(
 
     A study that is tracked by a server has its page there: with NAME, that is printed.
     """
-    with _bad_input_exits():
+    with bad_input_exits():
         from study.report.links import server_of, study_page
         from study.report.server import ServerError, serve
 
@@ -167,21 +195,22 @@ def submit(
 
     The same command follows the job again, or submits a stopped study anew, which then goes on.
     """
-    with _bad_input_exits():
+    with bad_input_exits():
         if status and stop:
-            _exit_bad("--status: goes without --stop; give one of them")
+            exit_bad("--status: goes without --stop; give one of them")
         loaded = load_for_cluster(config, set_ or [])
         _must_search(loaded)
+        from study.following import exit_as, follow, look_at
         from study.submit import JobServer, packaged, state_of
 
         server = JobServer(address)
         if status or stop:
-            _look_at(server, loaded, stop=stop)
+            look_at(server, loaded, stop=stop)
             return
         with packaged(loaded, config, code or [], with_kd_study=with_kd_study) as package:
             job = server.submit(package)
         print(state_of(job))
-        _exit_as(_follow(server, job))
+        exit_as(follow(server, job))
 
 
 def main() -> None:
@@ -193,89 +222,35 @@ def main() -> None:
     _app()
 
 
-def _study(load: Callable[[], StudyConfig]) -> None:
-    with _bad_input_exits():
-        config = load()
-        from study.driver import StudyFailedError, StudyInterruptedError, run_study
-        from study.report.progress import Progress
+def _study(
+    config: StudyConfig,
+    conduct: Callable[[StudyConfig, OpenDisplay], StudyResults] | None = None,
+    again: str = "run the same command again to go on",
+) -> None:
+    """Have the driver `conduct` a study, by default run it, and exit as it ends."""
+    _must_search(config)
+    from study.driver import StudyFailedError, StudyInterruptedError, run_study
+    from study.report.progress import Progress
 
-        _must_search(config)
+    def display(slots: int, ended: Sequence[TrialRow]) -> Progress:
+        return Progress(config.study.trials, slots, ended=ended, console=_OUT)
 
-        def display(slots: int, ended: Sequence[TrialRow]) -> Progress:
-            return Progress(config.study.trials, slots, ended=ended, console=_OUT)
-
-        try:
-            results = run_study(config, display)
-        except StudyInterruptedError:
-            _OUT.print("interrupted: run the same command again to go on")
-            raise typer.Exit(INTERRUPTED) from None
-        except StudyFailedError as error:
-            print(error, file=sys.stderr)
-            raise typer.Exit(NO_USABLE_TRIAL) from None
-        _print_results(results, config.folder)
-        if results.winner is None:
-            raise typer.Exit(NO_USABLE_TRIAL)
+    try:
+        results = (conduct or run_study)(config, display)
+    except StudyInterruptedError:
+        _OUT.print(f"interrupted: {again}", soft_wrap=True, highlight=False)
+        raise typer.Exit(INTERRUPTED) from None
+    except StudyFailedError as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(NO_USABLE_TRIAL) from None
+    _print_results(results, config.folder)
+    if results.winner is None:
+        raise typer.Exit(NO_USABLE_TRIAL)
 
 
 def _must_search(config: StudyConfig) -> None:
     if config.study.trials > 1 and not config.search:
-        _exit_bad("search: run needs at least one path to search; or use kd-study train")
-
-
-def _look_at(server: JobServer, config: StudyConfig, *, stop: bool) -> None:
-    """Say how the last job of a study is, once it is stopped if that is wanted."""
-    from study.submit import is_live, state_of
-
-    job = server.latest(config)
-    if job is None:
-        rule = f"has no job at {server.address}"
-        remedy = "check the address, study.name and storage.path, or submit it"
-        raise input_error(InputError, "study.name", rule, remedy, config.study.name)
-    if stop and not is_live(job):
-        rule, remedy = "has no job that runs", "--status says more"
-        raise input_error(InputError, "study.name", rule, remedy, state_of(job))
-    with _detaching(job):
-        job = server.stop(job) if stop else job
-    print("\n".join([*server.last_lines(job, _STATUS_LINES), state_of(job)]))
-
-
-def _follow(server: JobServer, job: JobDetails) -> JobDetails:
-    """Show a job's log to its end."""
-    from study.submit import LostJobError
-
-    try:
-        with _detaching(job):
-            return server.follow(job, partial(print, end="", flush=True))
-    except LostJobError as error:
-        print(f"{error}; the same command follows {job.submission_id} again", file=sys.stderr)
-        raise typer.Exit(INTERRUPTED) from None
-
-
-@contextmanager
-def _detaching(job: JobDetails) -> Generator[None]:
-    """Lets Ctrl-C end the looking, not what is looked at."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        told = "the same command follows it again, --status says how it is, --stop ends it"
-        print(f"\ndetached from {job.submission_id}, which goes on: {told}")
-        raise typer.Exit(INTERRUPTED) from None
-
-
-def _exit_as(job: JobDetails) -> None:
-    """Exit as the study of a job that has ended did."""
-    from study.submit import state_of, why_it_failed
-
-    print(state_of(job))
-    if job.status == "SUCCEEDED":
-        return
-    if job.status == "STOPPED":
-        print("run the same command again to go on")
-        raise typer.Exit(INTERRUPTED)
-    if job.driver_exit_code in (NO_USABLE_TRIAL, BAD_INPUT, INTERRUPTED):
-        raise typer.Exit(job.driver_exit_code)  # the log says why
-    print(why_it_failed(job), file=sys.stderr)
-    raise typer.Exit(NO_USABLE_TRIAL)
+        exit_bad("search: run needs at least one path to search; or use kd-study train")
 
 
 def _print_results(results: StudyResults, folder: Path) -> None:
@@ -284,17 +259,3 @@ def _print_results(results: StudyResults, folder: Path) -> None:
 
     page = folder / PAGE
     print_leaderboard(results, _OUT, page if page.exists() else None)
-
-
-@contextmanager
-def _bad_input_exits() -> Generator[None]:
-    """Turns bad input into its message on stderr and exit code 2."""
-    try:
-        yield
-    except InputError as error:
-        _exit_bad(str(error))
-
-
-def _exit_bad(message: str) -> NoReturn:
-    print(message, file=sys.stderr)
-    raise typer.Exit(BAD_INPUT)

@@ -28,6 +28,7 @@ from study.folder import (
     log_file,
     only_driver,
     open_results,
+    replace_config,
 )
 from study.jobs import Job
 from study.measuring import packed
@@ -77,31 +78,54 @@ def run_study(config: StudyConfig, open_display: OpenDisplay) -> StudyResults:
     SIGTERM, and StudyFailedError if there is no teacher to learn from, or a storage fails.
     """
     check_same_study(config)
-    finished = load_finished(config.folder)
+    finished = load_finished(config)
+    with _driving(config):
+        if finished is None:
+            return _run(config, open_display)
+        if has_unsent(config.folder, finished) or not (config.folder / PAGE).exists():
+            return _end(config, finished, open_display)
+        return finished
+
+
+def extend_study(
+    config: StudyConfig, open_display: OpenDisplay, *, before: StudyConfig
+) -> StudyResults:
+    """Run a study with more trials than it has in `before`, the config that it keeps.
+
+    It keeps `config` once everything is known to be right, before the first new trial. Raises as `run_study`.
+    """
+    with _driving(config):
+        return _run(config, open_display, before)
+
+
+@contextmanager
+def _driving(config: StudyConfig) -> Generator[None]:
+    """What ends a study that can be gone on with, in the driver's own errors."""
     try:
         with sigterm_interrupts(), writing_to(Path(config.storage.path)):
-            if finished is None:
-                return _run(config, open_display)
-            if has_unsent(config.folder, finished) or not (config.folder / PAGE).exists():
-                return _end(config, finished, open_display)
-            return finished
+            yield
     except KeyboardInterrupt:
         raise StudyInterruptedError from None
     except (OptunaError, StorageError) as error:
         raise StudyFailedError(str(error)) from None
 
 
-def _run(config: StudyConfig, open_display: OpenDisplay) -> StudyResults:
+def _run(
+    config: StudyConfig, open_display: OpenDisplay, before: StudyConfig | None = None
+) -> StudyResults:
     with connected() as capacity:
         around = [*cluster_problems(config), *database_problems(config)]
         plan = preflight(as_packed(config, config.folder), capacity, around)
         store = connect(config)
         with only_driver(config.folder), log_file(config.folder):
-            keep_config(config)
+            check_same_study(before or config)  # another driver may have come first
+            keep_config(before or config)
             plan, told = packed(plan, _teacher_weights(plan))
             with _recording(plan.config, store, plan.concurrency, open_display) as (recorder, show):
                 if told:
                     show.message(told)
+                if before is not None:
+                    replace_config(config)
                 return _Run(plan, recorder, show).run()
 
 
@@ -161,6 +185,8 @@ class _Run:
         except BaseException:
             self._recorder.stopped("interrupted")
             raise
+        # A page that is there belongs to a study that had not finished; one that is missing is written.
+        (self._config.folder / PAGE).unlink(missing_ok=True)
         self._recorder.finished(self._plan.data.test)
         _report(self._recorder, self._watcher, self._config.folder)
         self._recorder.settle()

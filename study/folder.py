@@ -14,23 +14,52 @@ from filelock import FileLock, Timeout
 from study.config import (
     RESOLVED,
     StudyConfig,
+    StudySection,
     differing_keys,
     dump_config,
     embedded_store,
     parse_config,
 )
 from study.entries import STUDY_RUN, Line
-from study.results import LEDGER, StudyResults, load_results, save_results
+from study.results import LEDGER, StudyResults, load_results, no_such_study, save_results
 from study.spool import Spool, unsent
 from study.store import Store, must_answer, open_store
 from study.telling import study_begins, study_opening
 from study.tracking import Tracker
 from study.yaml import parse_yaml
-from trainable.errors import ConfigError, Problem, input_error
+from trainable.errors import ConfigError, InputError, Problem, input_error
 
 LOG = "study.log"
+_JOURNAL_LOCK = "optuna.journal.lock"
 SPOOL = "spool"
 """Folder of what MLflow was not told yet; see `study.spool`."""
+
+
+def kept_config(storage: Path, name: str) -> StudyConfig:
+    """The config that the study `name` under `storage` keeps, with `storage` as its place, wherever it lay before.
+
+    InputError names the studies that are there.
+    """
+    path = storage / name / RESOLVED
+    if not path.is_file():
+        raise no_such_study(storage, name, beside=RESOLVED)
+    config = _read_config(path)
+    if config.study.name != name:
+        rule = f"must be the name of its folder, {name}"
+        remedy = "give the folder its study's name back"
+        raise input_error(InputError, f"{path}: study.name", rule, remedy, config.study.name)
+    section = config.storage.model_copy(update={"path": str(storage)})
+    return config.model_copy(update={"storage": section})
+
+
+def with_more_trials(config: StudyConfig, trials: int) -> StudyConfig:
+    """The config with so many trials more; ConfigError without a search, which could give no others."""
+    if not config.search:
+        rule = "must have a path to search, or more trials would all be the same one"
+        remedy = "run a study with a search"
+        raise input_error(ConfigError, "search", rule, remedy, {})
+    section = config.study.model_copy(update={"trials": config.study.trials + trials})
+    return config.model_copy(update={"study": section})
 
 
 def check_same_study(config: StudyConfig) -> None:
@@ -38,18 +67,18 @@ def check_same_study(config: StudyConfig) -> None:
     path = config.folder / RESOLVED
     if not path.exists():
         return
-    old = parse_config(parse_yaml(path.read_text(), str(path)), where=str(path))
-    rule = f"must be as it was when the study {config.study.name!r} began"
-    remedy = "change it back, or give the study another name (study.name)"
+    old = _read_config(path)
     if keys := differing_keys(old, config):
-        raise ConfigError([Problem(key, rule, remedy) for key in keys])
+        raise ConfigError([_difference(key, old.study, config.study) for key in keys])
 
 
-def load_finished(folder: Path) -> StudyResults | None:
-    """The results of a study that has finished."""
-    path = folder / LEDGER
-    results = load_results(path) if path.exists() else None
-    return results if results is not None and results.finished else None
+def load_finished(config: StudyConfig) -> StudyResults | None:
+    """The results of a study that has finished, and was not extended since."""
+    if not (config.folder / LEDGER).exists():
+        return None
+    results = _load_ledger(config)
+    is_over = results.finished and results.trials_planned == config.study.trials
+    return results if is_over else None
 
 
 @contextmanager
@@ -63,19 +92,31 @@ def only_driver(folder: Path) -> Generator[None]:
         rule, remedy = "another kd-study is at work on it", "wait for it, or choose another name"
         raise input_error(ConfigError, "study.name", rule, remedy, folder.name) from None
     try:
+        # Of a driver that died while it wrote: Optuna would wait 30 s for it.
+        (folder / _JOURNAL_LOCK).unlink(missing_ok=True)
         yield
     finally:
         lock.release()
 
 
 def keep_config(config: StudyConfig) -> None:
-    """Write the config that the study begins with; once it is there, it stays."""
+    """Write the config that the study begins with; once it is there, it stays but for `replace_config`."""
+    if not (config.folder / RESOLVED).exists():
+        replace_config(config)
+
+
+def replace_config(config: StudyConfig) -> None:
+    """Write the config that the study goes on with, atomically, and on the disk when this returns."""
     path = config.folder / RESOLVED
-    if path.exists():
-        return
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(dump_config(config))
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(dump_config(config))
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(temporary, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    os.fsync(folder)
+    os.close(folder)
 
 
 class _LogFile(logging.FileHandler):
@@ -120,11 +161,11 @@ def open_results(config: StudyConfig, store: Store, spool: Spool) -> StudyResult
     tracker = Tracker(store)
     with must_answer(uri):
         if path.exists():
-            results = load_results(path)
+            results = _load_ledger(config)
             _must_hold(tracker, results.parent_run_id)
             spool.name_runs(results.run_ids)
             return results
-        opening = study_opening(config.study.name, spool.study_id, _note(config), _now_ms())
+        opening = study_opening(config.study.name, spool.study_id, note_of(config), _now_ms())
         parent = tracker.open_run(opening, may_be_there=True)
     spool.name_runs({STUDY_RUN: parent})
     told = study_begins(config.model_dump(mode="json", exclude_none=True), dump_config(config))
@@ -142,10 +183,32 @@ def open_results(config: StudyConfig, store: Store, spool: Spool) -> StudyResult
     return results
 
 
+def _read_config(path: Path) -> StudyConfig:
+    return parse_config(parse_yaml(path.read_text(encoding="utf-8"), str(path)), where=str(path))
+
+
+def _load_ledger(config: StudyConfig) -> StudyResults:
+    """The ledger, with its places as they are now: a study's folder may have been moved."""
+    results = load_results(config.folder / LEDGER).lying_in(config.folder)
+    return results.model_copy(update={"tracking_uri": _tracking_uri(config)})
+
+
+def _difference(key: str, old: StudySection, new: StudySection) -> Problem:
+    """What makes a config another study's; more trials do not, but nobody is to search them by mistake."""
+    if key != "study.trials":
+        rule = f"must be as it was when the study {old.name!r} began"
+        return Problem(key, rule, "change it back, or give the study another name (study.name)")
+    rule = f"must be {old.trials}, as the study {old.name!r} began or was extended to"
+    remedy = f"set it to that, or `kd-study resume {old.name}` goes on"
+    if (more := new.trials - old.trials) > 0:
+        remedy = f"set it to that, or `kd-study extend {old.name} --trials {more}` adds to it"
+    return Problem(key, rule, remedy, str(new.trials))
+
+
 def _must_hold(tracker: Tracker, parent_run_id: str) -> None:
     if not tracker.is_writable(parent_run_id):
         rule = "must name the store that holds the study's run"
-        remedy = "restore that store or that run, or give the study another name"
+        remedy = "restore that store (a study moves together with it) or that run, or give the study another name"
         raise input_error(ConfigError, "tracking.uri", rule, remedy, parent_run_id)
 
 
@@ -160,7 +223,8 @@ def _artifact_root(config: StudyConfig) -> Path | None:
     return Path(config.storage.path) / "mlartifacts" if config.tracking.uri is None else None
 
 
-def _note(config: StudyConfig) -> str:
+def note_of(config: StudyConfig) -> str:
+    """The description of a study's run, in markdown."""
     teacher = config.teacher.model if config.teacher is not None else "no teacher"
     searched = ", ".join(f"`{path}`" for path in config.search) or "nothing"
     return (

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from study.config import StudyConfig
-from study.results import Role, TrialRow, Value
+from study.results import Role, TrialRow, Value, place_of
 from trainable.config import TrialConfig
 from trainable.plan import Decomposition
 
@@ -56,9 +56,7 @@ class Job:
 
     def folder(self, study: StudyConfig) -> Path:
         """Its own folder."""
-        if self.role in ("teacher", "baseline"):
-            return study.folder / self.role
-        return study.folder / f"{self.role}s" / f"{self.number:04d}"
+        return study.folder / place_of(self.role, self.number)
 
     def shown_params(self) -> dict[str, Value]:
         """The sampled values, and a sampled decomposition also as `distill.k` and `distill.n`."""

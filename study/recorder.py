@@ -8,16 +8,17 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import shlex
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from study import telling
-from study.config import StudyConfig
+from study.config import StudyConfig, dump_config
 from study.curves import add_epoch, read_curve
 from study.entries import Entry, Line
-from study.folder import LOG, SPOOL
+from study.folder import LOG, SPOOL, note_of
 from study.jobs import Job, decomposition_params
 from study.results import LEDGER, Ledger, Role, State, StudyResults, TrialRow, Value
 from study.writer import Remains
@@ -78,12 +79,17 @@ class Recorder:
         return self.results.row(job.role, job.number)
 
     def take_up(self, ended: Mapping[int, State]) -> None:
-        """Begin, or put right what a driver that died left half told.
+        """Begin, begin to have more trials, or put right what a driver that died left half told.
 
         The curve is told first of an epoch, and Optuna of the end of a trial; `ended` are those that
         Optuna knows to have ended, by number.
         """
-        self._save(self.results, telling.study_goes_on(_now_ms()))
+        results, told = self.results, telling.study_goes_on(_now_ms())
+        trials = self._config.study.trials
+        if results.trials_planned != trials:
+            results = results.extended_to(trials)
+            told += telling.study_extended(note_of(self._config), dump_config(self._config))
+        self._save(results, told)
         for row in self.results.rows:
             if row.state != "running":
                 continue
@@ -332,7 +338,8 @@ def trial_params(config: StudyConfig, job: Job) -> dict[str, Value]:
 def _words(remains: Remains, folder: Path) -> str:
     said: list[str] = []
     if remains.unsent:
-        where = f"kept in {folder / SPOOL}; run the same command again to send them"
+        again = shlex.join(["kd-study", "resume", folder.name, "--storage", str(folder.parent)])
+        where = f"kept in {folder / SPOOL}; `{again}` sends them"
         said.append(f"{remains.unsent} entries could not be sent to MLflow and are {where}")
     if remains.refused:
         said.append(f"MLflow refused {remains.refused} values, which {folder / LOG} names")

@@ -27,6 +27,11 @@ State = Literal["running", "complete", "pruned", "failed"]
 Value = bool | int | float | str
 
 
+def place_of(role: Role, number: int) -> Path:
+    """Where a trial's folder lies in that of its study."""
+    return Path(f"{role}s") / f"{number:04d}" if role in ("trial", "replicate") else Path(role)
+
+
 class TrialRow(BaseModel):
     """One trial, as the leaderboard shows it."""
 
@@ -128,6 +133,19 @@ class StudyResults(BaseModel):
         rows = {row.label: row.run_id for row in self.rows if row.run_id is not None}
         return {STUDY_RUN: self.parent_run_id, **rows}
 
+    def lying_in(self, folder: Path) -> StudyResults:
+        """These results with their trials in the study's folder `folder`, wherever that lay before."""
+        rows = [
+            row.model_copy(update={"directory": str(folder / place_of(row.role, row.number))})
+            for row in self.rows
+        ]
+        return self.model_copy(update={"rows": tuple(rows)})
+
+    def extended_to(self, trials: int) -> StudyResults:
+        """These results of a study that is to have so many trials; its time budget counts anew."""
+        update = {"trials_planned": trials, "finished": False, "search_began": None, "findings": ()}
+        return self.model_copy(update=update)
+
     def with_run_ids(self, ids: Mapping[str, str]) -> StudyResults:
         """These results with the ids of runs that had none."""
         named = {
@@ -192,10 +210,15 @@ def find_results(storage: Path, name: str) -> StudyResults:
     """The ledger of the study `name` under `storage`; InputError names the studies that are there."""
     path = storage / name / LEDGER
     if path.is_file():
-        return load_results(path)
-    known = sorted(found.parent.name for found in storage.glob(f"*/{LEDGER}"))
+        return load_results(path).lying_in(path.parent)
+    raise no_such_study(storage, name, beside=LEDGER)
+
+
+def no_such_study(storage: Path, name: str, *, beside: str) -> InputError:
+    """The error that names the studies under `storage`: the folders with this file."""
+    known = sorted(found.parent.name for found in storage.glob(f"*/{beside}"))
     remedy = f"there are {', '.join(known)}" if known else "run a study, or name its --storage"
-    raise input_error(InputError, str(storage), "must hold the study", remedy, name)
+    return input_error(InputError, str(storage), "must hold the study", remedy, name)
 
 
 def all_results(storage: Path) -> list[StudyResults]:

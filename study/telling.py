@@ -72,13 +72,24 @@ def study_begins(config: Mapping[str, object], config_text: str) -> list[Entry]:
     ]
 
 
+def study_extended(note: str, config_text: str) -> list[Entry]:
+    """It is to have more trials. Its params stay what they were when it began: MLflow's never change."""
+    return [
+        Tags(run=STUDY_RUN, tags={_TAG_NOTE: note}),
+        Text(run=STUDY_RUN, name="config.yaml", text=without_passwords(config_text)),
+    ]
+
+
 def study_goes_on(time_ms: int) -> list[Entry]:
     """Another driver takes it up."""
     return _state(STUDY_RUN, "running", time_ms)
 
 
 def study_ends(state: StudyState, results: StudyResults, time_ms: int) -> list[Entry]:
-    """The parent run is closed: once the study is over, with its health and the winner's test accuracy."""
+    """The parent run is closed: once the study is over, with its health and the winner's test accuracy.
+
+    That is told at step = trials that have ended: a study that is extended has another.
+    """
     winner = results.winner
     told: list[Entry] = []
     if results.finished:
@@ -86,7 +97,7 @@ def study_ends(state: StudyState, results: StudyResults, time_ms: int) -> list[E
         told += _health(STUDY_RUN, results.findings or (() if looked_at else None))
     if state != "interrupted" and winner is not None and winner.test_accuracy is not None:
         metrics = {records.BEST_TEST_ACCURACY: winner.test_accuracy}
-        told.append(Points(run=STUDY_RUN, metrics=metrics, step=0, time_ms=time_ms))
+        told.append(_points_of_study(results, metrics, time_ms))
     return [*told, *_state(STUDY_RUN, state, time_ms)]
 
 
@@ -108,8 +119,7 @@ def study_advances(results: StudyResults, gpus: float, time_ms: int) -> list[Ent
     )
     if results.winner is not None and results.winner.value is not None:
         counts[records.BEST_VAL_ACCURACY] = results.winner.value
-    ended = sum(row.state != "running" for row in trials)
-    return [Points(run=STUDY_RUN, metrics=counts, step=ended, time_ms=time_ms)]
+    return [_points_of_study(results, counts, time_ms)]
 
 
 def trial_begins(
@@ -214,6 +224,11 @@ def _state(run: str, state: State | StudyState, time_ms: int) -> list[Entry]:
         Tags(run=run, tags={TAG_STATE: state}),
         Status(run=run, status=_STATUS[state], time_ms=time_ms),
     ]
+
+
+def _points_of_study(results: StudyResults, metrics: Mapping[str, float], time_ms: int) -> Points:
+    ended = sum(row.state != "running" for row in results.of("trial"))
+    return Points(run=STUDY_RUN, metrics=dict(metrics), step=ended, time_ms=time_ms)
 
 
 def _params(run: str, params: Mapping[str, Value]) -> Params:

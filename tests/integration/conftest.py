@@ -15,6 +15,7 @@ from optuna.trial import FrozenTrial
 
 from study.config import StudyConfig, parse_config
 from study.driver import run_study
+from study.entries import STUDY_RUN
 from study.results import StudyResults, TrialRow, find_results
 from study.search import open_study
 from trainable.records import EpochRecord
@@ -98,9 +99,9 @@ class Left:
         return run
 
     def history(self, label: str) -> dict[str, list[tuple[int, float]]]:
-        """Every point of every metric of a child: (step, value)."""
-        run_id = self.child(label).info.run_id
-        return history_of(self.client, run_id)
+        """Every point of every metric of a run: (step, value)."""
+        run = self.parent if label == STUDY_RUN else self.child(label)
+        return history_of(self.client, run.info.run_id)
 
     @property
     def optuna_trials(self) -> list[FrozenTrial]:

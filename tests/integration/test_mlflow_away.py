@@ -158,7 +158,7 @@ def test_a_server_that_stays_away_gets_the_rest_when_the_study_is_run_again(
     assert "waiting up to 60 s for MLflow" in stdout
     (line,) = [text for text in stdout.splitlines() if "could not be sent to MLflow" in text]
     assert str(config.folder / SPOOL) in line
-    assert "run the same command again to send them" in line
+    assert f"`kd-study resume tiny --storage {config.storage.path}` sends them" in line
     owed = unsent(config.folder / SPOOL)
     assert line.startswith(f"{owed} entries ")
 

@@ -21,7 +21,7 @@ from tests.integration.jobs import submitting
 from tests.integration.machines import TRIAL, WORKER, Machine, Machines, running_machines
 from tests.trainable.trials import OF_THE_MACHINE
 
-pytestmark = [pytest.mark.service, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.service, pytest.mark.slow, pytest.mark.timeout(900)]
 
 TRIALS, EPOCHS = 3, 16
 SEARCH: dict[str, Any] = {"optim.lr": {"loguniform": [0.01, 0.1]}}
@@ -53,7 +53,7 @@ def wait(
     until: Callable[[tuple[TrialRow, ...]], bool],
 ) -> None:
     """Until the ledger's trials are so."""
-    ledger, limit = config.folder / LEDGER, time.monotonic() + 240
+    ledger, limit = config.folder / LEDGER, time.monotonic() + 400
     while time.monotonic() < limit and process.poll() is None:
         if ledger.exists() and until(load_results(ledger).of("trial")):
             return

@@ -78,6 +78,12 @@ def results_of(*rows: TrialRow, **fields: Any) -> StudyResults:
     return StudyResults.model_validate(known | {"rows": rows} | fields)
 
 
+def trial_row(number: int, **fields: Any) -> TrialRow:
+    """A complete trial."""
+    known = {"role": "trial", "number": number, "state": "complete", "directory": "/d"}
+    return TrialRow.model_validate(known | fields)
+
+
 def write_curve(folder: Path, records: list[EpochRecord]) -> None:
     """The learning curve of a trial's folder."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,9 @@ from typer.testing import CliRunner
 
 import study.driver
 from study.cli import _app
+from study.config import RESOLVED, StudyConfig, load_config
 from study.driver import StudyFailedError, StudyInterruptedError
+from study.folder import keep_config
 from study.results import LEDGER, StudyResults, TrialRow, save_results
 from tests.study.studies import write_study
 
@@ -37,17 +39,26 @@ def invoke(*arguments: object) -> Result:
 
 
 def ending(monkeypatch: pytest.MonkeyPatch, result: Any) -> list[Any]:
-    """Let `run_study` end in `result`; what it is called with."""
+    """Let the driver end in `result`; the configs that it is called with."""
     calls: list[Any] = []
 
-    def run_study(config: Any, display: Any) -> StudyResults:
-        calls.append(config)
+    def conduct(config: Any, display: Any, before: Any = None) -> StudyResults:
+        calls.append(config if before is None else (before, config))
         if isinstance(result, BaseException):
             raise result
         return result
 
-    monkeypatch.setattr(study.driver, "run_study", run_study)
+    monkeypatch.setattr(study.driver, "run_study", conduct)
+    monkeypatch.setattr(study.driver, "extend_study", conduct)
     return calls
+
+
+def kept(config: Path, *settings: str) -> StudyConfig:
+    """A study's folder with the config that it keeps, and nothing else yet."""
+    begun = load_config(config, settings)
+    begun.folder.mkdir()
+    keep_config(begun)
+    return begun
 
 
 def results(state: str) -> StudyResults:
@@ -81,6 +92,65 @@ def test_exit_codes(config: Path, monkeypatch: pytest.MonkeyPatch, command: str)
     ending(monkeypatch, StudyFailedError("training the teacher failed: no"))
     failed = invoke(command, config)
     assert (failed.exit_code, failed.stderr) == (1, "training the teacher failed: no\n")
+
+
+def test_resume_and_extend_take_the_kept_config(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = kept(config, "study.trials=7", "optim.momentum=0.5")
+    calls = ending(monkeypatch, results("complete"))
+    resumed = invoke("resume", "s", "--storage", tmp_path)
+    assert (resumed.exit_code, resumed.stderr) == (0, "")
+    assert "Best: trial 0" in resumed.stdout
+    assert invoke("extend", "s", "--trials", 3, "--storage", tmp_path).exit_code == 0
+    longer = load_config(config, ["study.trials=10", "optim.momentum=0.5"])
+    assert calls == [begun, (begun, longer)]
+
+    ending(monkeypatch, results("pruned"))
+    assert invoke("resume", "s", "--storage", tmp_path).exit_code == 1
+
+
+def test_an_interrupted_extension_is_resumed_and_not_extended_again(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept(config)
+    ending(monkeypatch, StudyInterruptedError())
+    stopped = invoke("extend", "s", "--trials", 3, "--storage", tmp_path)
+    assert (stopped.exit_code, stopped.stderr) == (130, "")
+    again = f"`kd-study resume s --storage {tmp_path}` goes on"
+    assert stopped.stdout == f"interrupted: {again}\n"
+    stopped = invoke("resume", "s", "--storage", tmp_path)
+    assert stopped.exit_code == 130
+    assert "run the same command again to go on" in stopped.stdout
+
+
+@pytest.mark.parametrize("command", [("resume",), ("extend", "--trials", 3)])
+def test_what_can_be_neither_resumed_nor_extended(
+    config: Path, tmp_path: Path, command: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept(config)
+    calls = ending(monkeypatch, results("complete"))
+    unknown = invoke(*command, "nobody", "--storage", tmp_path)
+    assert (unknown.exit_code, calls) == (2, [])
+    assert unknown.stderr == f"{tmp_path}: must hold the study, got 'nobody'; there are s\n"
+    (tmp_path / "s" / RESOLVED).write_text("study: {nmae: s}")
+    damaged = invoke(*command, "s", "--storage", tmp_path)
+    assert (damaged.exit_code, calls) == (2, [])
+    assert "study.nmae: is not a known key" in damaged.stderr
+
+
+def test_an_extension_adds_at_least_one_trial_to_a_search(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept(config, "study.trials=1", "search={}")
+    calls = ending(monkeypatch, results("complete"))
+    for trials in (0, -1, "x"):
+        none = invoke("extend", "s", "--trials", trials, "--storage", tmp_path)
+        assert (none.exit_code, calls) == (2, [])
+        assert "--trials" in none.stderr
+    alone = invoke("extend", "s", "--trials", 1, "--storage", tmp_path)
+    assert (alone.exit_code, calls) == (2, [])
+    assert alone.stderr.startswith("search: must have a path to search")
 
 
 def test_train_is_one_trial_of_its_own_name(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:

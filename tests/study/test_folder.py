@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna.storages.journal import JournalFileSymlinkLock
 
 from study.config import RESOLVED, StudyConfig, parse_config
 from study.folder import (
@@ -18,14 +20,19 @@ from study.folder import (
     connect,
     has_unsent,
     keep_config,
+    kept_config,
     load_finished,
     log_file,
     only_driver,
     open_results,
+    replace_config,
+    with_more_trials,
 )
-from study.results import LEDGER, StudyResults, load_results, save_results
+from study.results import LEDGER, load_results, save_results
+from study.search import open_study
 from study.spool import Spool
-from trainable.errors import ConfigError
+from tests.study.studies import results_of, trial_row
+from trainable.errors import ConfigError, InputError
 
 
 def config(folder: Path, lr: float = 0.1, **study: Any) -> StudyConfig:
@@ -50,6 +57,58 @@ def test_differing_keys_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as error:
         check_same_study(config(tmp_path, lr=0.2, seed=4))
     assert {problem.path for problem in error.value.problems} == {"optim.lr", "study.seed"}
+
+
+@pytest.mark.parametrize(
+    ("trials", "remedy"),
+    [
+        (12, "set it to that, or `kd-study resume s` goes on"),
+        (25, "set it to that, or `kd-study extend s --trials 5` adds to it"),
+    ],
+)
+def test_another_number_of_trials_is_told_how_to_go_on(
+    tmp_path: Path, trials: int, remedy: str
+) -> None:
+    kept = config(tmp_path)
+    kept.folder.mkdir()
+    keep_config(kept)
+    with pytest.raises(ConfigError) as error:
+        check_same_study(config(tmp_path, trials=trials))
+    rule = "study.trials: must be 20, as the study 's' began or was extended to"
+    assert str(error.value) == f"{rule}, got {trials}; {remedy}"
+
+
+def test_the_kept_config_is_found_by_name_wherever_it_lay_before(tmp_path: Path) -> None:
+    before = config(tmp_path / "before", seed=3)
+    before.folder.mkdir(parents=True)
+    keep_config(before)
+    (tmp_path / "before").rename(tmp_path / "after")
+    assert kept_config(tmp_path / "after", "s") == config(tmp_path / "after", seed=3)
+    with pytest.raises(InputError, match=r"must hold the study, got 't'; there are s$"):
+        kept_config(tmp_path / "after", "t")
+    with pytest.raises(InputError, match="run a study, or name its --storage"):
+        kept_config(tmp_path / "before", "s")
+    (tmp_path / "after" / "s").rename(tmp_path / "after" / "t")
+    with pytest.raises(
+        InputError, match=r"study\.name: must be the name of its folder, t, got 's'"
+    ):
+        kept_config(tmp_path / "after", "t")
+
+
+def test_more_trials_replace_the_config_and_nothing_else_of_it(tmp_path: Path) -> None:
+    kept = config(tmp_path, seed=3)
+    kept.folder.mkdir()
+    keep_config(kept)
+    longer = with_more_trials(kept, 5)
+    replace_config(longer)
+    assert kept_config(tmp_path, "s") == longer == config(tmp_path, seed=3, trials=25)
+    assert [path.name for path in kept.folder.iterdir()] == [RESOLVED]
+
+
+def test_more_trials_need_a_search(tmp_path: Path) -> None:
+    alone = config(tmp_path).model_copy(update={"search": {}})
+    with pytest.raises(ConfigError, match=r"^search: must have a path to search"):
+        with_more_trials(alone, 1)
 
 
 def test_the_config_that_a_study_began_with_stays(tmp_path: Path) -> None:
@@ -80,20 +139,44 @@ with only_driver(Path({str(folder)!r})):
             pass
 
 
+def test_the_lock_of_a_driver_that_died_while_it_wrote_to_optunas_journal_is_gone(
+    tmp_path: Path,
+) -> None:
+    one = config(tmp_path)
+    one.folder.mkdir()
+    open_study(one)
+    lock = JournalFileSymlinkLock(str(one.folder / "optuna.journal"))
+    lock.acquire()  # and nobody releases it
+    with only_driver(one.folder):
+        began = time.monotonic()
+        open_study(one).ask()
+        assert time.monotonic() - began < lock.grace_period / 2
+
+
 def test_only_a_finished_study_is_loaded(tmp_path: Path) -> None:
-    results = StudyResults(
-        name="s",
-        trials_planned=1,
-        started_at=0.0,
-        tracking_uri="",
-        experiment="",
-        parent_run_id="p",
-    )
-    assert load_finished(tmp_path) is None
-    save_results(results, tmp_path / LEDGER)
-    assert load_finished(tmp_path) is None
-    save_results(results.model_copy(update={"finished": True}), tmp_path / LEDGER)
-    assert load_finished(tmp_path) is not None
+    one = config(tmp_path)
+    one.folder.mkdir()
+    assert load_finished(one) is None
+    save_results(results_of(name="s", trials_planned=20), one.folder / LEDGER)
+    assert load_finished(one) is None
+    save_results(results_of(name="s", trials_planned=20, finished=True), one.folder / LEDGER)
+    assert load_finished(one) is not None
+    assert load_finished(with_more_trials(one, 1)) is None
+
+
+def test_places_in_the_ledger_are_where_the_study_lies_now(tmp_path: Path) -> None:
+    rows = [trial_row(3, directory="/before/s/trials/0003"), trial_row(0, role="teacher")]
+    one = config(tmp_path)
+    one.folder.mkdir()
+    known = {"finished": True, "trials_planned": 20, "tracking_uri": "sqlite:////before/mlflow.db"}
+    save_results(results_of(*rows, name="s", **known), one.folder / LEDGER)
+    found = load_finished(one)
+    assert found is not None
+    assert [row.directory for row in found.rows] == [
+        f"{one.folder}/trials/0003",
+        f"{one.folder}/teacher",
+    ]
+    assert found.tracking_uri == f"sqlite:///{tmp_path}/mlflow.db"
 
 
 def test_what_goes_wrong_beside_is_in_the_log_and_nowhere_else(

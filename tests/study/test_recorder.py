@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from study.config import StudyConfig, parse_config
-from study.entries import Entry, File, Line, Opening, Points, Tags, Untagging
+from study.config import StudyConfig, dump_config, parse_config
+from study.entries import Entry, File, Line, Opening, Points, Tags, Text, Untagging
 from study.jobs import Job
 from study.recorder import Recorder, trial_params
 from study.results import LEDGER, StudyResults, TrialRow, load_results
@@ -121,7 +121,7 @@ def driver(config: StudyConfig, outlet: Outlet, watcher: Nobody | None = None) -
         if path.exists()
         else StudyResults(
             name="s",
-            trials_planned=3,
+            trials_planned=config.study.trials,
             started_at=0.0,
             tracking_uri="",
             experiment="",
@@ -283,10 +283,39 @@ def test_winners_figures_close_the_study(config: StudyConfig, outlet: Outlet) ->
     recorder.ended(TRIAL, "complete")
     recorder.tested(TRIAL, {"test/accuracy": 0.3})
     recorder.finished(100)
-    assert outlet.points("study")[-1] == (0, {"best/test_accuracy": 0.3})
+    assert outlet.points("study")[-1] == (1, {"best/test_accuracy": 0.3})
     assert outlet.tags("study")["kd.state"] == "complete"
     assert outlet.points("trial 0")[-1] == (1, {"test/accuracy": 0.3})
     assert load_results(config.folder / LEDGER).finished
+
+
+def test_a_finished_study_that_is_to_have_more_trials(tmp_path: Path, outlet: Outlet) -> None:
+    config = build(tmp_path, study={"name": "s", "trials": 1, "time_budget_s": 60.0})
+    config.folder.mkdir()
+    before = driver(config, outlet)
+    before.take_up({})
+    before.seconds_searched()
+    before.started(TRIAL)
+    before.ended(TRIAL, "complete")
+    before.finished(100)
+    assert not [entry for entry in outlet.entries("study") if isinstance(entry, Text)]
+
+    longer = build(tmp_path, study={"name": "s", "trials": 3, "time_budget_s": 60.0})
+    recorder = driver(longer, outlet)
+    recorder.take_up({0: "complete"})
+    kept = load_results(config.folder / LEDGER)
+    assert (kept.finished, kept.trials_planned, kept.findings) == (False, 3, ())
+    assert kept.search_began is None  # the time budget counts anew
+    assert [row.state for row in kept.rows] == ["complete"]
+    assert outlet.tags("study")["kd.state"] == "running"
+    assert "3 trial(s)" in outlet.tags("study")["mlflow.note.content"]
+    (text,) = [entry for entry in outlet.entries("study") if isinstance(entry, Text)]
+    assert text.text == dump_config(longer)
+
+    recorder.seconds_searched()
+    driver(longer, outlet).take_up({0: "complete"})  # after a death: it is known
+    assert load_results(config.folder / LEDGER).search_began is not None
+    assert len([entry for entry in outlet.entries("study") if isinstance(entry, Text)]) == 1
 
 
 def test_a_ledger_that_is_gone_is_not_begun_anew(
@@ -355,7 +384,10 @@ def test_ids_that_come_late_are_in_the_ledger(config: StudyConfig, outlet: Outle
     ("remains", "words"),
     [
         (Remains(0, 0), None),
-        (Remains(7, 0), r"^7 entries could not be sent .* kept in .*/s/spool; run the same"),
+        (
+            Remains(7, 0),
+            r"^7 entries could not be sent .* kept in .*/s/spool; `kd-study resume s --st",
+        ),
         (Remains(0, 2), r"^MLflow refused 2 values, which .*/s/study\.log names$"),
         (Remains(7, 2), r"^7 entries .*; MLflow refused 2 values"),
     ],

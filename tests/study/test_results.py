@@ -87,6 +87,16 @@ def test_a_failed_write_leaves_the_old_ledger(
     assert load_results(tmp_path / LEDGER) == results()
 
 
+def test_a_study_that_was_moved_is_found_where_it_lies(tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    baseline = TrialRow(role="baseline", number=0, directory="/before/s/baseline")
+    save_results(results(trial(12), baseline), tmp_path / "s" / LEDGER)
+    assert [row.directory for row in find_results(tmp_path, "s").rows] == [
+        f"{tmp_path}/s/trials/0012",
+        f"{tmp_path}/s/baseline",
+    ]
+
+
 def changed(before: StudyResults, *rows: TrialRow) -> StudyResults:
     """The study after one more change, as the recorder counts them."""
     for row in rows:
