@@ -62,10 +62,11 @@ class Agenda:
         self._begun, self._to_be_tested = [], []
         leftovers = self._leftovers()
         for step in self._all_steps(clock):
-            leftovers.clear(self._recorder.results)
+            with suppress(AwayError):  # then with a later step
+                leftovers.clear(self._recorder.results)
             yield step
         # Once more from the start: a process that was killed may have written until just now.
-        self._leftovers().clear(self._recorder.results)
+        yield from self._asked(lambda: self._leftovers().clear(self._recorder.results))
         self.is_over = True
 
     def _all_steps(self, clock: Clock | None) -> Iterator[Step]:

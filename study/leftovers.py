@@ -43,7 +43,10 @@ class Leftovers:
         """Role, number, and whether the best student stayed."""
 
     def clear(self, results: StudyResults) -> None:
-        """Remove what nobody will read again; what cannot be removed is said in the study's log."""
+        """Remove what nobody will read again; what cannot be removed is said in the study's log.
+
+        AwayError, with nothing removed, while Optuna's storage cannot be asked what it was told.
+        """
         if results.rows is self._seen:
             return
         try:
