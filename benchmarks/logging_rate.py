@@ -31,11 +31,12 @@ from mlflow.entities import Metric
 
 from study.config import parse_config
 from study.entries import Line
-from study.folder import SPOOL, connect, open_results
+from study.folder import connect, open_results
 from study.jobs import Job
+from study.mirror import NoMirror
 from study.recorder import Recorder
 from study.results import TrialRow
-from study.spool import Spool
+from study.spool import SPOOL, Spool
 from study.store import Store, open_store
 from study.telling import epoch_ended
 from study.tracking import VALUES_A_CALL, Tracker
@@ -212,7 +213,7 @@ def drivers_cost(folder: Path) -> dict[str, float]:
             add(line)
             spooled.append(time.perf_counter() - began)
 
-        recorder = Recorder(config, results, writer, Nobody())
+        recorder = Recorder(config, results, writer, Nobody(), NoMirror())
         for job in jobs:
             recorder.started(job)
         writer.add = timed_add  # type: ignore[method-assign]

@@ -77,7 +77,7 @@ class Agenda:
             yield from self._tests()
 
     def _leftovers(self) -> Leftovers:
-        return Leftovers(self._study, self._weights)
+        return Leftovers(self._study, self._weights, self._recorder.mirror)
 
     @property
     def _lacks_teacher(self) -> bool:
@@ -95,7 +95,10 @@ class Agenda:
             yield from self._until(lambda: self._has_ended(_TEACHER))
             if self._is_complete(_TEACHER):
                 assert self._weights is not None
-                tasks.keep_teacher(_TEACHER.folder(self._config), self._weights)
+                folder = _TEACHER.folder(self._config)
+                self._recorder.mirror.bring(tasks.best_weights(folder))
+                tasks.keep_teacher(folder, self._weights)
+                self._recorder.mirror.give(self._weights)
         elif self._weights is not None and not self._is_complete(_TEACHER):
             self._recorder.started(_TEACHER)
             yield from self._begin(replace(_TEACHER, split="val"))

@@ -23,6 +23,7 @@ from study.config import (
 )
 from study.exits import INTERRUPTED, NO_USABLE_TRIAL, bad_input_exits, exit_bad
 from study.results import StudyResults, TrialRow, all_results, find_results
+from study.tree import is_uri
 from trainable.errors import InputError, input_error
 
 if TYPE_CHECKING:
@@ -44,8 +45,31 @@ _Set = Annotated[
     ),
 ]
 _Name = Annotated[str, typer.Argument(metavar="NAME", help="A study's name.")]
+
+
+def _folder(storage: str | Path) -> Path:
+    """The folder of studies; exits where they are kept in a bucket."""
+    if is_uri(str(storage)):
+        exit_bad(
+            f"--storage: must be a folder, got {str(storage)!r}; of a bucket, `kd-study report` shows a "
+            "study, and `kd-study run CONFIG` goes on with it"
+        )
+    return Path(storage)
+
+
 _Storage = Annotated[
-    Path, typer.Option(envvar="KD_STUDY_STORAGE", metavar="PATH", help="Folder of the studies.")
+    Path,
+    typer.Option(
+        parser=_folder, envvar="KD_STUDY_STORAGE", metavar="PATH", help="Folder of the studies."
+    ),
+]
+_Anywhere = Annotated[
+    str,
+    typer.Option(
+        envvar="KD_STUDY_STORAGE",
+        metavar="PATH",
+        help="Folder of the studies, or s3://bucket/prefix or gs://bucket/prefix.",
+    ),
 ]
 
 _Port = Annotated[int, typer.Option(min=1, max=65535, metavar="N", help="Where to listen.")]
@@ -117,11 +141,11 @@ def validate(config: _Config, set_: _Set = None) -> None:
 
 
 @_app.command()
-def report(name: _Name, storage: _Storage = Path("runs")) -> None:
+def report(name: _Name, storage: _Anywhere = "runs") -> None:
     """Print the leaderboard of a study, and write its report.html and trials.parquet."""
     with bad_input_exits():
-        folder = storage.absolute() / name
-        results = find_results(storage.absolute(), name)
+        root = _readable(storage, name)
+        folder, results = root / name, find_results(root, name)
         from study.report.page import write_report
 
         try:
@@ -246,6 +270,15 @@ def _study(
     _print_results(results, config.folder)
     if results.winner is None:
         raise typer.Exit(NO_USABLE_TRIAL)
+
+
+def _readable(storage: str, name: str) -> Path:
+    """The folder of the studies; for a bucket one with a copy of this study, as far as it is kept."""
+    if not is_uri(storage):
+        return Path(storage).absolute()
+    from study.fetching import looked_at
+
+    return looked_at(storage, name)
 
 
 def _must_search(config: StudyConfig) -> None:

@@ -19,7 +19,6 @@ from study.agenda import Agenda
 from study.cluster import connected, may_reuse_processes
 from study.config import StudyConfig
 from study.folder import (
-    SPOOL,
     check_same_study,
     connect,
     has_unsent,
@@ -32,6 +31,7 @@ from study.folder import (
 )
 from study.jobs import Job
 from study.measuring import packed
+from study.mirror import KeepingError, Mirror, mirrored
 from study.nodes import cluster_problems
 from study.optuna_storage import OptunaError, database_problems
 from study.packing import as_packed
@@ -42,13 +42,14 @@ from study.report.page import write_report
 from study.results import StudyResults, TrialRow
 from study.scheduler import build_scheduler
 from study.search import Step, StudySearch, ended_curves, ended_states, open_study
-from study.spool import Spool
+from study.spool import SPOOL, Spool
 from study.stopping import Stop, sigterm_interrupts
 from study.store import Store
 from study.tracking import Tracker
 from study.tuning import ScoringError, run_tune
 from study.writer import Writer
 from trainable import tasks
+from trainable.bucket import BucketError
 from trainable.errors import ConfigError, KdStudyError, StorageError
 from trainable.storage import writing_to
 
@@ -77,13 +78,13 @@ def run_study(config: StudyConfig, open_display: OpenDisplay) -> StudyResults:
     Raises InputError before any trial starts if anything is wrong, StudyInterruptedError on Ctrl-C or
     SIGTERM, and StudyFailedError if there is no teacher to learn from, or a storage fails.
     """
-    check_same_study(config)
-    finished = load_finished(config)
-    with _driving(config):
+    with _driving(config) as mirror:
+        check_same_study(config)
+        finished = load_finished(config)
         if finished is None:
-            return _run(config, open_display)
+            return _run(config, mirror, open_display)
         if has_unsent(config.folder, finished) or not (config.folder / PAGE).exists():
-            return _end(config, finished, open_display)
+            return _end(config, finished, mirror, open_display)
         return finished
 
 
@@ -94,24 +95,27 @@ def extend_study(
 
     It keeps `config` once everything is known to be right, before the first new trial. Raises as `run_study`.
     """
-    with _driving(config):
-        return _run(config, open_display, before)
+    with _driving(config) as mirror:
+        return _run(config, mirror, open_display, before)
 
 
 @contextmanager
-def _driving(config: StudyConfig) -> Generator[None]:
+def _driving(config: StudyConfig) -> Generator[Mirror]:
     """What ends a study that can be gone on with, in the driver's own errors."""
     try:
-        with sigterm_interrupts(), writing_to(Path(config.storage.path)):
-            yield
+        with sigterm_interrupts(), writing_to(config.root), mirrored(config) as mirror:
+            yield mirror
     except KeyboardInterrupt:
         raise StudyInterruptedError from None
-    except (OptunaError, StorageError) as error:
+    except (OptunaError, StorageError, BucketError, KeepingError) as error:
         raise StudyFailedError(str(error)) from None
 
 
 def _run(
-    config: StudyConfig, open_display: OpenDisplay, before: StudyConfig | None = None
+    config: StudyConfig,
+    mirror: Mirror,
+    open_display: OpenDisplay,
+    before: StudyConfig | None = None,
 ) -> StudyResults:
     with connected() as capacity:
         around = [*cluster_problems(config), *database_problems(config)]
@@ -120,8 +124,12 @@ def _run(
         with only_driver(config.folder), log_file(config.folder):
             check_same_study(before or config)  # another driver may have come first
             keep_config(before or config)
-            plan, told = packed(plan, _teacher_weights(plan))
-            with _recording(plan.config, store, plan.concurrency, open_display) as (recorder, show):
+            weights = _teacher_weights(plan)
+            if weights is not None and config.trains_teacher:
+                mirror.bring(weights)
+            plan, told = packed(plan, weights)
+            recording = _recording(plan.config, store, plan.concurrency, mirror, open_display)
+            with recording as (recorder, show):
                 if told:
                     show.message(told)
                 if before is not None:
@@ -129,12 +137,15 @@ def _run(
                 return _Run(plan, recorder, show).run()
 
 
-def _end(config: StudyConfig, finished: StudyResults, open_display: OpenDisplay) -> StudyResults:
+def _end(
+    config: StudyConfig, finished: StudyResults, mirror: Mirror, open_display: OpenDisplay
+) -> StudyResults:
     """What a study that has finished could not: its report, and to tell MLflow the rest."""
     with only_driver(config.folder), log_file(config.folder):
         try:
             settled = as_packed(config, config.folder)
-            with _recording(settled, connect(config), 1, open_display) as (recorder, display):
+            recording = _recording(settled, connect(config), 1, mirror, open_display)
+            with recording as (recorder, display):
                 if not (config.folder / PAGE).exists():
                     _report(recorder, display, config.folder)
                 recorder.settle(REST_S)
@@ -147,14 +158,17 @@ def _end(config: StudyConfig, finished: StudyResults, open_display: OpenDisplay)
 
 @contextmanager
 def _recording(
-    config: StudyConfig, store: Store, slots: int, open_display: OpenDisplay
+    config: StudyConfig, store: Store, slots: int, mirror: Mirror, open_display: OpenDisplay
 ) -> Generator[tuple[Recorder, Display]]:
     """A recorder of the study as it stands, whose lines are sent to the store in this block."""
     with Spool(config.folder / SPOOL) as spool:
+        if config.bucket is not None:
+            spool.released = 0  # until they are kept: the next driver would tell of them once more
+        mirror.keep()  # the name by which the store knows the study
         results = open_results(config, store, spool)
         ended = [row for row in results.of("trial") if row.state != "running"]
         with open_display(slots, ended) as display, Writer(spool, Tracker(store)) as writer:
-            yield Recorder(config, results, writer, display), display
+            yield Recorder(config, results, writer, display, mirror), display
 
 
 def _report(recorder: Recorder, watcher: Watcher, folder: Path) -> None:
@@ -240,7 +254,7 @@ def _teacher_weights(plan: StudyPlan) -> Path | None:
     if config.teacher.checkpoint is not None:
         return Path(config.teacher.checkpoint)
     key = tasks.teacher_key(config.teacher_training(), plan.data)
-    return Path(config.storage.path) / "teachers" / f"{key}.safetensors"
+    return config.teachers / f"{key}.safetensors"
 
 
 def _trial_dirname(trial: Trial) -> str:

@@ -22,7 +22,7 @@ from study.config import (
 )
 from study.entries import STUDY_RUN, Line
 from study.results import LEDGER, StudyResults, load_results, no_such_study, save_results
-from study.spool import Spool, unsent
+from study.spool import SPOOL, Spool, unsent
 from study.store import Store, must_answer, open_store
 from study.telling import study_begins, study_opening
 from study.tracking import Tracker
@@ -31,8 +31,6 @@ from trainable.errors import ConfigError, InputError, Problem, input_error
 
 LOG = "study.log"
 _JOURNAL_LOCK = "optuna.journal.lock"
-SPOOL = "spool"
-"""Folder of what MLflow was not told yet; see `study.spool`."""
 
 
 def kept_config(storage: Path, name: str) -> StudyConfig:
@@ -215,12 +213,17 @@ def _must_hold(tracker: Tracker, parent_run_id: str) -> None:
 def _tracking_uri(config: StudyConfig) -> str:
     if config.tracking.uri is not None:
         return config.tracking.uri
-    return embedded_store(Path(config.storage.path))
+    return embedded_store(_store_folder(config))
 
 
 def _artifact_root(config: StudyConfig) -> Path | None:
     """Where the embedded store keeps its artifacts; None leaves it to a server."""
-    return Path(config.storage.path) / "mlartifacts" if config.tracking.uri is None else None
+    return _store_folder(config) / "mlartifacts" if config.tracking.uri is None else None
+
+
+def _store_folder(config: StudyConfig) -> Path:
+    """Of all studies under a folder; of one in a bucket, since drivers on other machines do not see it."""
+    return config.root if config.bucket is None else config.folder
 
 
 def note_of(config: StudyConfig) -> str:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from study.config import StudyConfig
 from study.results import Role, TrialRow, Value, place_of
 from trainable.config import TrialConfig
+from trainable.places import within
 from trainable.plan import Decomposition
 
 
@@ -55,8 +56,14 @@ class Job:
                 return study.trial(self.sample)
 
     def folder(self, study: StudyConfig) -> Path:
-        """Its own folder."""
+        """Its own folder, on this node."""
         return study.folder / place_of(self.role, self.number)
+
+    def bucket(self, study: StudyConfig) -> str | None:
+        """URI of its own part of the study's bucket, if that has one."""
+        if study.bucket is None:
+            return None
+        return within(study.bucket, place_of(self.role, self.number).as_posix())
 
     def shown_params(self) -> dict[str, Value]:
         """The sampled values, and a sampled decomposition also as `distill.k` and `distill.n`."""

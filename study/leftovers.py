@@ -18,6 +18,8 @@ from pathlib import Path
 
 import optuna
 
+from study.mirror import Mirror
+from study.optuna_storage import AwayError
 from study.results import Role, State, StudyResults, TrialRow
 from study.search import ended_states
 from trainable import tasks
@@ -31,9 +33,11 @@ _LOG = logging.getLogger(__name__)
 class Leftovers:
     """Of a study's trials, as one look after the other finds them."""
 
-    def __init__(self, study: optuna.Study | None, teacher_weights: Path | None) -> None:
+    def __init__(
+        self, study: optuna.Study | None, teacher_weights: Path | None, mirror: Mirror
+    ) -> None:
         """`study` is Optuna's where there is a search; `teacher_weights` are where the teacher's are kept."""
-        self._study, self._weights = study, teacher_weights
+        self._study, self._weights, self._mirror = study, teacher_weights, mirror
         self._seen: tuple[TrialRow, ...] = ()
         self._done: set[tuple[Role, int, bool]] = set()
         """Role, number, and whether the best student stayed."""
@@ -42,7 +46,10 @@ class Leftovers:
         """Remove what nobody will read again; what cannot be removed is said in the study's log."""
         if results.rows is self._seen:
             return
-        known = None if self._study is None else ended_states(self._study)
+        try:
+            known = None if self._study is None else ended_states(self._study)
+        except AwayError:
+            return
         self._seen = results.rows
         best = {row.number for row in results.best_trials[:KEPT_TRIALS]}
         for row in results.rows:
@@ -54,6 +61,7 @@ class Leftovers:
                 tasks.clear(Path(row.directory), keep_best=is_best)
             except OSError as error:
                 _LOG.warning("%s left files that could not be removed: %s", row.label, error)
+            self._mirror.forget(Path(row.directory), keep_best=is_best)
             self._done.add(key)
 
     def _is_over(self, row: TrialRow, known: Mapping[int, State] | None) -> bool:

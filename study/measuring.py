@@ -142,7 +142,8 @@ def _measured_or_alone(plan: StudyPlan, weights: Path | None) -> Packing:
 
 def _measured(plan: StudyPlan, weights: Path | None) -> Packing:
     """Measured where trials run."""
-    weights = weights if weights is not None and weights.exists() else None
+    is_everywhere = plan.config.bucket is None or not plan.config.trains_teacher
+    weights = weights if weights is not None and weights.exists() and is_everywhere else None
     trial = hungriest(plan)
     cached_gib = 0.0
     if trial.teacher is not None and trial.teacher.cache:

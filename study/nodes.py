@@ -19,8 +19,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import study
 import trainable
+from study.cluster import uses_torch_trainer
 from study.config import StudyConfig
+from trainable.bucket import Bucket, BucketError
 from trainable.errors import KdStudyError, Problem
+from trainable.places import is_bucket
 
 _PATIENCE_S = 120.0
 """How long a node may take to start a process that answers."""
@@ -68,17 +71,20 @@ def cluster_problems(config: StudyConfig) -> list[Problem]:
     alive = [node for node in ray.nodes() if node["Alive"]]
     if len(alive) == 1:
         return []
-    storage, files = Path(config.storage.path), _files_of(config)
+    storage, files = config.storage.path, _files_of(config)
     with _mark_in(storage) as mark:
         ask, asked_at = ray.remote(num_cpus=0)(_asking()), time.time()
         answers = {
             node["NodeManagerAddress"] + " " + node["NodeID"][:6]: ask.options(
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            ).remote(mark, files)
+            ).remote(storage, mark, files)
             for node in alive
         }
         nodes = [_answer(name, reference, asked_at) for name, reference in answers.items()]
-    return problems_of_nodes(versions_here(), nodes, storage, files)
+    problems = problems_of_nodes(versions_here(), nodes, storage, files)
+    if config.bucket is not None and uses_torch_trainer(config):
+        problems.append(_workers_apart(config))
+    return problems
 
 
 def versions_here() -> dict[str, str]:
@@ -104,7 +110,7 @@ def kd_study_version() -> str:
 
 
 def problems_of_nodes(
-    here: Mapping[str, str], nodes: list[Node], storage: Path, files: Mapping[str, str]
+    here: Mapping[str, str], nodes: list[Node], storage: str, files: Mapping[str, str]
 ) -> list[Problem]:
     """What is wrong with the nodes, beside a driver with these versions and `files` by their keys."""
     found: list[Problem] = []
@@ -116,9 +122,7 @@ def problems_of_nodes(
             Problem("cluster", rule, "install the same on all nodes", "; ".join(sorted(others)))
         )
     if blind := sorted(node.name for node in nodes if not node.sees_storage):
-        rule = f"must be a folder that all nodes share, which is not seen on {', '.join(blind)}"
-        remedy = "mount a shared file system at the same place on all of them, or choose another"
-        found.append(Problem("storage.path", rule, remedy, repr(str(storage))))
+        found.append(_not_seen(storage, ", ".join(blind)))
     for key, place in files.items():
         if lacking := sorted(node.name for node in nodes if key in node.missing):
             rule = f"must be on every node, and is not seen on {', '.join(lacking)}"
@@ -142,6 +146,23 @@ def _files_of(config: StudyConfig) -> dict[str, str]:
     return {key: place for key, place in places.items() if place and Path(place).exists()}
 
 
+def _not_seen(storage: str, blind: str) -> Problem:
+    if is_bucket(storage):
+        rule = f"must be a bucket that all nodes may use, which cannot be read on {blind}"
+        remedy = "give these nodes its address and credentials before `ray start`"
+    else:
+        rule = f"must be a folder that all nodes share, which is not seen on {blind}"
+        remedy = "mount a shared file system at the same place on all of them, or choose another"
+    return Problem("storage.path", rule, remedy, repr(storage))
+
+
+def _workers_apart(config: StudyConfig) -> Problem:
+    """Workers of one trial read each other's files, and Ray may place them on several nodes."""
+    rule = "must be inline on a cluster of several nodes where storage.path is a bucket"
+    remedy = "set train.workers: 1, or choose a folder that all nodes share"
+    return Problem("train.launcher", rule, remedy, repr(config.train.launcher))
+
+
 def _differing(here: Mapping[str, str], there: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {value}" for name, value in there.items() if here.get(name) != value)
 
@@ -150,22 +171,29 @@ _Answer = tuple[dict[str, str], bool, tuple[str, ...], float]
 """Versions, whether it sees the mark, the keys of what it does not see, and its time."""
 
 
-def _asking() -> Callable[[str | None, Mapping[str, str]], _Answer]:
+def sees(storage: str, mark: str) -> bool:
+    """Whether this node finds a file in a folder or a bucket."""
+    try:
+        return Bucket(storage, patience_s=0).read(mark) is not None
+    except BucketError:
+        return False
+
+
+def _asking() -> Callable[[str, str | None, Mapping[str, str]], _Answer]:
     """A function within a function travels as code, also to a node without kd-study."""
 
-    def ask(mark: str | None, files: Mapping[str, str]) -> _Answer:
+    def ask(storage: str, mark: str | None, files: Mapping[str, str]) -> _Answer:
         import time
         from pathlib import Path
 
-        sees = mark is None or Path(mark).exists()
         missing = tuple(key for key, place in files.items() if not Path(place).exists())
         try:
-            from study.nodes import versions_here
-
-            versions = versions_here()
+            from study.nodes import sees, versions_here
         except ImportError as error:
             versions = {"kd-study": f"that cannot be imported ({error})"}
-        return versions, sees, missing, time.time()
+            return versions, True, missing, time.time()
+        is_seen = mark is None or sees(storage, mark)
+        return versions_here(), is_seen, missing, time.time()
 
     return ask
 
@@ -183,20 +211,19 @@ def _answer(name: str, reference: ray.ObjectRef[_Answer], asked_at: float) -> No
 
 
 @contextmanager
-def _mark_in(storage: Path) -> Generator[str | None]:
-    """A file that whoever shares the folder sees; None if it cannot be written, which is said elsewhere."""
-    mark = storage / f".seen-{uuid4().hex}"
+def _mark_in(storage: str) -> Generator[str | None]:
+    """A file that whoever shares the storage sees; None if it cannot be written, which is said elsewhere."""
+    place, name = Bucket(storage, patience_s=0), f".seen-{uuid4().hex}"
     try:
-        storage.mkdir(parents=True, exist_ok=True)
-        mark.touch()
-    except OSError:
+        place.put(name, b"")
+    except BucketError:
         yield None
         return
     try:
-        yield str(mark)
+        yield name
     finally:
-        with suppress(OSError):
-            mark.unlink()
+        with suppress(BucketError):
+            place.remove(name)
 
 
 @cache

@@ -14,6 +14,7 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
 from study.cluster import Capacity, concurrency, with_resources
 from study.config import Draft, StudyConfig
+from study.fetching import check_bucket
 from study.results import Value
 from study.rules import cross_problems, in_baseline, in_search, samples_over, valid_candidates
 from trainable import plan, rules, tasks
@@ -288,7 +289,9 @@ def _usual_data(config: StudyConfig) -> DataSummary:
 
 
 def _check_storage(config: StudyConfig) -> None:
-    folder = Path(config.storage.path)
+    if config.bucket is not None:
+        check_bucket(config.storage.path)
+    folder = config.root
     existing = next(place for place in (folder, *folder.parents) if os.path.exists(place))
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         rule = f"must be a folder that can be written, which {existing} is not"

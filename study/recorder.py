@@ -10,7 +10,8 @@ import logging
 import os
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,9 +19,11 @@ from study import telling
 from study.config import StudyConfig, dump_config
 from study.curves import add_epoch, read_curve
 from study.entries import Entry, Line
-from study.folder import LOG, SPOOL, note_of
+from study.folder import LOG, note_of
 from study.jobs import Job, decomposition_params
+from study.mirror import Mirror
 from study.results import LEDGER, Ledger, Role, State, StudyResults, TrialRow, Value
+from study.spool import SPOOL
 from study.writer import Remains
 from trainable import records, tasks
 from trainable.records import EpochRecord, Finding
@@ -55,6 +58,7 @@ class Outlet(Protocol):
     @property
     def last_number(self) -> int: ...
     def add(self, line: Line) -> None: ...
+    def release(self, number: int) -> None: ...
     def drain(self, patience_s: float) -> Remains: ...
 
 
@@ -62,9 +66,16 @@ class Recorder:
     """Keeps the ledger of one study, tells MLflow by its `outlet`, and tells the watcher."""
 
     def __init__(
-        self, config: StudyConfig, results: StudyResults, outlet: Outlet, watcher: Watcher
+        self,
+        config: StudyConfig,
+        results: StudyResults,
+        outlet: Outlet,
+        watcher: Watcher,
+        mirror: Mirror,
     ) -> None:
         self._config, self._outlet, self._watcher = config, outlet, watcher
+        self.mirror = mirror
+        """Where the study's files are kept beside its folder."""
         self.results = results
         self._ledger = Ledger(config.folder / LEDGER)
         self._started: dict[tuple[Role, int], float] = {}
@@ -126,6 +137,7 @@ class Recorder:
             told = telling.trial_goes_on(row, _now_ms())
         self._put(row, told)
         Path(row.directory).mkdir(parents=True, exist_ok=True)
+        self.keep()
         self._watcher.trial_started(row)
 
     def begins_again(self, job: Job, why: str, reason: str) -> None:
@@ -142,18 +154,32 @@ class Recorder:
         if record.epoch <= row.epochs:
             return  # replayed after a restart from an older checkpoint
         add_epoch(Path(row.directory), record)
-        self._watcher.epoch(self._take_in(job, record), record, epochs)
+        row = self._take_in(job, record)
+        if self._config.storage.optuna is not None:
+            self.keep()  # that database may be told next that the trial has ended
+        self._watcher.epoch(row, record, epochs)
 
     def look_around(self) -> None:
-        """See which running trials found no memory beside others, and began again."""
+        """See which running trials found no memory beside others, and began again; keep what is new."""
         for row in self.results.rows:
             if row.state == "running":
                 self._take_in_notes(row)
+        self.mirror.keep_soon(self._release())
+
+    def keep(self) -> None:
+        """Returns when a driver on another machine would find all that was told until now."""
+        self.mirror.keep(self._release())
+
+    def _release(self) -> Callable[[], None]:
+        """What was told until now may be sent to MLflow."""
+        return partial(self._outlet.release, self._outlet.last_number)
 
     def ended(self, job: Job, state: State, error: str | None = None) -> None:
         """A job is over, one whose process died as it began, too."""
         if self.row(job) is None:
             self.started(job)
+        for name in (records.NOTES, records.STATISTICS):
+            self.mirror.bring(job.folder(self._config) / name)
         self._take_in_notes(self._known(job))
         row = self._known(job)
         update = {
@@ -192,6 +218,7 @@ class Recorder:
 
     def keep_artifacts(self, job: Job, weights: Path, config_text: str) -> None:
         """Keep a job's weights and config with its MLflow run."""
+        self.mirror.bring(weights)
         self._save(self.results, telling.trial_kept(self._known(job), weights, config_text))
 
     def keep_report(self, page: Path) -> None:
@@ -216,6 +243,7 @@ class Recorder:
     def settle(self, patience_s: float = _PATIENCE_S) -> None:
         """Wait for MLflow to take the rest, and say it if it does not; Ctrl-C ends the waiting."""
         self._hand_over()
+        self.keep()
         remains = self._outlet.drain(_SOON_S)
         if remains.unsent:
             self._watcher.phase(f"waiting up to {patience_s:g} s for MLflow")
@@ -223,7 +251,7 @@ class Recorder:
         self.results = self.results.with_run_ids(self._outlet.runs)
         self._ledger.write(self.results)
         if remains.unsent or remains.refused:
-            self._watcher.message(_words(remains, self._config.folder))
+            self._watcher.message(_words(remains, self._config))
 
     @property
     def _gpus(self) -> float:
@@ -335,11 +363,14 @@ def trial_params(config: StudyConfig, job: Job) -> dict[str, Value]:
     return flat
 
 
-def _words(remains: Remains, folder: Path) -> str:
+def _words(remains: Remains, config: StudyConfig) -> str:
     said: list[str] = []
+    folder, again = config.folder, "the same command"
     if remains.unsent:
-        again = shlex.join(["kd-study", "resume", folder.name, "--storage", str(folder.parent)])
-        where = f"kept in {folder / SPOOL}; `{again}` sends them"
+        if config.bucket is None:
+            resume = ["kd-study", "resume", config.study.name, "--storage", config.storage.path]
+            again = f"`{shlex.join(resume)}`"
+        where = f"kept in {folder / SPOOL}; {again} sends them"
         said.append(f"{remains.unsent} entries could not be sent to MLflow and are {where}")
     if remains.refused:
         said.append(f"MLflow refused {remains.refused} values, which {folder / LOG} names")

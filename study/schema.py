@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from study.problems import parse_or_refuse
+from study.problems import broken_rule, parse_or_refuse
 from study.results import Value
 from study.space import Sample, SearchRange
-from study.tree import STORAGE, with_values
+from study.tree import STORAGE, is_uri, with_values
 from trainable.config import (
     BatchNormConfig,
     Config,
@@ -21,6 +21,7 @@ from trainable.config import (
     StudentConfig,
     TrialConfig,
 )
+from trainable.places import BUCKETS, is_bucket, within, working_folder
 
 
 class PrunerConfig(Config):
@@ -53,11 +54,27 @@ class StudySection(Config):
     """Dotted paths that the student without a teacher trains with, over the base values."""
 
 
+def folder_or_bucket(place: str) -> str:
+    """The place, if studies can be kept there."""
+    if not is_uri(place):
+        return place
+    if is_bucket(place) and place.partition("://")[2].strip("/"):
+        if "@" in place.partition("://")[2].partition("/")[0]:
+            rule = "must be without credentials: the config is kept for all to read"
+            raise broken_rule(
+                rule, "give them as variables (AWS_ACCESS_KEY_ID, …) or in their file"
+            )
+        return place
+    kinds = " or ".join(f"{kind}bucket/prefix" for kind in BUCKETS)
+    raise broken_rule(f"must be a folder, or {kinds}", f"write e.g. {STORAGE}")
+
+
 class StorageSection(Config):
     """Where things are kept."""
 
-    path: str = STORAGE
-    """Folder of all studies; each has its own folder in it."""
+    path: Annotated[str, AfterValidator(folder_or_bucket)] = STORAGE
+    """Folder of all studies, each of which has its own in it; or a bucket, as `s3://bucket/prefix` or
+    `gs://bucket/prefix`, with what is wanted in `docs/clusters.md`. `file:///folder` is a folder."""
     optuna: str | None = None
     """Storage URL of Optuna; None keeps a journal in the study's folder."""
 
@@ -79,9 +96,35 @@ class StudyConfig(TrialConfig):
     search: dict[str, SearchRange] = Field(default_factory=dict[str, SearchRange])
 
     @property
+    def root(self) -> Path:
+        """Where this node has the folders of studies: storage.path, or one of its own if that is a bucket."""
+        return working_folder(self.storage.path)
+
+    @property
     def folder(self) -> Path:
         """The study's folder."""
-        return Path(self.storage.path) / self.study.name
+        return self.root / self.study.name
+
+    @property
+    def teachers(self) -> Path:
+        """Where the weights of teachers lie that studies have trained."""
+        return self.root / "teachers"
+
+    @property
+    def trains_teacher(self) -> bool:
+        """Whether the study trains its teacher, unless another has."""
+        return self.teacher is not None and self.teacher.checkpoint is None
+
+    @property
+    def bucket(self) -> str | None:
+        """URI of the study's part of a bucket; None where its folder is all there is."""
+        storage = self.storage.path
+        return within(storage, self.study.name) if is_bucket(storage) else None
+
+    @property
+    def place(self) -> str:
+        """What a person calls the place of the study: its folder, or its part of a bucket."""
+        return self.bucket or str(self.folder)
 
     @property
     def usual_sample(self) -> Sample:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import threading
 import uuid
@@ -20,9 +21,13 @@ from pathlib import Path
 
 from pydantic import BaseModel, TypeAdapter
 
-from study.entries import Line
+from study.entries import File, Line
 
+SPOOL = "spool"
+"""Folder, in a study's, of what MLflow was not told yet."""
 _LINES, _SENT, _RUNS = "lines.jsonl", "sent.json", "runs.json"
+FILES = tuple(f"{SPOOL}/{name}" for name in (_LINES, _SENT, _RUNS))
+"""In a study's folder, in the order in which they can be copied while what is sent is marked and forgotten."""
 _IDS = TypeAdapter(dict[str, str])
 
 
@@ -59,6 +64,8 @@ class Spool:
         """The last line that is not this driver's: entries up to there may have been sent before."""
         text = "".join(f"{line.model_dump_json()}\n" for line in lines if self._sent.owes(line))
         _replace(folder / _LINES, text)
+        self.released = math.inf
+        """No line after this one is read."""
         self._lock = threading.Lock()
         self._out = os.open(folder / _LINES, os.O_WRONLY | os.O_APPEND)
         self._position = 0
@@ -107,8 +114,11 @@ class Spool:
         with (self.folder / _LINES).open("rb") as file:
             file.seek(self._position)
             while len(lines) < limit and (text := file.readline()).endswith(b"\n"):
+                line = Line.model_validate_json(text)
+                if line.number > self.released:
+                    break
                 self._position += len(text)
-                lines.append(Line.model_validate_json(text))
+                lines.append(line)
         return lines
 
     def reached(self, run: str) -> int:
@@ -149,6 +159,12 @@ def unsent(folder: Path, outbox: Line | None = None) -> int:
     if outbox is not None and outbox.number > _last_number(sent, lines):
         lines.append(outbox)
     return sum(line.number > sent.reached(entry.run) for line in lines for entry in line.entries)
+
+
+def files_to_send(folder: Path) -> list[Path]:
+    """The files that lines of a study's folder speak of, sent or not."""
+    entries = (entry for line in _read(folder / SPOOL) for entry in line.entries)
+    return [Path(entry.path) for entry in entries if isinstance(entry, File)]
 
 
 def _last_number(sent: _Sent, lines: Sequence[Line]) -> int:

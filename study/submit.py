@@ -113,7 +113,7 @@ class JobServer:
         """The last job that was submitted for a study."""
         with self._answers():
             jobs = self._client.list_jobs()
-        mine = [job for job in jobs if (job.metadata or {}).get(_STUDY) == str(config.folder)]
+        mine = [job for job in jobs if (job.metadata or {}).get(_STUDY) == config.place]
         return max(mine, key=lambda job: job.start_time or 0, default=None)
 
     def submit(self, package: Package) -> JobDetails:
@@ -130,7 +130,7 @@ class JobServer:
             remedy = "stop that job with --stop first, or submit what it was given"
             raise input_error(InputError, "study.name", rule, remedy, job.submission_id)
         name = f"{package.config.study.name}-{datetime.now():%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}"
-        metadata = {_STUDY: str(package.config.folder), _DIGEST: digest}
+        metadata = {_STUDY: package.config.place, _DIGEST: digest}
         with self._answers():
             self._submit(name, package, metadata)
             return self._client.get_job_info(name)

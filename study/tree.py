@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from study.space import KINDS
 from study.yaml import parse_yaml
@@ -88,8 +89,20 @@ def with_absolute_paths(tree: Tree) -> Tree:
     for section, key in _PLACES:
         place = result.get(section)
         if isinstance(place, dict) and isinstance(place.get(key), str):
-            place[key] = os.path.abspath(os.path.expanduser(place[key]))
+            place[key] = _absolute(place[key])
     return result
+
+
+def is_uri(place: str) -> bool:
+    """Whether the place of a file is written as a URI."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", place) is not None
+
+
+def _absolute(place: str) -> str:
+    """A folder's or a file's absolute path, which may be given as `file:///path`; other URIs stay as they are."""
+    if place.startswith("file:///"):
+        place = unquote(place.removeprefix("file://"))
+    return place if is_uri(place) else os.path.abspath(os.path.expanduser(place))
 
 
 def relative_places(tree: Tree) -> list[Problem]:
@@ -99,7 +112,7 @@ def relative_places(tree: Tree) -> list[Problem]:
         values = tree.get(section)
         place = values.get(key) if isinstance(values, dict) else None
         is_missing = place is None and (section, key) == ("storage", "path")
-        if is_missing or (isinstance(place, str) and not os.path.isabs(place)):
+        if is_missing or (isinstance(place, str) and not (os.path.isabs(place) or is_uri(place))):
             path = f"{section}.{key}"
             rule = "must be an absolute path, the same on all nodes of the cluster"
             remedy = f"e.g. --set {path}=/shared/{Path(place or STORAGE).name}"

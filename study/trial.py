@@ -12,6 +12,7 @@ from ray import tune
 
 from study.cluster import uses_torch_trainer
 from study.config import StudyConfig
+from study.fetching import bring
 from study.group import ClosesGroup, lasting_group
 from study.jobs import Job
 from study.nodes import must_stay
@@ -59,8 +60,10 @@ def _do(work: Work, study: StudyConfig) -> Any:
 
 def _training(job: Job, study: StudyConfig, teacher_weights: Path | None) -> tasks.TrialTask:
     config = job.config(study)
-    weights = teacher_weights if config.distill.method != "none" else None
-    return tasks.TrialTask(config, job.folder(study), weights)
+    weights = None
+    if config.distill.method != "none" and teacher_weights is not None:
+        weights = _here(teacher_weights, study)
+    return tasks.TrialTask(config, job.folder(study), weights, job.bucket(study))
 
 
 def _scoring(
@@ -69,6 +72,18 @@ def _scoring(
     """Measures a job's network on a split."""
     if job.role == "teacher":
         assert teacher_weights is not None
-        return partial(tasks.score_weights, study, "teacher", teacher_weights, split)
+        weights = _here(teacher_weights, study)
+        return partial(tasks.score_weights, study, "teacher", weights, split)
     weights = tasks.best_weights(job.folder(study))
+    bring(study, weights)
     return partial(tasks.score_weights, job.config(study), "student", weights, split)
+
+
+def _here(teacher_weights: Path, study: StudyConfig) -> Path:
+    """The teacher's weights as this node has them; those that studies train are kept in the bucket, if there is one."""
+    if study.bucket is None or not study.trains_teacher:
+        return teacher_weights
+    path = study.teachers / teacher_weights.name
+    if not path.exists():  # named by what they were trained from: they never change
+        bring(study, path)
+    return path

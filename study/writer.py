@@ -82,6 +82,11 @@ class Writer:
         self._spool.add(line)
         self._news.set()
 
+    def release(self, number: int) -> None:
+        """Lines up to this one may be sent; for who holds them back by `Spool.released`."""
+        self._spool.released = number
+        self._news.set()
+
     def drain(self, patience_s: float) -> Remains:
         """Give what is there so long to be sent, and hurry from now on; Ctrl-C ends the waiting."""
         self._hurry.set()

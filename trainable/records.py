@@ -109,6 +109,8 @@ STUDY_TRIAL_HOURS = "study/trial_hours"
 
 STATISTICS = "statistics.parquet"
 """File in a trial's folder with the statistics of every layer after each epoch (`engine.series`)."""
+NOTES = "out_of_memory.txt"
+"""File in a trial's folder: a line for each time that it found no memory beside others (`engine.neighbours`)."""
 EPOCH, EPOCHS, VALUE = "epoch", "epochs", "value"
 """Keys of a result (see `EpochRecord.to_result`)."""
 

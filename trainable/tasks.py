@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 
 from trainable import records
+from trainable.bucket import Bucket
 from trainable.config import TrialConfig
 from trainable.data.augment import Normalizer
 from trainable.data.loaders import open_loader
@@ -30,7 +31,7 @@ from trainable.data.store import (
 )
 from trainable.distill.maps import feature_shapes
 from trainable.distill.objective import method_of
-from trainable.engine import checkpoint
+from trainable.engine import checkpoint, mirror
 from trainable.engine.asking import check_shapes, is_asked_once
 from trainable.engine.evaluate import Evaluator
 from trainable.engine.loop import TrialTask
@@ -67,6 +68,7 @@ __all__ = [
     "check_method",
     "check_teacher_cache",
     "clear",
+    "clear_kept",
     "default_device",
     "describe_student",
     "describe_teacher",
@@ -213,6 +215,11 @@ def best_weights(folder: Path) -> Path:
 def clear(folder: Path, *, keep_best: bool) -> None:
     """Remove what a trial that is over has no more use for; see `engine.checkpoint.clear`."""
     checkpoint.clear(folder, keep_best=keep_best)
+
+
+def clear_kept(bucket: Bucket, trial: str, *, keep_best: bool) -> None:
+    """As `clear`, of the trial that a bucket has under this name; see `engine.mirror.clear_kept`."""
+    mirror.clear_kept(bucket, trial, keep_best=keep_best)
 
 
 def diagnose(config: TrialConfig, history: Sequence[EpochRecord]) -> tuple[Finding, ...]:

@@ -22,7 +22,7 @@ _SHAPING_STAGES = ("train.epochs", "optim.schedule", "optim.peak_decay", "studen
 def print_plan(plan: StudyPlan, console: Console) -> None:
     """Data, networks, stages, search, resources."""
     config = plan.config
-    place = escape(str(config.folder))
+    place = escape(config.place)
     console.print(f"[bold]{config.study.name}[/bold]  in {place}", soft_wrap=True)
     console.print(_data(config, plan.data), soft_wrap=True)
     for table in _networks(plan.student, plan.teacher):

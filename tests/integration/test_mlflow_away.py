@@ -16,9 +16,8 @@ from mlflow.tracking import MlflowClient
 
 from study.config import StudyConfig
 from study.curves import read_curve
-from study.folder import SPOOL
 from study.results import StudyResults, find_results, load_results
-from study.spool import unsent
+from study.spool import SPOOL, unsent
 from tests.integration.driving import start
 from tests.study.mlflow_server import MlflowServer, running_server
 

@@ -16,10 +16,10 @@ import study.driver
 from study.cli import _app
 from study.config import dump_config
 from trainable import records
-from trainable.data.cache import cache_folder
 from trainable.data.decoded import decoded_path
 from trainable.data.opened import open_split
 from trainable.data.sources import open_source
+from trainable.places import cache_folder
 from trainable.records import grad_norm_of, update_distance_of, update_travelled_of
 
 pytestmark = pytest.mark.timeout(300)

@@ -238,6 +238,18 @@ def test_ui_of_a_study_on_a_server_prints_its_page(tmp_path: Path) -> None:
     assert len(told.stdout.splitlines()) == 1
 
 
+def test_ui_takes_no_bucket() -> None:
+    refused = invoke("ui", "--storage", "s3://bucket/prefix")
+    assert refused.exit_code == 2
+    assert refused.stderr.startswith("--storage: must be a folder, got 's3://bucket/prefix'; of a")
+
+
+def test_a_report_of_a_place_that_is_none() -> None:
+    refused = invoke("report", "s", "--storage", "hdfs://host/runs")
+    assert refused.exit_code == 2
+    assert refused.stderr.startswith("--storage: must be a folder, or s3://bucket/prefix or gs://")
+
+
 def test_ui_needs_a_store_and_a_free_port(tmp_path: Path) -> None:
     missing = invoke("ui", "--storage", tmp_path)
     assert missing.exit_code == 2

@@ -20,6 +20,7 @@ from study.config import (
     dump_config,
     flat,
     load_config,
+    load_for_cluster,
     load_single,
     parse_config,
     with_values,
@@ -561,6 +562,33 @@ def test_a_single_trial_does_not_mind_what_the_search_would_make_of_it() -> None
 def test_a_single_trial_minds_a_search_that_cannot_be_read() -> None:
     with pytest.raises(ConfigError, match=r"search\.optim\.lr"):
         load_single(QUICKSTART, ["search.optim.lr={uniform: [2, 1]}"])
+
+
+def test_studies_are_kept_in_a_folder_or_a_bucket(node_cache: Path) -> None:
+    folder = config_with("storage.path=file:///tmp/my%20runs")
+    assert (folder.storage.path, folder.bucket) == ("/tmp/my runs", None)
+    assert str(folder.folder) == folder.place == f"/tmp/my runs/{folder.study.name}"
+    bucket = config_with("storage.path=s3://bucket/prefix/")
+    assert bucket.bucket == bucket.place == f"s3://bucket/prefix/{bucket.study.name}"
+    assert bucket.folder.is_relative_to(node_cache / "buckets")
+    assert parse_config(parse_yaml(dump_config(bucket), "dumped")) == bucket
+
+
+@pytest.mark.parametrize("place", ["hdfs://host/runs", "s3://", "s3:///", "file://host/runs"])
+def test_places_where_no_studies_are_kept(place: str) -> None:
+    (line,) = wrong(f"storage.path={place}")
+    rule = "must be a folder, or s3://bucket/prefix or gs://bucket/prefix"
+    assert line == f"storage.path: {rule}, got '{place}'; write e.g. ./runs"
+
+
+def test_a_bucket_is_the_same_place_on_all_machines() -> None:
+    settings = ["storage.path=s3://bucket/prefix"]
+    assert load_for_cluster(QUICKSTART, settings).storage.path == "s3://bucket/prefix"
+
+
+def test_credentials_do_not_belong_into_a_config() -> None:
+    (line,) = wrong("storage.path=s3://me:secret@bucket/prefix")
+    assert line.startswith("storage.path: must be without credentials: ")
 
 
 def test_differing_keys_are_dotted_paths_without_the_place_of_the_study() -> None:

@@ -15,7 +15,6 @@ from optuna.storages.journal import JournalFileSymlinkLock
 from study.config import RESOLVED, StudyConfig, parse_config
 from study.folder import (
     LOG,
-    SPOOL,
     check_same_study,
     connect,
     has_unsent,
@@ -30,7 +29,7 @@ from study.folder import (
 )
 from study.results import LEDGER, load_results, save_results
 from study.search import open_study
-from study.spool import Spool
+from study.spool import SPOOL, Spool
 from tests.study.studies import results_of, trial_row
 from trainable.errors import ConfigError, InputError
 

@@ -15,11 +15,12 @@ from mlflow.tracking import MlflowClient
 
 from study.config import StudyConfig, parse_config
 from study.curves import read_curve
-from study.folder import SPOOL, connect, only_driver, open_results
+from study.folder import connect, only_driver, open_results
 from study.jobs import Job
+from study.mirror import NoMirror
 from study.recorder import Recorder
 from study.results import LEDGER, TrialRow, load_results
-from study.spool import Spool, unsent
+from study.spool import SPOOL, Spool, unsent
 from study.tracking import Tracker
 from study.writer import Writer
 from trainable.records import EpochRecord
@@ -75,7 +76,7 @@ def drive(folder: Path) -> None:
     with only_driver(config.folder), Spool(config.folder / SPOOL) as spool:
         results = open_results(config, store, spool)
         with Writer(spool, Tracker(store)) as writer:
-            recorder = Recorder(config, results, writer, Nobody())
+            recorder = Recorder(config, results, writer, Nobody(), NoMirror())
             recorder.take_up({})
             for first in range(0, TRIALS, 2):
                 train(recorder, [Job("trial", n, {"optim.lr": 0.1}) for n in (first, first + 1)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from pathlib import Path
 
 import optuna
@@ -13,6 +14,7 @@ from optuna.trial import TrialState, create_trial
 from study.config import StudyConfig
 from study.jobs import Job
 from study.leftovers import Leftovers
+from study.mirror import NoMirror
 from study.results import Role, State, StudyResults, TrialRow
 from study.search import open_study
 from tests.study.studies import results_of
@@ -40,7 +42,7 @@ class Study:
         self.leftovers = self.next_driver()
 
     def next_driver(self) -> Leftovers:
-        return Leftovers(self.optuna, self.teacher)
+        return Leftovers(self.optuna, self.teacher, NoMirror())
 
     def add(
         self, role: Role, number: int = 0, state: State = "complete", value: float | None = None
@@ -135,7 +137,7 @@ def test_a_teacher_is_gone_on_with_until_its_weights_are_kept(study: Study) -> N
 
 def test_a_study_without_a_search_keeps_its_student(study: Study) -> None:
     study.add("trial", 0)
-    Leftovers(None, None).clear(study.results)
+    Leftovers(None, None, NoMirror()).clear(study.results)
     assert study.left("trial", 0) == WEIGHTS
 
 
@@ -158,6 +160,19 @@ def test_an_interrupted_look_is_made_again(
             study.leftovers.clear(study.results)
     study.next_driver().clear(study.results)
     assert study.left_by_trials() == [NOTHING, NOTHING, WEIGHTS, WEIGHTS, WEIGHTS]
+
+
+def test_while_optuna_is_away_everything_stays(study: Study) -> None:
+    journal = study.config.folder / "optuna.journal"
+    study.trial(0, state="pruned")
+    journal.rename(journal.with_name("away"))
+    study.leftovers.clear(study.results)
+    assert study.left("trial", 0) == WHOLE
+
+    journal.with_name("away").rename(journal)
+    time.sleep(0.3)  # it is not asked again at once
+    study.leftovers.clear(study.results)
+    assert study.left("trial", 0) == NOTHING
 
 
 def test_what_cannot_be_removed_is_said_once_and_hinders_nobody(

@@ -13,7 +13,7 @@ from study.nodes import CLOCKS_S, Node, problems_of_nodes, versions_here
 from tests.integration.jobs import OUTSIDE
 
 HERE = {"python": "3.11.7", "ray": "2.60.0", "torch": "2.11.0", "kd-study": "0.1.0 (code 1234)"}
-STORAGE = Path("/shared/runs")
+STORAGE = "/shared/runs"
 CONFIG = """
 study: {{name: s, trials: 1}}
 storage: {{path: {path}}}
@@ -90,6 +90,15 @@ def test_clocks_that_are_wrong_are_named_with_how_far() -> None:
     assert str(problem) == (
         "cluster: every node's clock must be within 60 s of the driver's, got "
         "b is at least 61 s behind; c is at least 3600 s ahead; set the clocks, e.g. by NTP"
+    )
+
+
+def test_a_bucket_that_a_node_cannot_read_is_named_with_the_node() -> None:
+    nodes = [Node("a", HERE), Node("b", HERE, sees_storage=False)]
+    (problem,) = problems_of_nodes(HERE, nodes, "s3://bucket/prefix", {})
+    assert str(problem) == (
+        "storage.path: must be a bucket that all nodes may use, which cannot be read on b, got "
+        "'s3://bucket/prefix'; give these nodes its address and credentials before `ray start`"
     )
 
 

@@ -13,6 +13,7 @@ import pytest
 from study.config import StudyConfig, dump_config, parse_config
 from study.entries import Entry, File, Line, Opening, Points, Tags, Text, Untagging
 from study.jobs import Job
+from study.mirror import NoMirror
 from study.recorder import Recorder, trial_params
 from study.results import LEDGER, StudyResults, TrialRow, load_results
 from study.writer import Remains
@@ -30,6 +31,7 @@ class Outlet:
         self.ids: dict[str, str] = {}
         self.remains = Remains(0, 0)
         self.broken = False
+        self.released = 0
 
     @property
     def runs(self) -> dict[str, str]:
@@ -47,6 +49,9 @@ class Outlet:
         self.lines.append(line)
         opened = [entry.run for entry in line.entries if isinstance(entry, Opening)]
         self.ids |= {run: f"id of {run}" for run in opened}
+
+    def release(self, number: int) -> None:
+        self.released = number
 
     def drain(self, patience_s: float) -> Remains:
         return self.remains
@@ -128,7 +133,7 @@ def driver(config: StudyConfig, outlet: Outlet, watcher: Nobody | None = None) -
             parent_run_id="parent",
         )
     )
-    return Recorder(config, results, outlet, watcher or Nobody())
+    return Recorder(config, results, outlet, watcher or Nobody(), NoMirror())
 
 
 def record(epoch: int, accuracy: float) -> EpochRecord:

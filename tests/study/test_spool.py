@@ -63,6 +63,19 @@ def test_the_next_driver_gets_what_was_not_sent(tmp_path: Path) -> None:
         assert (spool.reached("a"), spool.reached("b")) == (3, 0)
 
 
+def test_lines_are_held_back_until_they_are_released(tmp_path: Path) -> None:
+    with Spool(tmp_path) as spool:
+        spool.released = 1
+        for number in (1, 2, 3):
+            spool.add(line(number, "study"))
+        assert numbers(spool.read(10)) == [1]
+        assert spool.read(10) == []
+        spool.mark("study", 1)
+        spool.empty()  # it is not
+        spool.released = 3
+        assert numbers(spool.read(10)) == [2, 3]
+
+
 def test_a_line_of_two_runs_is_kept_until_both_have_theirs(tmp_path: Path) -> None:
     with Spool(tmp_path) as spool:
         spool.add(line(1, "trial 0", "study"))

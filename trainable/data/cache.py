@@ -7,7 +7,6 @@ unused; the folder may be deleted whenever no study runs.
 from __future__ import annotations
 
 import logging
-import os
 import secrets
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
@@ -25,15 +24,6 @@ from trainable.data.faults import data_error
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 _CHECKSUM = "checksum"
-
-
-def cache_folder() -> Path:
-    """`$KD_STUDY_CACHE`, else `$XDG_CACHE_HOME/kd-study`, else `~/.cache/kd-study`."""
-    own = os.environ.get("KD_STUDY_CACHE")
-    if own:
-        return Path(own).expanduser().absolute()
-    shared = os.environ.get("XDG_CACHE_HOME")
-    return (Path(shared) if shared else Path.home() / ".cache").absolute() / "kd-study"
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from trainable.config import DataConfig
-from trainable.data.cache import cache_folder
 from trainable.data.classes import Classes, Rows
 from trainable.data.labels import label_problems
 from trainable.data.opened import GIB, Opened, label_place, open_split, train_fingerprint
 from trainable.data.pictures import size_text
 from trainable.data.sources import Source, SplitName, open_source
 from trainable.errors import DataError, Problem
+from trainable.places import cache_folder
 
 
 @dataclass(frozen=True)

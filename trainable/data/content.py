@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from trainable.data.cache import cache_folder, replace_file
+from trainable.data.cache import replace_file
+from trainable.places import cache_folder
 
 _CHUNK = 1 << 20
 _SETTLED_S = 2.0

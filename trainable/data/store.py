@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 
 from trainable.config import DataConfig
-from trainable.data.cache import cache_folder
 from trainable.data.check import DataSummary, check_data
 from trainable.data.classes import Rows
 from trainable.data.labels import label_problems, range_problems
@@ -21,6 +20,7 @@ from trainable.data.opened import Opened, label_place, open_split, train_fingerp
 from trainable.data.sources import open_source
 from trainable.data.split import Split
 from trainable.errors import DataError
+from trainable.places import cache_folder
 
 __all__ = [
     "DataSummary",
@@ -71,7 +71,7 @@ def open_dataset(config: DataConfig, cache: Path | None = None) -> Dataset:
 
     Args:
         config: Which data set, and how it is split.
-        cache: The node's cache folder; None finds it (`cache.cache_folder`).
+        cache: The node's cache folder; None finds it (`places.cache_folder`).
 
     Raises:
         DataError: Missing files, labels out of range, classes with too few pictures, and, where

@@ -16,7 +16,7 @@ from torch import Tensor
 from trainable.config import TrialConfig
 from trainable.data import cache
 from trainable.data.augment import Views
-from trainable.data.cache import Arrays, cache_folder
+from trainable.data.cache import Arrays
 from trainable.data.content import combine, content_key
 from trainable.data.faults import data_error
 from trainable.data.store import Dataset
@@ -27,6 +27,7 @@ from trainable.errors import ConfigError, Problem
 from trainable.methods import METHODS
 from trainable.networks.projectors import Shape
 from trainable.networks.teacher import FrozenTeacher
+from trainable.places import cache_folder
 
 FORMAT = "2"
 """Version of the files: raise it whenever equal keys would stand for other answers."""

@@ -28,6 +28,7 @@ from trainable.engine.evaluate import Evaluator
 from trainable.engine.exchange import begin_alike
 from trainable.engine.failures import Progress, explained
 from trainable.engine.feed import Feed
+from trainable.engine.mirror import mirror_of
 from trainable.engine.norms import Norms
 from trainable.engine.optimizers import build_optimizer, reset_state
 from trainable.engine.randomness import generator_states, restore_generators, seed_everything
@@ -58,6 +59,8 @@ class TrialTask:
     """Absolute; the trial's own, on storage that all its workers see."""
     teacher_weights: Path | None
     """Absolute; None where the method needs no teacher."""
+    bucket: str | None = None
+    """URI of its own part of a bucket, where `folder` is this node's alone; see `engine.mirror`."""
 
 
 def run(task: TrialTask, report: Report, device: torch.device) -> None:
@@ -117,6 +120,7 @@ class Trial:
         self.updater = Updater(config, self._feed, asked, self._step, progress, device)
         self._folder = task.folder
         self._checkpoints = CheckpointFolder(task.folder, device)
+        self._mirror = mirror_of(task.folder, task.bucket)
         self._best = -1.0
         self._generators: dict[str, Any] | None = None
         self.records: tuple[EpochRecord, ...] = ()
@@ -153,6 +157,7 @@ class Trial:
 
     def resume(self) -> None:
         """Load the last checkpoint, if any."""
+        self._mirror.fetch()
         snapshot = self._checkpoints.load()
         if snapshot is None:
             return
@@ -295,6 +300,7 @@ class Trial:
             self._checkpoints.save(
                 updates_done, self._student, shared, own, is_best=is_best, keep=keep
             )
+        self._mirror.keep()
 
 
 def _teacher(task: TrialTask, pictures: Pictures) -> FrozenTeacher | None:

@@ -23,10 +23,9 @@ from typing import TextIO
 import torch
 
 from trainable.engine.loop import Report, TrialTask, run
+from trainable.engine.mirror import mirror_of
 from trainable.errors import OutOfMemoryError
-
-NOTES = "out_of_memory.txt"
-"""File in a trial's folder: a line for each time that it found no memory beside others."""
+from trainable.records import NOTES
 
 
 class SharedGpu:
@@ -73,6 +72,7 @@ def run_on(gpu: SharedGpu | None, task: TrialTask, report: Report, device: torch
     if reason is None:
         return
     _note(task.folder, reason)
+    mirror_of(task.folder, task.bucket).keep()
     with gpu.alone(), _leaving_nothing():
         run(task, report, device)
 

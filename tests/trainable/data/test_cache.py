@@ -14,11 +14,12 @@ import pytest
 import trainable
 from trainable.config import DataConfig
 from trainable.data import cache, opened
-from trainable.data.cache import Arrays, cache_folder
+from trainable.data.cache import Arrays
 from trainable.data.content import content_key
 from trainable.data.decoded import Decoded, build, load
 from trainable.data.store import open_dataset
 from trainable.errors import DataError
+from trainable.places import cache_folder
 
 Make = Callable[..., DataConfig]
 
@@ -136,6 +137,8 @@ from pathlib import Path
 from trainable.config import DataConfig
 from trainable.data import opened
 from trainable.data.store import open_dataset
+from trainable.places import cache_folder
+from trainable.places import cache_folder
 
 def decode_slowly(pictures, rows, *, keep, decode_rows=opened.decode_rows):
     print("decoding", flush=True)

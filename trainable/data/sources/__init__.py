@@ -16,7 +16,7 @@ def open_source(config: DataConfig, cache: Path | None = None) -> Source:
     Args:
         config: `source`, `root`, `download`, `columns` and `classes` matter here.
         cache: The node's cache folder, where content hashes are remembered; None finds it
-            (`trainable.data.cache.cache_folder`).
+            (`trainable.places.cache_folder`).
 
     Raises:
         DataError: The root is missing, or cannot be downloaded to.
