@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.tune.experiment import Trial
 
 from study.config import dump_config, parse_config, with_values, without_search
+from study.jobs import Job
+from study.tuning import TuneListener
 from tests.trainable.trials import OF_THE_MACHINE
 
 pytestmark = pytest.mark.timeout(300)
@@ -38,8 +41,31 @@ def teacher_bytes(random_teacher: Path) -> bytes:
 
 
 @pytest.fixture(scope="module")
+def processes() -> Iterator[dict[str, dict[int, int]]]:
+    """By the folder that Tune has for a study: the process of each trial of the search, as Tune is told."""
+    found: dict[str, dict[int, int]] = {}
+    hear = TuneListener.on_trial_result
+
+    def on_trial_result(
+        self: TuneListener, iteration: int, trials: list[Trial], trial: Trial, result: Any
+    ) -> None:
+        job = Job.from_dict(trial.config["job"])
+        if job.role == "trial" and job.split is None:
+            found.setdefault(trial.local_experiment_path, {})[job.number] = result["pid"]
+        hear(self, iteration, trials, trial, result)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TuneListener, "on_trial_result", on_trial_result)
+        yield found
+
+
+@pytest.fixture(scope="module")
 def studies(
-    tmp_path_factory: pytest.TempPathFactory, configure: Any, conduct: Any, teacher_bytes: bytes
+    tmp_path_factory: pytest.TempPathFactory,
+    configure: Any,
+    conduct: Any,
+    teacher_bytes: bytes,
+    processes: dict[str, dict[int, int]],
 ) -> list[Any]:
     """The same study twice, one trial at a time, each in storage of its own."""
     search = {
@@ -89,22 +115,13 @@ def test_a_given_teacher_has_a_run_of_its_own_and_stays_as_it_is(
     assert random_teacher.read_bytes() == teacher_bytes
 
 
-def test_its_trials_shared_one_process(studies: list[Any]) -> None:
-    for left in studies:
-        pids = trial_pids(left.config.folder)
-        assert len(pids) == TRIALS
-        assert len(set(pids)) == 1
-
-
-def trial_pids(folder: Path) -> list[int]:
-    """Process of each trial of the search, as Tune wrote down."""
-    pids: list[int] = []
-    for path in folder.glob("ray/*/experiment_state-*.json"):
-        for trial, state in json.loads(path.read_text())["trial_data"]:
-            job = json.loads(trial)["config"]["job"]
-            if job["role"] == "trial" and job["split"] is None:
-                pids.append(json.loads(state)["last_result"]["pid"])
-    return pids
+def test_its_trials_shared_one_process(
+    studies: list[Any], processes: dict[str, dict[int, int]]
+) -> None:
+    assert len(processes) == len(studies)
+    for by_trial in processes.values():
+        assert len(by_trial) == TRIALS
+        assert len(set(by_trial.values())) == 1
 
 
 def train_alone(left: Any, storage: Path, **values: Any) -> Any:

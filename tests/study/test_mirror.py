@@ -67,6 +67,7 @@ def test_a_study_is_brought_back_elsewhere_with_its_places(
     (folder / "optuna.journal").write_text("one\ntwo\n")
     (folder / "optuna.journal.lock").touch()
     (folder / "results.tmp").write_text("half")
+    (folder / "trials" / "0000").mkdir(parents=True)
     for epoch in (1, 2):
         add_epoch(folder / "trials" / "0000", EpochRecord(epoch, {"val/accuracy": 0.5}, epoch))
     best = folder / "trials" / "0000" / "best.safetensors"
