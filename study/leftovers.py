@@ -19,7 +19,6 @@ from pathlib import Path
 import optuna
 
 from study.mirror import Mirror
-from study.optuna_storage import AwayError
 from study.results import Role, State, StudyResults, TrialRow
 from study.search import ended_states
 from trainable import tasks
@@ -49,10 +48,7 @@ class Leftovers:
         """
         if results.rows is self._seen:
             return
-        try:
-            known = None if self._study is None else ended_states(self._study)
-        except AwayError:
-            return
+        known = None if self._study is None else ended_states(self._study)
         self._seen = results.rows
         best = {row.number for row in results.best_trials[:KEPT_TRIALS]}
         for row in results.rows:

@@ -15,6 +15,7 @@ from study.config import StudyConfig
 from study.jobs import Job
 from study.leftovers import Leftovers
 from study.mirror import NoMirror
+from study.optuna_storage import AwayError
 from study.results import Role, State, StudyResults, TrialRow
 from study.search import open_study
 from tests.study.studies import results_of
@@ -166,7 +167,8 @@ def test_while_optuna_is_away_everything_stays(study: Study) -> None:
     journal = study.config.folder / "optuna.journal"
     study.trial(0, state="pruned")
     journal.rename(journal.with_name("away"))
-    study.leftovers.clear(study.results)
+    with pytest.raises(AwayError):
+        study.leftovers.clear(study.results)
     assert study.left("trial", 0) == WHOLE
 
     journal.with_name("away").rename(journal)
