@@ -19,7 +19,6 @@ _AWAY = (
     errno.EIO,
     errno.ENODEV,
     errno.ENOENT,
-    errno.ENOTDIR,
     errno.EPERM,
     errno.EROFS,
     errno.ESTALE,

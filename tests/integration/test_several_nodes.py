@@ -23,7 +23,7 @@ from tests.trainable.trials import OF_THE_MACHINE
 
 pytestmark = [pytest.mark.service, pytest.mark.slow, pytest.mark.timeout(900)]
 
-TRIALS, EPOCHS = 3, 16
+TRIALS, EPOCHS = 3, 60
 SEARCH: dict[str, Any] = {"optim.lr": {"loguniform": [0.01, 0.1]}}
 LONG: dict[str, Any] = {"study": {"trials": TRIALS}, "train": {"epochs": EPOCHS}, "search": SEARCH}
 
