@@ -60,7 +60,6 @@ def test_what_one_node_keeps_another_has(
 
 def test_a_note_is_kept_before_there_is_a_checkpoint(bucket: Bucket, tmp_path: Path) -> None:
     one, other = Node(tmp_path / "one", bucket), Node(tmp_path / "other", bucket)
-    one.folder.mkdir()
     (one.folder / NOTES).write_text("no memory")
     one.mirror.fetch()
     one.mirror.keep()
