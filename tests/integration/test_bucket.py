@@ -52,14 +52,14 @@ def s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
         yield server
 
 
-def build(configure: Any, storage: str | Path, **changes: Any) -> StudyConfig:
+def build(configure: Any, storage: str | Path, epochs: int = 4, **changes: Any) -> StudyConfig:
     return configure(
         storage,
         study={"trials": 2, "concurrency": 1},
         teacher={"train": {"epochs": 2, "batch_size": 64}},
         distill={"method": "kd", "alpha": 0.5},
         search={"optim.lr": {"loguniform": [0.01, 0.1]}},
-        train={"epochs": 4},
+        train={"epochs": epochs},
         **changes,
     )
 
@@ -204,7 +204,8 @@ def test_nodes_that_share_nothing_but_a_bucket(
 def test_a_second_driver_is_refused_wherever_it_is(
     s3: S3Server, tmp_path: Path, configure: Any
 ) -> None:
-    config = build(configure, s3.uri)
+    # The first is not to end before the second has seen that it lives.
+    config = build(configure, s3.uri, epochs=500)
     with running(config, tmp_path, "one") as first:
         wait_for_progress(config, first, 1)
         with running(config, tmp_path, "two") as second:
