@@ -25,6 +25,7 @@ from study.report.links import PAGE
 from study.report.trials_file import TRIALS
 from study.results import LEDGER, load_results
 from study.spool import files_to_send
+from trainable import tasks
 from trainable.bucket import Bucket, BucketError
 from trainable.errors import ConfigError, InputError, Problem, input_error
 from trainable.places import BUCKETS, is_bucket, working_folder
@@ -33,7 +34,6 @@ STATE = "driver.zip"
 ROOT = "root"
 """In `STATE`: the absolute path that the driver's places began with."""
 STORE, ARTIFACTS = "mlflow.db", "mlartifacts"
-_BEST = "best.safetensors"
 _AT_A_TIME = 16
 _PATIENCE_S = 10.0
 """Of who only looks: what is written just now can be read a moment later."""
@@ -96,7 +96,7 @@ def looked_at(uri: str, study: str) -> Path:
             raise input_error(InputError, uri, rule, remedy, study)
         winner = load_results(root / study / LEDGER).winner
         if winner is not None:
-            best = Path(winner.directory) / _BEST
+            best = tasks.best_weights(Path(winner.directory))
             bucket.fetch(str(best.relative_to(root)), best)
     except BucketError as error:
         raise _unusable(uri, str(error)) from error
