@@ -61,8 +61,3 @@ def on_any_rank(is_so: bool, device: torch.device) -> bool:
 def max_number_over_ranks(number: int, device: torch.device) -> int:
     """The largest of all ranks' numbers."""
     return int(max_over_ranks(torch.tensor(number, dtype=torch.int64, device=device)))
-
-
-def mean_over_ranks(value: float, device: torch.device) -> float:
-    """The mean of every rank's number."""
-    return float(sum_over_ranks(torch.tensor(value, device=device)) / world_size())
