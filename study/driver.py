@@ -42,6 +42,7 @@ from study.report.page import write_report
 from study.results import StudyResults, TrialRow
 from study.scheduler import build_scheduler
 from study.search import Step, StudySearch, ended_curves, ended_states, open_study
+from study.sieve import Sieve
 from study.spool import SPOOL, Spool
 from study.stopping import Stop, sigterm_interrupts
 from study.store import Store
@@ -221,7 +222,8 @@ class _Run:
             self._must_be_complete(Job("teacher"))
 
     def _tune(self, steps: Iterator[Step], study: optuna.Study | None, stop: Stop) -> None:
-        search = StudySearch(self._config, study, steps)
+        sieve = Sieve(self._config, self._plan.data, self._recorder)
+        search = StudySearch(self._config, study, steps, sieve)
         how = TuneConfig(
             search_alg=search,
             scheduler=build_scheduler(self._config, ended_curves(study) if study else {}),

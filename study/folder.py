@@ -170,6 +170,8 @@ def open_results(config: StudyConfig, store: Store, spool: Spool) -> StudyResult
     results = StudyResults(
         name=config.study.name,
         trials_planned=config.study.trials,
+        objectives=config.study.objectives,
+        constraints=config.study.constraints.bounds,
         started_at=time.time(),
         tracking_uri=uri,
         experiment=config.tracking.experiment,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from study.config import Draft, StudyConfig
 from study.fetching import check_bucket
 from study.results import Value
 from study.rules import cross_problems, in_baseline, in_search, samples_over, valid_candidates
+from study.samplers import missing_package
 from trainable import plan, rules, tasks
 from trainable.config import TrialConfig
 from trainable.errors import ConfigError, DataError, InputError, Problem, input_error
@@ -43,6 +44,8 @@ class StudyPlan:
     student: NetworkSummary
     """Of the usual sample, where the search has several."""
     teacher: NetworkSummary | None
+    parameters: Mapping[str, int]
+    """Of every student that a trial may have, as it is used, by what search gives it."""
     is_unsettled: bool = False
     """Whether a trial is to be measured before the first, for `resources.gpus_per_worker: auto`."""
 
@@ -72,13 +75,14 @@ def preflight_draft(draft: Draft, capacity: Capacity) -> StudyPlan:
     checks.add(_no_whole_update(config, data, draft.unknown))
     networks = _Networks(config, data, checks)
     checks.add(cross_problems(config, networks.blocks_of, draft.unknown))
+    checks.add(missing_package(config.study))
+    checks.add(_too_many_parameters(config, networks.parameters, draft.unknown))
     if checks.problems or slots is None or data is None or networks.student is None:
         raise checks.error()
     shares = bool(config.resources.gpus) and config.train.workers == 1
     is_unsettled = shares and draft.config.resources.gpus_per_worker == "auto"
-    return StudyPlan(
-        config, capacity, slots, data, networks.student, networks.teacher, is_unsettled
-    )
+    found = networks.student, networks.teacher, networks.parameters
+    return StudyPlan(config, capacity, slots, data, *found, is_unsettled)
 
 
 def stages_by_decomposition(plan_: StudyPlan) -> dict[str, tuple[plan.Stage, ...]]:
@@ -135,6 +139,18 @@ def _no_whole_update(
     ]
 
 
+def _too_many_parameters(
+    config: StudyConfig, parameters: Mapping[str, int], unknown: Collection[str]
+) -> list[Problem]:
+    """A bound that is below every student that there can be leaves no trial to train."""
+    path, bound = "study.constraints.parameters", config.study.constraints.parameters
+    fewest = min(parameters.values(), default=0)
+    if bound is None or fewest <= bound or any(_overlap(wrong, path) for wrong in unknown):
+        return []
+    rule = f"must be >= {fewest}, the parameters of the smallest student that a trial may have"
+    return [Problem(path, rule, "raise it, or search a smaller student.model", f"{bound:g}")]
+
+
 class _Checks:
     """Runs checks and keeps what they find; leaves out those that read what is not known."""
 
@@ -177,6 +193,8 @@ class _Kind:
     trial: TrialConfig
     placed: Callable[[Problem], Problem]
     """A problem of the trial → where the config has it."""
+    name: str | None = None
+    """Its student, by what search gives it; None for the baseline's, which is no trial's."""
 
 
 class _Networks:
@@ -189,6 +207,8 @@ class _Networks:
         self._checks = checks
         self._data = data or _usual_data(config)
         self._students: dict[str, NetworkSummary | None] = {}
+        self.parameters: dict[str, int] = {}
+        """Of the student of every kind of trial as it is used, by what search gives it."""
         self.teacher: NetworkSummary | None = None
         if config.teacher is not None:
             reads = ("teacher.model", "teacher.cuts", "student.cuts")
@@ -198,12 +218,13 @@ class _Networks:
         for kind in kinds:
             if self._describe(kind) is not None:
                 self._check_method(kind)
+                self._count(kind)
         self.student = self.student_of(kinds[0].trial)
         """Of the usual sample."""
 
     def student_of(self, trial: TrialConfig) -> NetworkSummary | None:
         """The student of a trial; None where it cannot be built."""
-        return self._students.get(_key_of_student(trial))
+        return self._students.get(student_key(trial))
 
     def blocks_of(self, trial: TrialConfig) -> int | None:
         """Into how many blocks the student of a trial is cut, if that is known."""
@@ -211,13 +232,21 @@ class _Networks:
         return None if student is None else len(student.blocks)
 
     def _describe(self, kind: _Kind) -> NetworkSummary | None:
-        trial, key = kind.trial, _key_of_student(kind.trial)
+        trial, key = kind.trial, student_key(kind.trial)
         if key not in self._students:
             reads = ("student", *(("teacher",) if trial.student.projectors != "none" else ()))
             self._students[key] = self._checks.of(
                 reads, lambda: tasks.describe_student(trial, self._data), kind.placed
             )
         return self._students[key]
+
+    def _count(self, kind: _Kind) -> None:
+        if kind.name is not None and kind.name not in self.parameters:
+            reads = ("student", "teacher.model", "teacher.cuts")
+            count = self._checks.of(
+                reads, lambda: tasks.parameters_in_use(kind.trial, self._data), kind.placed
+            )
+            self.parameters |= {} if count is None else {kind.name: count}
 
     def _check_method(self, kind: _Kind) -> None:
         trial, data = kind.trial, self._data
@@ -244,7 +273,7 @@ class _Networks:
             )
 
 
-def _key_of_student(trial: TrialConfig) -> str:
+def student_key(trial: TrialConfig) -> str:
     """Equal for trials whose students have the same layers: `deit` adds a token."""
     return f"{trial.student.model_dump_json()} {trial.distill.method == 'deit'}"
 
@@ -258,7 +287,10 @@ def _kinds_of_trial(config: StudyConfig) -> Iterator[_Kind]:
     samples = list(samples_over({p: v for p, v in candidates.items() if p in building}))
     for sample in samples:
         placed = partial(in_search, sample=sample, always=len(samples) == 1)
-        yield _Kind(config.trial(usual | sample), placed)
+        trial = config.trial(usual | sample)
+        given = [str(value) for path, value in sample.items() if path.startswith("student.")]
+        given += ["deit"] * (trial.distill.method == "deit")
+        yield _Kind(trial, placed, ", ".join(given) or trial.student.model)
     if config.search:
         try:
             baseline = config.baseline()

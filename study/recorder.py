@@ -22,6 +22,7 @@ from study.entries import Entry, Line
 from study.folder import LOG, note_of
 from study.jobs import Job, decomposition_params
 from study.mirror import Mirror
+from study.objectives import Values, broken, costs_in, objective
 from study.results import LEDGER, Ledger, Role, State, StudyResults, TrialRow, Value
 from study.spool import SPOOL
 from study.writer import Remains
@@ -184,6 +185,7 @@ class Recorder:
         row = self._known(job)
         update = {
             "state": state,
+            "violates": broken(self._config.study.constraints.bounds, _judged(row, state)),
             "error": None if error is None else telling.reason_of(error),
             "seconds": self._elapsed(job),
             "findings": self._diagnosed(job, row),
@@ -197,6 +199,15 @@ class Recorder:
             told += telling.study_advances(self.results.with_row(row), self._gpus, _now_ms())
         self._put(row, told)
         self._watcher.trial_ended(row)
+
+    def kept_back(self, job: Job, values: Values) -> None:
+        """A trial that breaks a constraint by these values, whatever it would learn, is stopped before it begins."""
+        if self.row(job) is None:
+            self.started(job)
+        row = self._known(job).model_copy(update={"costs": dict(values)})
+        metrics = {objective(name).metric: value for name, value in values.items()}
+        self._put(row, telling.metrics_measured(row, metrics, _now_ms()))
+        self.ended(job, "pruned")
 
     def tested(self, job: Job, metrics: Mapping[str, float]) -> None:
         """The test split was read, once, for a job's best student."""
@@ -233,7 +244,8 @@ class Recorder:
         findings = self._diagnosed_study(test_pictures)
         results = self.results.model_copy(update={"finished": True, "findings": findings})
         state = "complete" if results.winner is not None else "failed"
-        self._save(results, telling.study_ends(state, results, _now_ms()))
+        told = telling.front_found(results) + telling.study_ends(state, results, _now_ms())
+        self._save(results, told)
 
     def stopped(self, state: telling.StudyState) -> None:
         """The driver stops before the study's end; what runs can be resumed."""
@@ -263,6 +275,7 @@ class Recorder:
         row = self._known(job)
         accuracy = record.metrics.get(records.VAL_ACCURACY)
         update: dict[str, Any] = {"epochs": record.epoch, "seconds": self._elapsed(job)}
+        update["costs"] = row.costs | costs_in(record.metrics)
         if accuracy is None:  # the last epoch's student is the one that is kept
             update["val_eer"] = record.metrics.get(records.VAL_EER)
         elif row.value is None or accuracy > row.value:
@@ -361,6 +374,15 @@ def trial_params(config: StudyConfig, job: Job) -> dict[str, Value]:
     if trial.distill.method == "stablekd":
         flat |= decomposition_params(trial.distill.decomposition)
     return flat
+
+
+def _judged(row: TrialRow, state: State) -> Values:
+    """What a trial that ends so is held to: of one that was stopped, only what no more epochs would have changed."""
+    if row.role != "trial":
+        return {}
+    if state == "complete":
+        return row.values
+    return {name: value for name, value in row.costs.items() if name == "parameters"}
 
 
 def _words(remains: Remains, config: StudyConfig) -> str:

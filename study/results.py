@@ -19,6 +19,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from study.entries import STUDY_RUN, Line
+from study.objectives import pareto_front
 from trainable.errors import InputError, input_error
 from trainable.records import Finding
 
@@ -54,6 +55,10 @@ class TrialRow(BaseModel):
     """Measured once, at the end of the study; None for a trial that was not tested."""
     test_eer: float | None = None
     """Equal error rate over the unseen classes' test pictures, measured with the accuracy."""
+    costs: dict[str, float] = {}
+    """Values of objectives besides accuracy (`study.objectives`), as far as they are known."""
+    violates: tuple[str, ...] = ()
+    """The constraints of the study that it breaks: such a trial never wins."""
     seconds: float = 0.0
     """Wall time of the trial."""
     directory: str
@@ -72,6 +77,16 @@ class TrialRow(BaseModel):
         """`trial 3`; roles that exist once have no number."""
         return f"{self.role} {self.number}" if self.role in ("trial", "replicate") else self.role
 
+    @property
+    def is_usable(self) -> bool:
+        """Whether it ran to its end and keeps to the study's constraints."""
+        return self.state == "complete" and not self.violates
+
+    @property
+    def values(self) -> dict[str, float]:
+        """Objective → value, as far as they are known."""
+        return {**({} if self.value is None else {"accuracy": self.value}), **self.costs}
+
 
 class StudyResults(BaseModel):
     """What is known of a study."""
@@ -80,6 +95,10 @@ class StudyResults(BaseModel):
 
     name: str
     trials_planned: int
+    objectives: tuple[str, ...] = ("accuracy",)
+    """What is sought, as `study.objectives` has it."""
+    constraints: dict[str, float] = {}
+    """The bound of each objective that has one, as `study.constraints` has them."""
     finished: bool = False
     started_at: float
     """Seconds since 1970."""
@@ -107,14 +126,25 @@ class StudyResults(BaseModel):
 
     @property
     def best_trials(self) -> tuple[TrialRow, ...]:
-        """The complete trials, best validation accuracy first, the earlier of equals first."""
-        usable = [row for row in self.of("trial") if row.state == "complete"]
+        """The usable trials, best validation accuracy first, the earlier of equals first."""
+        usable = [row for row in self.of("trial") if row.is_usable]
         return tuple(sorted(usable, key=lambda row: (-(row.value or 0.0), row.number)))
 
     @property
     def winner(self) -> TrialRow | None:
-        """The best trial, if any is complete."""
+        """The best trial, if any is usable."""
         return next(iter(self.best_trials), None)
+
+    @property
+    def front(self) -> tuple[TrialRow, ...]:
+        """The usable trials that no other betters in all objectives together; none where there is one objective."""
+        if len(self.objectives) == 1:
+            return ()
+        told = {row.number: row for row in self.of("trial") if row.is_usable}
+        points = {
+            n: row.values for n, row in told.items() if set(self.objectives) <= set(row.values)
+        }
+        return tuple(told[number] for number in pareto_front(points, self.objectives))
 
     def row(self, role: Role, number: int) -> TrialRow | None:
         """The row of a role and number, if there is one."""

@@ -46,6 +46,7 @@ def cross_problems(
     for path in config.search.keys() - candidates.keys():
         unknown = {*unknown, path, near_key(path.split("."), TrialConfig) or path}
     found += _selection_problems(config, unknown)
+    found += _sampler_problems(config, unknown)
     for rule in rules.RULES:
         if not rule.reads_any(unknown):
             found += _over_search(rule, config, candidates, blocks_of)
@@ -133,6 +134,24 @@ def _selection_problems(config: StudyConfig, unknown: Collection[str]) -> list[P
         return []
     rule = "must be > 0 for a search, which selects by validation accuracy"
     return [Problem("data.val_fraction", rule, "hold out e.g. 0.1", "0")]
+
+
+def _sampler_problems(config: StudyConfig, unknown: Collection[str]) -> list[Problem]:
+    """CMA-ES has one objective, and draws numbers: choices beside them are drawn at random."""
+    section = config.study
+    is_known = not any(
+        path.startswith(("study", "search")) or path in config.search for path in unknown
+    )
+    if section.sampler != "cmaes" or not config.search or not is_known:
+        return []
+    path, found, remedy = "study.sampler", list[Problem](), "use tpe, gp or nsga2"
+    if (count := len(section.objectives)) > 1:
+        rule = f"must have several objectives, of which there are {count}, and CMA-ES has one"
+        found.append(Problem(path, rule, remedy, "cmaes"))
+    if all(values.choice is not None for values in config.search.values()):
+        rule = "must draw choices, since search has no number, and CMA-ES draws numbers alone"
+        found.append(Problem(path, rule, remedy, "cmaes"))
+    return found
 
 
 def _over_search(

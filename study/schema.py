@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
+from study.objectives import ObjectiveName
 from study.problems import broken_rule, parse_or_refuse
 from study.results import Value
 from study.space import Sample, SearchRange
@@ -17,6 +18,7 @@ from trainable.config import (
     Config,
     DistillConfig,
     PositiveFloat,
+    PositiveFraction,
     PositiveInt,
     StudentConfig,
     TrialConfig,
@@ -34,6 +36,33 @@ class PrunerConfig(Config):
     reduction_factor: Annotated[float, Field(gt=1, allow_inf_nan=False)] = 3.0
 
 
+class ConstraintsConfig(Config):
+    """What a trial must keep to if it is to be of use; None bounds nothing."""
+
+    accuracy: PositiveFraction | None = None
+    """Least validation accuracy of its best epoch, in (0, 1]."""
+    latency: PositiveFloat | None = None
+    """Most milliseconds that its student takes for a picture."""
+    parameters: PositiveFloat | None = None
+    """Most parameters that its student has in use; known before it trains."""
+    training_seconds: PositiveFloat | None = None
+    """Most seconds of training updates."""
+
+    @property
+    def bounds(self) -> dict[str, float]:
+        """Those that are set, by objective."""
+        return self.model_dump(exclude_none=True)
+
+
+def distinct_with_accuracy(names: tuple[ObjectiveName, ...]) -> tuple[ObjectiveName, ...]:
+    """The objectives, if a study can have them."""
+    if len(set(names)) != len(names):
+        raise broken_rule("must not name an objective twice", "remove one of the two")
+    if "accuracy" not in names:
+        raise broken_rule("must have accuracy, by which the winner is chosen", "add it")
+    return names
+
+
 class StudySection(Config):
     """The search as a whole."""
 
@@ -44,7 +73,13 @@ class StudySection(Config):
     """Seconds after which the search starts no trial and stops those that run; None has no limit."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the sampler; the trials' own is train.seed."""
-    sampler: Literal["tpe", "random"] = "tpe"
+    sampler: Literal["tpe", "gp", "nsga2", "random", "qmc", "cmaes"] = "tpe"
+    """How hyperparameters are drawn; `docs/search.md` says what each can do."""
+    objectives: Annotated[tuple[ObjectiveName, ...], AfterValidator(distinct_with_accuracy)] = (
+        "accuracy",
+    )
+    """What is sought: most accuracy, least latency, parameters or training_seconds."""
+    constraints: ConstraintsConfig = ConstraintsConfig()
     pruner: PrunerConfig = PrunerConfig()
     concurrency: PositiveInt | None = None
     """Most trials at a time; None runs as many as the cluster has room for."""
@@ -52,6 +87,10 @@ class StudySection(Config):
     """How often a trial that failed is tried again, from its last checkpoint; lost nodes are not counted."""
     baseline: dict[str, Value] = Field(default_factory=dict[str, Value])
     """Dotted paths that the student without a teacher trains with, over the base values."""
+
+    def looks_at(self, name: ObjectiveName) -> bool:
+        """Whether a trial's value of this is sought or bounded."""
+        return name in self.objectives or name in self.constraints.bounds
 
 
 def folder_or_bucket(place: str) -> str:

@@ -5,6 +5,9 @@ Ray's class: a trial's hyperparameters follow from (study seed, trial number, wh
 drawn before; a trial ends COMPLETE with its best value, PRUNED or FAIL as what it was; and trials that a
 dead driver left running are handed out again, with their values. While Optuna's storage is away, what it is
 to be told waits here, and no trial is drawn: it follows from all that was known.
+
+A trial that breaks a constraint before it trains is PRUNED without having begun. How far trials broke constraints
+is told to the samplers that draw by it.
 """
 
 from __future__ import annotations
@@ -19,20 +22,24 @@ from pathlib import Path
 from typing import Any, Literal
 
 import optuna
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import FixedTrial, FrozenTrial, Trial, TrialState
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from study.config import StudyConfig, StudySection
+from study.config import StudyConfig
 from study.jobs import Job
+from study.objectives import Values, costs_in
 from study.optuna_storage import AwayError, OptunaError, open_storage
+from study.outcomes import curve_of, directions, report, stored, tell_excesses
 from study.results import State
+from study.samplers import sampler_for
 from study.space import Space
-from trainable.records import EPOCH, EPOCHS, VALUE
+from trainable.records import EPOCH, EPOCHS, METRICS, VALUE
 
 Step = Job | Literal["trial", "wait"]
 """A job, the next trial of the search, or nothing yet: something has to end first."""
+KnownBefore = Callable[[Job], Values]
+"""Values of a trial that break a constraint whatever it would learn, so that it is not to be trained; else none."""
 
 _FINISHED: dict[TrialState, State] = {
     TrialState.COMPLETE: "complete",
@@ -41,6 +48,9 @@ _FINISHED: dict[TrialState, State] = {
 }
 _LOOK_S = 0.25
 """Between two looks whether a storage is back."""
+
+_KEPT_BACK = object()
+"""Instead of a suggestion: the step's trial was over before it began."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -54,7 +64,7 @@ def open_study(config: StudyConfig, say: Callable[[str], None] = _LOG.warning) -
     return optuna.create_study(
         storage=open_storage(config, say),
         study_name=config.study.name,
-        direction="maximize",
+        directions=directions(config.study),
         load_if_exists=True,
     )
 
@@ -67,7 +77,7 @@ def ended_states(study: optuna.Study) -> dict[int, State]:
 def ended_curves(study: optuna.Study) -> dict[int, dict[int, float]]:
     """The values of the trials that have ended, by number and epoch."""
     ended = _trials(study, tuple(_FINISHED))
-    return {trial.number: trial.intermediate_values for trial in ended}
+    return {trial.number: curve_of(trial) for trial in ended}
 
 
 def unfinished(study: optuna.Study) -> list[Job]:
@@ -85,10 +95,15 @@ class StudySearch(OptunaSearch):
     """Ray's searcher over one Optuna study, which takes the steps of a study one after the other."""
 
     def __init__(
-        self, config: StudyConfig, study: optuna.Study | None, steps: Iterator[Step]
+        self,
+        config: StudyConfig,
+        study: optuna.Study | None,
+        steps: Iterator[Step],
+        known_before: KnownBefore = lambda _: {},
     ) -> None:
         """None is the study of `steps` without a trial."""
         self._study, self._section, self._steps = study, config.study, steps
+        self._known_before = known_before
         self._suggest_all = Space(config.search)
         self._step: Step | str | None = None
         self._trials: dict[str, Trial] = {}
@@ -129,12 +144,14 @@ class StudySearch(OptunaSearch):
             return {"job": job.to_dict()}
         if self._untold:
             return None
-        self._step = self._step or next(self._steps, Searcher.FINISHED)
-        try:
-            suggestion = self._taken(self._step, trial_id)
-        except AwayError:
-            return None
-        self._step = None
+        suggestion = _KEPT_BACK
+        while suggestion is _KEPT_BACK:
+            self._step = self._step or next(self._steps, Searcher.FINISHED)
+            try:
+                suggestion = self._taken(self._step, trial_id)
+            except AwayError:
+                return None
+            self._step = None
         return suggestion
 
     def settle(self) -> None:
@@ -159,24 +176,30 @@ class StudySearch(OptunaSearch):
             case Job() as job:
                 return {"job": job.to_dict()}
             case "trial":
-                return {"job": self._draw(trial_id).to_dict()}
+                job = self._draw(trial_id)
+                return _KEPT_BACK if job is None else {"job": job.to_dict()}
             case "wait":
                 return None
             case finished:
                 return finished
 
-    def _draw(self, trial_id: str) -> Job:
-        """A trial: an unfinished one if there is any, else a new one."""
+    def _draw(self, trial_id: str) -> Job | None:
+        """A trial: an unfinished one if there is any, else a new one; None if it is over before it begins."""
         assert self._study is not None
         trial = self._next(self._study)
         self._suggest_all(trial)
+        job = Job("trial", trial.number, dict(trial.params))
+        if values := self._known_before(job):
+            tell_excesses(trial, self._section, values)
+            prune(self._study, job)
+            return None
         self._trials[trial_id] = trial
-        return Job("trial", trial.number, dict(trial.params))
+        return job
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Let Optuna see the curve."""
         if trial_id in self._trials:
-            self._untold.append(partial(self._report, self._trials[trial_id], result))
+            self._untold.append(partial(_report, self._trials[trial_id], result))
             self._tell_what_waits()
 
     def on_trial_complete(
@@ -222,12 +245,17 @@ class StudySearch(OptunaSearch):
             trial.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
             return
         # Of the epoch at which it is stopped, Tune tells here only.
-        self._report(trial, result)
+        _report(trial, result)
         if result[EPOCH] < result[EPOCHS]:
             trial.study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
-        else:
-            best = max(self._curve(trial).values())
-            trial.study.tell(trial, best, skip_if_finished=True)
+            return
+        values = {
+            "accuracy": max(curve_of(stored(trial)).values()),
+            **costs_in(dict(result[METRICS])),
+        }
+        tell_excesses(trial, self._section, values)
+        told = [values[name] for name in self._section.objectives]
+        trial.study.tell(trial, told, skip_if_finished=True)
 
     def _next(self, study: optuna.Study) -> Trial:
         """One that nobody has, left by a driver that died or by a call whose answer was lost; else a new one."""
@@ -235,36 +263,33 @@ class StudySearch(OptunaSearch):
         held = {*self._failed, *(trial.number for trial in self._trials.values())}
         for trial in known:
             if trial.state == TrialState.RUNNING and trial.number not in held:
-                study.sampler = _sampler(self._section, trial.number)
-                return _taken_up(study, trial)
-        study.sampler = _sampler(self._section, len(known))
+                study.sampler = sampler_for(self._section, trial.number)
+                return self._taken_up(study, trial)
+        study.sampler = sampler_for(self._section, len(known))
         return study.ask()
 
-    def _report(self, trial: Trial, result: dict[str, Any]) -> None:
-        """An epoch that is reported again, by a trial that goes on, is known."""
-        if result[EPOCH] not in self._curve(trial):
-            trial.report(result[VALUE], result[EPOCH])
+    def _taken_up(self, study: optuna.Study, drawn: FrozenTrial) -> Trial:
+        """What is not drawn yet of a trial will be drawn as it would have been: after what is."""
+        trial = Trial(study, _id_of(drawn))
+        if self._is_drawn(
+            drawn
+        ):  # to ask the sampler once more would have it write what it draws now
+            return trial
+        for name, distribution in drawn.distributions.items():
+            if name not in trial.relative_params and not distribution.single():
+                study.sampler.sample_independent(study, drawn, name, distribution)
+        return trial
 
-    def _curve(self, trial: Trial) -> dict[int, float]:
-        """Value by epoch, also of the epochs before this driver."""
-        return _trials(trial.study)[trial.number].intermediate_values
+    def _is_drawn(self, trial: FrozenTrial) -> bool:
+        try:
+            self._suggest_all(FixedTrial(trial.params))
+        except ValueError:
+            return False
+        return True
 
 
-def _sampler(section: StudySection, number: int) -> BaseSampler:
-    """A fresh sampler for each trial: what it draws depends on the seed, the number and the history alone."""
-    seed = (section.seed * 1_000_003 + number) % 2**32
-    if section.sampler == "random":
-        return RandomSampler(seed=seed)
-    return TPESampler(seed=seed)
-
-
-def _taken_up(study: optuna.Study, drawn: FrozenTrial) -> Trial:
-    """What is not drawn yet of a trial will be drawn as it would have been: after what is."""
-    trial = Trial(study, _id_of(drawn))
-    for name, distribution in drawn.distributions.items():
-        if name not in trial.relative_params and not distribution.single():
-            study.sampler.sample_independent(study, drawn, name, distribution)
-    return trial
+def _report(trial: Trial, result: dict[str, Any]) -> None:
+    report(trial, result[EPOCH], result[VALUE])
 
 
 def _trials(study: optuna.Study, states: Sequence[TrialState] | None = None) -> list[FrozenTrial]:

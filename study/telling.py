@@ -37,6 +37,8 @@ TAG_STATE = "kd.state"
 TAG_HEALTH = "kd.health"
 TAG_ERROR = "kd.error"
 TAG_OUT_OF_MEMORY = "kd.out_of_memory"
+TAG_FRONT = "kd.front"
+TAG_VIOLATES = "kd.violates"
 _TAG_PARENT = "mlflow.parentRunId"
 _TAG_NOTE = "mlflow.note.content"
 
@@ -106,6 +108,17 @@ def study_reported(page: Path) -> list[Entry]:
     return [File(run=STUDY_RUN, path=str(page))]
 
 
+def front_found(results: StudyResults) -> list[Entry]:
+    """Of a study with several objectives, whether each trial that ended is on the front: it may have been before."""
+    if len(results.objectives) == 1:
+        return []
+    front = {row.number for row in results.front}
+    return [
+        Tags(run=row.label, tags={TAG_FRONT: str(row.number in front).lower()})
+        for row in results.of("trial")
+    ]
+
+
 def study_advances(results: StudyResults, gpus: float, time_ms: int) -> list[Entry]:
     """How far the study is, at step = trials that have ended; `gpus` are those of one trial."""
     trials = results.of("trial")
@@ -170,9 +183,11 @@ def trial_ended(
 
     Of `error` (a traceback, or a plain reason) `reason_of` becomes the tag `kd.error`, and the whole the
     artifact `error.txt`; of findings the names become the tag `kd.health`, and all the artifact
-    `findings.txt`; and the file `statistics` is copied.
+    `findings.txt`; the constraints that it breaks become `kd.violates`; and the file `statistics` is copied.
     """
     told = _health(row.label, row.findings)
+    if row.violates:
+        told.append(Tags(run=row.label, tags={TAG_VIOLATES: ", ".join(row.violates)}))
     if error:
         reason = _shortened(reason_of(error), _REASON_CHARACTERS)
         told.append(Tags(run=row.label, tags={TAG_ERROR: reason}))

@@ -63,7 +63,8 @@ def _training(job: Job, study: StudyConfig, teacher_weights: Path | None) -> tas
     weights = None
     if config.distill.method != "none" and teacher_weights is not None:
         weights = _here(teacher_weights, study)
-    return tasks.TrialTask(config, job.folder(study), weights, job.bucket(study))
+    timed = job.role != "teacher" and study.study.looks_at("latency")
+    return tasks.TrialTask(config, job.folder(study), weights, job.bucket(study), timed)
 
 
 def _scoring(

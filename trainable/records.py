@@ -29,6 +29,8 @@ TRAIN_IMAGES_PER_SECOND = "train/images_per_second"
 """Pictures of all workers over the wall time of the epoch's training."""
 TRAIN_DATA_WAIT = "train/data_wait"
 """Share of the wall time of the epoch's training in which the loop waited for pictures, in [0, 1]."""
+TRAIN_SECONDS = "train/seconds"
+"""Wall time of the updates of all epochs so far, in seconds: without validation and checkpoints."""
 TRAIN_PEAK_MEMORY = "train/peak_memory_gib"
 """Most GPU memory that tensors took so far on any rank, in GiB; absent on CPUs."""
 VAL_ACCURACY = "val/accuracy"
@@ -40,6 +42,11 @@ VAL_ACCURACY_BATCH_STATS = "val/accuracy_batch_stats"
 VAL_FLUCTUATION = "val/fluctuation"
 """Mean of |accuracy after an epoch − accuracy after the one before| over the epochs of the stage so far (the
 measure of StableKD's figures 1a and 3, which the paper leaves to the eye); absent in a stage's first epoch."""
+STUDENT_PARAMETERS = "student/parameters"
+"""Parameters of the student as it is used, its projectors folded where they can be; told with the last epoch."""
+STUDENT_LATENCY = "student/latency_ms"
+"""Milliseconds that the student as it is used takes for one picture (`engine.deployed`); told with the last epoch,
+where a study seeks or bounds it."""
 TEST_ACCURACY = "test/accuracy"
 """Accuracy on the test split, measured once."""
 VAL_EER = "val/eer"
@@ -111,7 +118,7 @@ STATISTICS = "statistics.parquet"
 """File in a trial's folder with the statistics of every layer after each epoch (`engine.series`)."""
 NOTES = "out_of_memory.txt"
 """File in a trial's folder: a line for each time that it found no memory beside others (`engine.neighbours`)."""
-EPOCH, EPOCHS, VALUE = "epoch", "epochs", "value"
+EPOCH, EPOCHS, VALUE, METRICS = "epoch", "epochs", "value", "metrics"
 """Keys of a result (see `EpochRecord.to_result`)."""
 
 
@@ -163,12 +170,12 @@ class EpochRecord:
         value = self.metrics.get(VAL_ACCURACY, 0.0)
         # Not a dict: of each number in one Tune keeps statistics as long as it lives, 0.1 MiB a trial.
         metrics = list(self.metrics.items())
-        return {**asdict(self), "metrics": metrics, EPOCHS: epochs, VALUE: value}
+        return {**asdict(self), METRICS: metrics, EPOCHS: epochs, VALUE: value}
 
     @classmethod
     def from_result(cls, result: Mapping[str, Any]) -> EpochRecord:
         """What `to_result` gave."""
-        return cls(result["epoch"], dict(result["metrics"]), result["timestamp_ms"])
+        return cls(result["epoch"], dict(result[METRICS]), result["timestamp_ms"])
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from trainable.data.store import (
 )
 from trainable.distill.maps import feature_shapes
 from trainable.distill.objective import method_of
-from trainable.engine import checkpoint, mirror
+from trainable.engine import checkpoint, deployed, mirror
 from trainable.engine.asking import check_shapes, is_asked_once
 from trainable.engine.evaluate import Evaluator
 from trainable.engine.loop import TrialTask
@@ -78,6 +78,7 @@ __all__ = [
     "keep_teacher",
     "measure",
     "out_of_memory_notes",
+    "parameters_in_use",
     "score_weights",
     "teacher_key",
     "train",
@@ -139,6 +140,11 @@ def describe_teacher(config: TrialConfig, data: DataSummary) -> NetworkSummary:
     with torch.device("meta"):
         network = build_teacher_network(config, _pictures(data))
         return _describe("" if config.teacher is None else config.teacher.model, network, data)
+
+
+def parameters_in_use(config: TrialConfig, data: DataSummary) -> int:
+    """Parameters of a trial's student as it is used; see `engine.deployed`."""
+    return deployed.parameters_in_use(config, _pictures(data))
 
 
 def check_features(config: TrialConfig, data: DataSummary) -> None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from study.report.front import sought_columns
 from study.report.table import COMPARED, MEASURES, measured, ranked
 from study.report.text import percent, short_names, value_text
 from study.results import StudyResults, TrialRow, Value
@@ -23,6 +24,7 @@ class Line:
     rank: int | None
     """None for what has not run to its end, or is only compared with."""
     shares: tuple[str, ...]
+    sought: tuple[str, ...]
     params: tuple[str, ...]
 
 
@@ -31,6 +33,8 @@ class Board:
     """The table."""
 
     measures: tuple[str, ...]
+    sought: tuple[str, ...]
+    """Headings of what is sought or bounded besides accuracy."""
     params: dict[str, str]
     """Dotted path → heading."""
     compared: tuple[Line, ...]
@@ -44,21 +48,24 @@ def board_of(results: StudyResults) -> Board:
     others |= {row.label: row for row in results.of("replicate")}
     rows = [*trials, *others.values()]
     names = short_names(trials)
-    measures = measured(rows, "val %", "test %")
+    measures, sought = measured(rows, "val %", "test %"), sought_columns(results, trials)
     columns = {path: aligned([row.params.get(path) for row in rows]) for path in names}
 
     def line(at: int, row: TrialRow, name: str, rank: int | None) -> Line:
         shares = tuple(_share(row, heading) for heading in measures)
-        return Line(row, name, rank, shares, tuple(column[at] for column in columns.values()))
+        told = tuple(text(row) if row.role == "trial" else "" for text in sought.values())
+        params = tuple(column[at] for column in columns.values())
+        return Line(row, name, rank, shares, told, params)
 
     return Board(
         measures=tuple(heading.replace("\n", " ") for heading in measures),
+        sought=tuple(sought),
         params=names,
         compared=tuple(
             line(len(trials) + at, row, name, None) for at, (name, row) in enumerate(others.items())
         ),
         trials=tuple(
-            line(at, row, row.label, at + 1 if row.state == "complete" else None)
+            line(at, row, row.label, at + 1 if row.is_usable else None)
             for at, row in enumerate(trials)
         ),
     )

@@ -22,6 +22,7 @@ from study.report.board import board_of, number_text
 from study.report.cost import bytes_on_disk, cost_of, peak_gib
 from study.report.decompositions import decomposition_map
 from study.report.evidence import Evidence, gather
+from study.report.front import front_pictures
 from study.report.health import failures, grouped, health_summary, health_text
 from study.report.importances import importances
 from study.report.learning import learning_curves
@@ -123,6 +124,8 @@ def _details(evidence: Evidence) -> dict[str, Any]:
     server = server_of(results.tracking_uri)
     return {
         "board": board_of(results),
+        "front": results.front,
+        "pairs": front_pictures(results) if len(results.objectives) > 1 else [],
         "curves": learning_curves(evidence),
         "panels": health_panels(evidence),
         "most_sick": MOST_SICK,

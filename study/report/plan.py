@@ -11,6 +11,7 @@ from rich.table import Table
 
 from study.cluster import uses_torch_trainer, worker_resources
 from study.config import StudyConfig
+from study.objectives import OBJECTIVES, objective
 from study.preflight import StudyPlan, stages_by_decomposition
 from study.space import SearchRange
 from trainable.plan import Stage
@@ -31,6 +32,8 @@ def print_plan(plan: StudyPlan, console: Console) -> None:
         console.print(_stages(name, stages, plan))
     if config.search:
         console.print(_search(config))
+    if len(plan.parameters) > 1 or config.study.constraints.parameters is not None:
+        console.print(_students(plan))
     console.print(_resources(plan), soft_wrap=True)
 
 
@@ -121,6 +124,16 @@ def _search(config: StudyConfig) -> Table:
     return table
 
 
+def _students(plan: StudyPlan) -> Table:
+    """Which students fewer parameters leave out is known before any trains."""
+    bound = plan.config.study.constraints.parameters
+    table = _table("student", "parameters", *(() if bound is None else ("trained",)))
+    for name, count in plan.parameters.items():
+        kept = () if bound is None else ("yes" if count <= bound else "no: over the constraint",)
+        table.add_row(escape(name), f"{count:,}", *kept)
+    return table
+
+
 def _range(values: SearchRange) -> str:
     if values.choice is not None:
         return escape(", ".join(str(value) for value in values.choice))
@@ -144,8 +157,21 @@ def _resources(plan: StudyPlan) -> str:
         f"the cluster {capacity.cpus:g} CPU(s) and {capacity.gpus:g} GPU(s): {at_a_time}",
         f"trials      {config.study.trials}, seed {config.study.seed}, sampler {config.study.sampler}, "
         f"pruner {config.study.pruner.name}",
+        *_sought(config),
     ]
     return "\n".join(lines)
+
+
+def _sought(config: StudyConfig) -> Iterator[str]:
+    """Where it is not the accuracy alone, and of any student."""
+    section = config.study
+    most = {name: "most" if objective(name).seeks_most else "least" for name in OBJECTIVES}
+    if len(section.objectives) > 1:
+        yield f"sought      {', '.join(f'{most[name]} {name}' for name in section.objectives)}"
+    if bounds := section.constraints.bounds:
+        signs = {name: ">=" if objective(name).seeks_most else "<=" for name in bounds}
+        kept = ", ".join(f"{name} {signs[name]} {bound:g}" for name, bound in bounds.items())
+        yield f"constraints {kept}"
 
 
 def _table(*columns: str) -> Table:

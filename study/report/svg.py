@@ -143,6 +143,17 @@ class Plot:
             below = max(place, below + apart)
             self._front.append(_text(100, below, name, f"label {style}", dx="8", dy=".35em"))
 
+    def names(self, named: Iterable[tuple[Point, str]], apart: float) -> None:
+        """Names beside points, but for those that would stand within `apart` per cent of the picture's height."""
+        heights: list[float] = []
+        for (x, y), name in named:
+            place = 100 - self._y.at(y)
+            if all(abs(place - other) >= apart for other in heights):
+                heights.append(place)
+                left = self._x.at(x) > 80
+                style, dx = ("label front left", "-8") if left else ("label front", "8")
+                self._front.append(_text(self._x.at(x), place, name, style, dx=dx, dy=".35em"))
+
     def svg(self, described: str, size: str = "") -> Markup:
         """The picture; `described` is read in its place, `size` a class for its height."""
         stretched = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -12,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from study.report.cost import bytes_on_disk
+from study.report.front import Columns, sought_columns
 from study.report.health import failures, grouped, health_summary, health_text, sick
 from study.report.links import LOCAL_SERVER, open_command, runs_page, server_of
 from study.report.text import (
@@ -64,12 +66,13 @@ def print_leaderboard(results: StudyResults, console: Console, page: Path | None
 def ranked(results: StudyResults) -> list[TrialRow]:
     """The trials: complete ones (the winner first), then pruned, running and failed ones.
 
-    Within a state the better validation accuracy comes first, then the earlier trial.
+    Within a state those that break a constraint come last; then the better validation accuracy comes first, then
+    the earlier trial.
     """
 
-    def key(row: TrialRow) -> tuple[int, float, int]:
+    def key(row: TrialRow) -> tuple[int, bool, float, int]:
         value = float("-inf") if row.value is None else row.value
-        return _STATES.index(row.state), -value, row.number
+        return _STATES.index(row.state), bool(row.violates), -value, row.number
 
     return sorted(results.of("trial"), key=key)
 
@@ -83,7 +86,7 @@ class _Leaderboard:
         yield Text.assemble((results.name, "bold"), f"  {_summary(results)}")
         yield Text()
         if rows := ranked(results):
-            yield _fitting(rows[:_SHOWN_TRIALS], console, options)
+            yield _fitting(rows[:_SHOWN_TRIALS], results, console, options)
             yield from _more(len(rows) - _SHOWN_TRIALS, "trial")
             yield Text()
         if compared := _comparison(results):
@@ -107,36 +110,41 @@ def _summary(results: StudyResults) -> str:
     return f"{head}: {states}" if states else head
 
 
-def _fitting(rows: Sequence[TrialRow], console: Console, options: ConsoleOptions) -> Table:
+def _fitting(
+    rows: Sequence[TrialRow], results: StudyResults, console: Console, options: ConsoleOptions
+) -> Table:
     """One column a parameter where that fits, else all parameters in one that folds."""
-    names = short_names(rows)
+    names, columns = short_names(rows), _result_columns(rows, results)
     unlimited = options.update(width=_UNLIMITED)  # a measurement is cut off at the console's width
     for gap, separator in ((2, "_"), (1, "_\n")):
         headings = {path: name.replace("_", separator) for path, name in names.items()}
-        table = _trials(rows, headings, gap)
+        table = _trials(rows, columns, headings, gap)
         if Measurement.get(console, unlimited, table).maximum <= options.max_width:
             return table
-    return _folded(rows, names)
+    return _folded(rows, columns, names)
 
 
-def _trials(rows: Sequence[TrialRow], headings: dict[str, str], gap: int) -> Table:
+def _trials(
+    rows: Sequence[TrialRow], columns: Columns, headings: dict[str, str], gap: int
+) -> Table:
     table = _table(gap)
-    _add_result_columns(table, rows)
+    _add_result_columns(table, columns, rows)
     for heading in headings.values():
         table.add_column(heading, justify="right", no_wrap=True)
     for rank, row in enumerate(rows, start=1):
         values = [value_text(row.params.get(path)) for path in headings]
-        table.add_row(*_result_cells(row, rank, rows), *values, style=_style(row, rank))
+        cells = _result_cells(row, rank, columns, rows)
+        table.add_row(*cells, *values, style=_style(row, rank))
     return table
 
 
-def _folded(rows: Sequence[TrialRow], names: dict[str, str]) -> Table:
+def _folded(rows: Sequence[TrialRow], columns: Columns, names: dict[str, str]) -> Table:
     table = _table(gap=1)
-    _add_result_columns(table, rows)
+    _add_result_columns(table, columns, rows)
     table.add_column("hyperparameters", overflow="fold")
     for rank, row in enumerate(rows, start=1):
         params = params_text(row.params, names)
-        table.add_row(*_result_cells(row, rank, rows), params, style=_style(row, rank))
+        table.add_row(*_result_cells(row, rank, columns, rows), params, style=_style(row, rank))
     return table
 
 
@@ -144,26 +152,41 @@ def _table(gap: int) -> Table:
     return Table(box=None, padding=(0, gap, 0, 0), pad_edge=False, header_style="bold")
 
 
-def _add_result_columns(table: Table, rows: Sequence[TrialRow]) -> None:
+def _result_columns(rows: Sequence[TrialRow], results: StudyResults) -> Columns:
+    """Heading → text of a row: what was measured, sought and broken."""
+    columns: Columns = {}
+    for heading in measured(rows, "val %"):
+        columns[heading] = partial(_share, heading)
+    columns |= sought_columns(results, rows)
+    columns["epochs"] = lambda row: str(row.epochs)
+    columns["sec"] = lambda row: f"{row.seconds:.0f}"
+    return columns
+
+
+def _share(heading: str, row: TrialRow) -> str:
+    share = MEASURES[heading](row)
+    return "" if share is None and heading.startswith("test") else percent(share)
+
+
+def _add_result_columns(table: Table, columns: Columns, rows: Sequence[TrialRow]) -> None:
     table.add_column("#", justify="right", no_wrap=True)
     table.add_column("trial", no_wrap=True)
     table.add_column("state", no_wrap=True)
-    for heading in (*measured(rows, "val %"), "epochs", "sec"):
+    for heading in columns:
         table.add_column(heading, justify="right", no_wrap=True)
     if sick(rows):
         table.add_column("health", overflow="fold", min_width=_HEALTH_WIDTH)
 
 
-def _result_cells(row: TrialRow, rank: int, rows: Sequence[TrialRow]) -> Iterator[str]:
-    """A pruned trial has no rank: its accuracy is of fewer epochs."""
-    yield str(rank) if row.state == "complete" else ""
+def _result_cells(
+    row: TrialRow, rank: int, columns: Columns, rows: Sequence[TrialRow]
+) -> Iterator[str]:
+    """A pruned trial has no rank: its accuracy is of fewer epochs; nor has one that cannot win."""
+    yield str(rank) if row.is_usable else ""
     yield row.label
     yield row.state
-    for heading in measured(rows, "val %"):
-        share = MEASURES[heading](row)
-        yield "" if share is None and heading.startswith("test") else percent(share)
-    yield str(row.epochs)
-    yield f"{row.seconds:.0f}"
+    for text in columns.values():
+        yield text(row)
     if sick(rows):
         yield health_text(row)
 
@@ -178,9 +201,9 @@ def measured(rows: Sequence[TrialRow], *always: str) -> list[str]:
 
 
 def _style(row: TrialRow, rank: int) -> str:
-    return (
-        "bold green" if rank == 1 and row.state == "complete" else _STATE_STYLES.get(row.state, "")
-    )
+    if row.is_usable:
+        return "bold green" if rank == 1 else ""
+    return "dim" if row.violates else _STATE_STYLES.get(row.state, "")
 
 
 def _comparison(results: StudyResults) -> Table | None:

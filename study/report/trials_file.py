@@ -27,6 +27,7 @@ _FIELDS: tuple[tuple[str, pa.DataType, _Told], ...] = (
     ("epochs", pa.int64(), lambda row: row.epochs),
     ("best_epoch", pa.int64(), lambda row: row.best_epoch),
     ("value", pa.float64(), lambda row: row.value),
+    ("violates", pa.list_(pa.string()), lambda row: list(row.violates)),
     ("test_accuracy", pa.float64(), lambda row: row.test_accuracy),
     ("seconds", pa.float64(), lambda row: row.seconds),
     ("findings", pa.list_(pa.string()), lambda row: _finding_names(row)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+from study.objectives import objective
 from study.report.text import percent
 from study.results import StudyResults
 
@@ -35,6 +36,17 @@ def _gain(ours: float, theirs: float, split: str) -> str:
     )
 
 
+def _bounds_text(results: StudyResults, broken: Counter[str]) -> str:
+    """`latency <= 2 (3 trials break it)`, the constraint that most trials break first."""
+    parts: list[str] = []
+    for name, count in broken.most_common():
+        sign = ">=" if objective(name).seeks_most else "<="
+        trials = f"{count} trial{'s' * (count > 1)}"
+        bound = results.constraints[name]
+        parts.append(f"{name} {sign} {bound:g} ({trials} break{'s' * (count == 1)} it)")
+    return ", ".join(parts)
+
+
 def _why_no_winner(results: StudyResults) -> str:
     rows = results.of("trial")
     counts = Counter(row.state for row in rows)
@@ -42,6 +54,8 @@ def _why_no_winner(results: StudyResults) -> str:
         return "No usable trial: none was started."
     if counts["running"]:
         return "No usable trial yet: none has run to its end."
+    if broken := Counter(name for row in rows for name in row.violates):
+        return f"No usable trial: none keeps to {_bounds_text(results, broken)}."
     if counts["failed"] == len(rows):
         return f"No usable trial: all {len(rows)} failed, for the reasons above."
     return (

@@ -56,7 +56,7 @@ def journalled(folder: Path, **study: Any) -> StudyConfig:
 
 
 def result(epoch: int, value: float) -> dict[str, Any]:
-    return {"epoch": epoch, "epochs": EPOCHS, "value": value}
+    return {"epoch": epoch, "epochs": EPOCHS, "value": value, "metrics": []}
 
 
 def suggest(search: StudySearch, trial_id: str) -> Job:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from trainable.distill.objective import Objective, method_of
 from trainable.engine.answers import Answers
 from trainable.engine.asking import Question, is_asked_once, open_answers
 from trainable.engine.checkpoint import CheckpointFolder
+from trainable.engine.deployed import deployment
 from trainable.engine.evaluate import Evaluator
 from trainable.engine.exchange import begin_alike
 from trainable.engine.failures import Progress, explained
@@ -61,6 +63,8 @@ class TrialTask:
     """Absolute; None where the method needs no teacher."""
     bucket: str | None = None
     """URI of its own part of a bucket, where `folder` is this node's alone; see `engine.mirror`."""
+    times_student: bool = False
+    """Whether the last epoch tells how long the student takes for a picture; see `engine.deployed`."""
 
 
 def run(task: TrialTask, report: Report, device: torch.device) -> None:
@@ -103,6 +107,7 @@ class Trial:
         self._config, self._device, self._progress = config, device, progress
         data = open_dataset(config.data)
         pictures = Pictures(len(data.classes), data.channels, data.image_size)
+        self._deployment = partial(deployment, config, pictures, device, timed=task.times_student)
         self._student = build_student(config, pictures)
         self._stages = stages(config, len(self._student))
         teacher = _teacher(task, pictures)
@@ -185,6 +190,9 @@ class Trial:
         self._progress.doing = "settling BatchNorm"
         self._norms.settle(epoch)
         summary.add(self._validate(stage))
+        if epoch == self._config.train.epochs:
+            self._progress.doing = "measuring the student"
+            summary.metrics |= self._deployment()
         metrics = records.finite(summary.metrics)
         record = EpochRecord(epoch, metrics, int(time.time() * 1000))
         self.records = (*self.records, record)
@@ -198,11 +206,13 @@ class Trial:
     def _course(self, epoch: int, stage: Stage) -> dict[str, float]:
         """Where the trial is, and how fast it went."""
         progress, feed, device = self._progress, self._feed, self._device
+        before = self.records[-1].metrics if self.records else {}
         metrics: dict[str, float] = {
             records.TRAIN_LR: self._rates[epoch * feed.updates_per_epoch - 1],
             records.TRAIN_STAGE: stage.number,
             records.TRAIN_IMAGES_PER_SECOND: feed.samples_per_epoch / progress.seconds,
             records.TRAIN_DATA_WAIT: progress.waited / progress.seconds,
+            records.TRAIN_SECONDS: before.get(records.TRAIN_SECONDS, 0.0) + progress.seconds,
         }
         if device.type == "cuda":
             peak = ranks.max_number_over_ranks(torch.cuda.max_memory_reserved(device), device)

@@ -1,0 +1,95 @@
+"""How a trial's hyperparameters are drawn: Optuna's samplers, so that a study repeats itself.
+
+Each trial has a fresh sampler: what it draws follows from the study's seed, the trial's number and what Optuna's
+storage knew. What a sampler has to remember is in that storage, too: NSGA-II's generations, CMA-ES's distribution.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
+from importlib.util import find_spec
+
+from optuna.distributions import BaseDistribution
+from optuna.exceptions import ExperimentalWarning
+from optuna.samplers import (
+    BaseSampler,
+    CmaEsSampler,
+    GPSampler,
+    NSGAIISampler,
+    QMCSampler,
+    RandomSampler,
+    TPESampler,
+)
+from optuna.samplers.nsgaii import SBXCrossover
+from optuna.study import Study
+
+from study.schema import StudySection
+from trainable.errors import Problem
+
+POPULATION = 10
+"""Trials of one of NSGA-II's generations. Its usual 50 are more than most studies have, and the first is drawn at
+random; not from `study.trials`, which may be raised later."""
+LEARN_CONSTRAINTS = ("tpe", "gp", "nsga2")
+"""The samplers that draw by how far trials broke constraints."""
+
+
+def sampler_for(section: StudySection, number: int) -> BaseSampler:
+    """A fresh sampler for the trial of a number."""
+    seed = (section.seed * 1_000_003 + number) % 2**32
+    match section.sampler:
+        case "random":
+            return RandomSampler(seed=seed)
+        case "tpe":
+            return TPESampler(seed=seed)
+        case "gp":
+            return GPSampler(seed=seed, warn_independent_sampling=False)
+        case "nsga2":
+            with _experiments_allowed():
+                # Its usual crossover only swaps values, so that many a child is an earlier trial once more.
+                crossover = SBXCrossover()
+            return NSGAIISampler(seed=seed, population_size=POPULATION, crossover=crossover)
+        case "qmc":
+            with _experiments_allowed():
+                return _Sobol(number, section.seed, RandomSampler(seed=seed))
+        case "cmaes":
+            return CmaEsSampler(seed=seed, warn_independent_sampling=False)
+
+
+class _Sobol(QMCSampler):
+    """A scrambled Sobol' sequence in which a trial has the place of its number.
+
+    Optuna's own counts how often it was asked, which is once more for a trial that is handed out again. The scrambling
+    is the study's: with one for each trial the points would be no sequence. Optuna draws the first trial
+    `independently`, as it does parameters that the first trial did not have.
+    """
+
+    def __init__(self, number: int, study_seed: int, independently: BaseSampler) -> None:
+        self._place = max(0, number - 1)
+        super().__init__(
+            scramble=True,
+            seed=study_seed,
+            independent_sampler=independently,
+            warn_independent_sampling=False,
+        )
+
+    def _find_sample_id(self, study: Study, search_space: dict[str, BaseDistribution]) -> int:
+        return self._place
+
+
+@contextmanager
+def _experiments_allowed() -> Generator[None]:
+    """Optuna calls some parts experimental that have been there for years; their tests are ours, too."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        yield
+
+
+def missing_package(section: StudySection) -> list[Problem]:
+    """What is wrong if the sampler's package is not installed here, where the study is to be driven."""
+    if section.sampler != "cmaes" or find_spec("cmaes") is not None:
+        return []
+    rule = "needs the package cmaes, which is not installed"
+    remedy = "install kd-study[cmaes], or use another sampler"
+    return [Problem("study.sampler", rule, remedy, "cmaes")]
