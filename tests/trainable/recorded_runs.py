@@ -32,7 +32,11 @@ from trainable.records import EpochRecord
 RECORDED = Path(__file__).resolve().parent / "recorded"
 _DIGITS = 5
 """Significant digits that are kept."""
-OF_THE_MACHINE = (records.TRAIN_IMAGES_PER_SECOND, records.TRAIN_PEAK_MEMORY)
+OF_THE_MACHINE = (
+    records.TRAIN_IMAGES_PER_SECOND,
+    records.TRAIN_SECONDS,
+    records.TRAIN_PEAK_MEMORY,
+)
 """Metrics that are not kept."""
 
 BASE: dict[str, Any] = {

@@ -57,6 +57,8 @@ def test_every_method_learns_and_reports(
         records.TRAIN_STAGE,
         records.TRAIN_IMAGES_PER_SECOND,
         records.TRAIN_DATA_WAIT,
+        records.TRAIN_SECONDS,
+        records.STUDENT_PARAMETERS,
         records.VAL_ACCURACY,
         records.VAL_LOSS,
         records.VAL_ACCURACY_BATCH_STATS,

@@ -279,3 +279,5 @@ def test_an_epochs_speed_is_that_of_all_processes(
     speeds = [record.metrics[records.TRAIN_IMAGES_PER_SECOND] for record in found]
     assert len(set(speeds)) == 1
     assert speeds[0] * PER_EPOCH == pytest.approx(1078, abs=10)
+    seconds = [record.metrics[records.TRAIN_SECONDS] for record in found]
+    assert seconds == [PER_EPOCH * epoch for epoch in range(1, len(found) + 1)]

@@ -66,7 +66,9 @@ def train_and_stop(
 OF_THE_MACHINE = (
     records.TRAIN_IMAGES_PER_SECOND,
     records.TRAIN_DATA_WAIT,
+    records.TRAIN_SECONDS,
     records.TRAIN_PEAK_MEMORY,
+    records.STUDENT_LATENCY,
 )
 """Metrics that tell of the machine: all others follow from the config, to the bit."""
 
