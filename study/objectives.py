@@ -20,16 +20,20 @@ class Objective:
     metric: str
     """The trial's metric that has it."""
     heading: str
-    """Name and unit, for a column or an axis."""
+    """Name and unit of a column."""
+    words: str
+    """The same in full."""
     seeks_most: bool = False
     """Whether more of it is better; else less is."""
 
 
 OBJECTIVES: Mapping[ObjectiveName, Objective] = {
-    "accuracy": Objective(records.BEST_VAL_ACCURACY, "val %", seeks_most=True),
-    "latency": Objective(records.STUDENT_LATENCY, "latency ms"),
-    "parameters": Objective(records.STUDENT_PARAMETERS, "parameters"),
-    "training_seconds": Objective(records.TRAIN_SECONDS, "train sec"),
+    "accuracy": Objective(
+        records.BEST_VAL_ACCURACY, "val %", "validation accuracy in %", seeks_most=True
+    ),
+    "latency": Objective(records.STUDENT_LATENCY, "latency ms", "latency in ms"),
+    "parameters": Objective(records.STUDENT_PARAMETERS, "parameters", "parameters"),
+    "training_seconds": Objective(records.TRAIN_SECONDS, "train sec", "seconds of training"),
 }
 
 _Key = TypeVar("_Key", bound=Hashable)

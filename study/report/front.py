@@ -19,8 +19,8 @@ Columns = dict[str, Callable[[TrialRow], str]]
 ON_FRONT = "●"
 _LOG_FROM = 20.0
 """Ratio of the greatest value to the least from which an axis is logarithmic."""
-_APART = 6.0
-"""Per cent of a picture between two names, at the least."""
+_APART = (9.0, 6.0)
+"""Per cent of a picture's width and height within which there is no room for a second name."""
 
 
 def sought_columns(results: StudyResults, rows: Sequence[TrialRow]) -> Columns:
@@ -49,7 +49,7 @@ def value_of(name: str, value: float) -> str:
         case "training_seconds" if value >= 100:
             return f"{value:.0f}"
         case _:
-            return f"{value:.3g}"
+            return f"{value:#.3g}".rstrip(".")
 
 
 def _told(name: str, row: TrialRow) -> str:
@@ -84,21 +84,19 @@ def _pair(results: StudyResults, x: str, y: str) -> Pair | None:
     best = {row.number: row for row in rows if not row.violates}
     found = pareto_front({number: row.values for number, row in best.items()}, (x, y))
     members = sorted((best[number] for number in found), key=lambda row: row.values[x])
-    plot = Plot(across, up, x_name=objective(x).heading, percent=y == "accuracy")
+    plot = Plot(across, up, x_name=objective(x).words, percent=y == "accuracy")
     plot.line(list(_stairs([(row.values[x], row.values[y]) for row in members])), "front")
     for row in sorted(rows, key=lambda row: row.number in whole):
-        style = "broken" if row.violates else "shade-4" if row.number in whole else "shade-1"
+        style = "broken" if row.violates else "shade-4" if row.number in whole else "shade-2"
         style += " best" if row == results.winner else ""
         title = f"{row.label}: {objective(x).heading} {value_of(x, row.values[x])}, "
         title += f"{objective(y).heading} {value_of(y, row.values[y])}"
         title += f", breaks {', '.join(row.violates)}" if row.violates else ""
         plot.mark((row.values[x], row.values[y]), "complete", style, title, row.label)
     plot.names([((row.values[x], row.values[y]), row.label) for row in members], _APART)
-    seen = (
-        f"{objective(y).heading} of {len(rows)} trial(s) by {objective(x).heading}; on the front: "
-    )
-    picture = plot.svg(seen + (", ".join(row.label for row in members) or "none"))
-    return Pair(f"{objective(y).heading} against {objective(x).heading}", picture)
+    on_it = ", ".join(row.label for row in members) or "none"
+    caption = f"{objective(y).words} against {objective(x).words}"
+    return Pair(caption, plot.svg(f"{caption} of {len(rows)} trial(s); on the front: {on_it}."))
 
 
 def _scale(values: Sequence[float]) -> Scale | None:

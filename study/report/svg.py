@@ -143,16 +143,18 @@ class Plot:
             below = max(place, below + apart)
             self._front.append(_text(100, below, name, f"label {style}", dx="8", dy=".35em"))
 
-    def names(self, named: Iterable[tuple[Point, str]], apart: float) -> None:
-        """Names beside points, but for those that would stand within `apart` per cent of the picture's height."""
-        heights: list[float] = []
+    def names(self, named: Iterable[tuple[Point, str]], apart: Point) -> None:
+        """Names above points; none within `apart`, per cent of width and height, of one that stands there already."""
+        taken: list[Point] = []
         for (x, y), name in named:
-            place = 100 - self._y.at(y)
-            if all(abs(place - other) >= apart for other in heights):
-                heights.append(place)
-                left = self._x.at(x) > 80
-                style, dx = ("label front left", "-8") if left else ("label front", "8")
-                self._front.append(_text(self._x.at(x), place, name, style, dx=dx, dy=".35em"))
+            place = self._x.at(x), 100 - self._y.at(y)
+            if any(
+                abs(place[0] - left) < apart[0] and abs(place[1] - top) < apart[1]
+                for left, top in taken
+            ):
+                continue
+            taken.append(place)
+            self._front.append(_text(*place, name, "label front", dy="-.7em"))
 
     def svg(self, described: str, size: str = "") -> Markup:
         """The picture; `described` is read in its place, `size` a class for its height."""
