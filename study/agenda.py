@@ -16,7 +16,7 @@ import optuna
 
 from study.config import StudyConfig
 from study.jobs import Job
-from study.leftovers import KEPT_TRIALS, Leftovers
+from study.leftovers import Leftovers, kept_trials
 from study.optuna_storage import AwayError
 from study.recorder import Recorder, Watcher
 from study.search import Step, ended_states, prune, unfinished
@@ -138,7 +138,7 @@ class Agenda:
         if results.winner is None:
             return
         self._watcher.phase("testing the winner and what it is compared with")
-        for row in results.best_trials[:KEPT_TRIALS]:
+        for row in kept_trials(results):
             job = Job.of(row, self._config)
             text = dump_yaml(job.config(self._config).model_dump(mode="json", exclude_none=True))
             self._recorder.keep_artifacts(job, tasks.best_weights(job.folder(self._config)), text)

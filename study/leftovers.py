@@ -1,10 +1,10 @@
 """What trials leave on disk, and what of it stays.
 
-| a trial                                                            | its checkpoints | its best student |
-|--------------------------------------------------------------------|-----------------|------------------|
-| that runs, or that a resumed study goes on with                    | stay            | stays            |
-| of the `KEPT_TRIALS` best so far, or tested; teacher and baseline  | go at its end   | stays            |
-| any other                                                          | go at its end   | goes at its end  |
+| a trial                                                                         | its checkpoints | its best student |
+|---------------------------------------------------------------------------------|-----------------|------------------|
+| that runs, or that a resumed study goes on with                                 | stay            | stays            |
+| of the `KEPT_TRIALS` best so far, on the front, or tested; teacher and baseline | go at its end   | stays            |
+| any other                                                                       | go at its end   | goes at its end  |
 
 The curve, the statistics and the ledger's row of all of them stay. Cut short anywhere, it is done again by
 the next look.
@@ -24,9 +24,15 @@ from study.search import ended_states
 from trainable import tasks
 
 KEPT_TRIALS = 3
-"""Best trials whose weights are kept, in the end also as artifacts of their MLflow runs."""
+"""Best trials whose weights are kept, in the end also as artifacts of their MLflow runs, as those on the front are."""
 
 _LOG = logging.getLogger(__name__)
+
+
+def kept_trials(results: StudyResults) -> tuple[TrialRow, ...]:
+    """The trials whose weights are of use: the best, and of several objectives those that no other betters."""
+    best = results.best_trials[:KEPT_TRIALS]
+    return (*best, *(row for row in results.front if row not in best))
 
 
 class Leftovers:
@@ -50,7 +56,7 @@ class Leftovers:
             return
         known = None if self._study is None else ended_states(self._study)
         self._seen = results.rows
-        best = {row.number for row in results.best_trials[:KEPT_TRIALS]}
+        best = {row.number for row in kept_trials(results)}
         for row in results.rows:
             is_best = row.role != "trial" or row.number in best or row.test_accuracy is not None
             key = (row.role, row.number, is_best)

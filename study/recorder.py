@@ -202,7 +202,10 @@ class Recorder:
 
     def kept_back(self, job: Job, values: Values) -> None:
         """A trial that breaks a constraint by these values, whatever it would learn, is stopped before it begins."""
-        if self.row(job) is None:
+        known = self.row(job)
+        if known is not None and known.violates:
+            return  # by a driver that died before Optuna was told
+        if known is None:
             self.started(job)
         row = self._known(job).model_copy(update={"costs": dict(values)})
         metrics = {objective(name).metric: value for name, value in values.items()}

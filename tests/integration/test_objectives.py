@@ -16,8 +16,9 @@ from typer.testing import CliRunner
 from study.cli import _app
 from study.config import StudyConfig, dump_config
 from study.driver import StudyInterruptedError, run_study
+from study.leftovers import KEPT_TRIALS
 from study.search import open_study
-from trainable.tasks import DataSummary, inspect_data, parameters_in_use
+from trainable.tasks import DataSummary, best_weights, inspect_data, parameters_in_use
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -96,7 +97,9 @@ def test_the_front_is_tagged_and_the_winner_is_the_most_accurate(left: Any) -> N
     usable = [row for row in results.of("trial") if row.is_usable]
     assert results.winner.value == max(row.value for row in usable)
     assert min(usable, key=lambda row: row.costs["latency"]).label in front
+    kept = {*front, *(row.label for row in results.best_trials[:KEPT_TRIALS])}
     for row in results.of("trial"):
+        assert best_weights(Path(row.directory)).exists() == (row.label in kept)
         assert left.child(row.label).data.tags["kd.front"] == str(row.label in front).lower()
 
 

@@ -196,6 +196,60 @@ def test_the_plan_shows_resources_concurrency_and_trials() -> None:
     assert "0.2" in text
 
 
+STUDENTS = "search.student.model={choice: [mini_resnet_10_4, mini_resnet_10_2, mini_resnet_10_8]}"
+
+
+def test_the_plan_shows_every_student_that_search_gives_and_what_is_sought() -> None:
+    plan = plan_of(
+        STUDENTS,
+        "study.objectives=[accuracy, latency]",
+        "study.constraints={parameters: 30000, accuracy: 0.5}",
+    )
+    narrow, usual, wide = (plan.parameters[f"mini_resnet_10_{width}"] for width in (2, 4, 8))
+    assert narrow < usual < 30_000 < wide
+    assert usual == plan.student.parameters  # without projectors
+    lines = [" ".join(line.split()) for line in printed(plan).splitlines()]
+    assert f"mini_resnet_10_4 {usual:,} yes" in lines
+    assert f"mini_resnet_10_8 {wide:,} no: over the constraint" in lines
+    assert "sought most accuracy, least latency" in lines
+    assert "constraints accuracy >= 0.5, parameters <= 30000" in lines
+    assert "constraint" not in printed(plan_of())
+
+
+def test_a_folded_student_counts_as_it_is_used() -> None:
+    projectors = "search.student.projectors={choice: [fold, keep, none]}"
+    plan = plan_of("student.model=mini_resnet_10_2", projectors)
+    plain, folded, kept = (plan.parameters[name] for name in ("none", "fold", "keep"))
+    assert plain < folded < kept
+
+
+def test_every_student_of_the_search_is_built_and_compared_with_the_teacher() -> None:
+    stablekd = "distill={method: stablekd, lam: 1, decomposition: 5/2}"
+    deep = "search.distill.decomposition={choice: [3/1, 5/2]}"
+    found = "\n".join(wrong(STUDENTS, stablekd, deep))
+    assert "at layer1 the student has (2, 8, 8) and the teacher (4, 8, 8)" in found
+    assert "where search gives student.model: mini_resnet_10_8" in found
+    assert set(plan_of(STUDENTS, stablekd, deep, "student.projectors=fold").parameters) == {
+        f"mini_resnet_10_{width}" for width in (2, 4, 8)
+    }
+
+
+def test_a_bound_below_every_student_is_refused() -> None:
+    smallest = plan_of(STUDENTS).parameters["mini_resnet_10_2"]
+    assert wrong(STUDENTS, f"study.constraints.parameters={smallest - 1}") == [
+        f"study.constraints.parameters: must be >= {smallest}, the parameters of the smallest "
+        f"student that a trial may have, got {smallest - 1}; raise it, or search a smaller "
+        "student.model"
+    ]
+    plan_of(STUDENTS, f"study.constraints.parameters={smallest}")
+
+
+def test_a_sampler_whose_package_is_missing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("study.samplers.find_spec", lambda name: None)
+    (line,) = wrong("study.sampler=cmaes")
+    assert "needs the package cmaes, which is not installed" in line
+
+
 def test_stages_are_shown_for_every_method_and_decomposition_of_the_search() -> None:
     plan = plan_of(
         "distill.decomposition=5/2",

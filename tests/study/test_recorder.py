@@ -157,6 +157,83 @@ def test_a_trial_from_start_to_end(config: StudyConfig, outlet: Outlet) -> None:
     assert load_results(config.folder / LEDGER) == recorder.results
 
 
+BOUND = {"name": "s", "objectives": ["accuracy", "latency"]} | {
+    "constraints": {"accuracy": 0.3, "latency": 2.0, "parameters": 100}
+}
+
+
+def costed(recorder: Recorder, job: Job, accuracy: float, latency: float) -> None:
+    """A trial from its start to its end."""
+    recorder.started(job)
+    recorder.reported(job, record(1, 0.1), 2)
+    costs = {"student/latency_ms": latency, "student/parameters": 50.0, "train/seconds": 3.0}
+    last = record(2, accuracy)
+    recorder.reported(job, EpochRecord(2, last.metrics | costs, last.timestamp_ms), 2)
+    recorder.ended(job, "complete")
+
+
+def test_what_a_trial_costs_and_breaks_is_in_the_ledger_and_in_mlflow(
+    tmp_path: Path, outlet: Outlet
+) -> None:
+    config = build(tmp_path, study=BOUND)
+    config.folder.mkdir()
+    recorder = driver(config, outlet)
+    for number, (accuracy, latency) in enumerate([(0.5, 1.0), (0.9, 3.0), (0.2, 1.0)]):
+        costed(recorder, Job("trial", number), accuracy, latency)
+    baseline = Job("baseline")
+    recorder.started(baseline)
+    recorder.reported(baseline, record(1, 0.1), 1)
+    recorder.ended(baseline, "complete")
+    first, second, third, compared = recorder.results.rows
+    assert first.costs == {"latency": 1.0, "parameters": 50.0, "training_seconds": 3.0}
+    assert [row.violates for row in (first, second, third)] == [(), ("latency",), ("accuracy",)]
+    assert compared.violates == ()  # it is no trial
+    assert recorder.results.winner == first
+    assert outlet.points("study")[-1][1]["best/val_accuracy"] == 0.5
+    assert "kd.violates" not in outlet.tags("trial 0")
+    assert outlet.tags("trial 1")["kd.violates"] == "latency"
+
+
+def test_a_trial_that_is_kept_back_is_told_once_as_stopped(tmp_path: Path, outlet: Outlet) -> None:
+    config = build(tmp_path, study=BOUND)
+    config.folder.mkdir()
+    driver(config, outlet).kept_back(TRIAL, {"parameters": 150.0})
+    again = driver(config, outlet)  # the first has died before Optuna was told
+    again.take_up({})
+    again.kept_back(TRIAL, {"parameters": 150.0})
+    (row,) = again.results.rows
+    assert (row.state, row.epochs, row.violates) == ("pruned", 0, ("parameters",))
+    assert outlet.steps("trial 0", "student/parameters") == [0]
+    tags = outlet.tags("trial 0")
+    assert (tags["kd.state"], tags["kd.violates"]) == ("pruned", "parameters")
+
+
+def test_a_trial_that_is_stopped_midway_breaks_nothing_yet(tmp_path: Path, outlet: Outlet) -> None:
+    config = build(tmp_path, study=BOUND)
+    config.folder.mkdir()
+    recorder = driver(config, outlet)
+    recorder.started(TRIAL)
+    recorder.reported(TRIAL, record(1, 0.1), 2)
+    recorder.ended(TRIAL, "pruned")
+    assert recorder.results.rows[0].violates == ()
+
+
+def test_the_front_is_tagged_in_the_end_and_anew_when_there_are_more_trials(
+    tmp_path: Path, outlet: Outlet
+) -> None:
+    config = build(tmp_path, study={"name": "s", "objectives": ["accuracy", "latency"]})
+    config.folder.mkdir()
+    recorder = driver(config, outlet)
+    recorder.results = recorder.results.model_copy(update={"objectives": ("accuracy", "latency")})
+    costed(recorder, Job("trial", 0), 0.5, 1.0)
+    costed(recorder, Job("trial", 1), 0.4, 1.5)
+    recorder.finished(10)
+    assert [outlet.tags(f"trial {n}")["kd.front"] for n in (0, 1)] == ["true", "false"]
+    costed(recorder, Job("trial", 2), 0.6, 0.5)
+    recorder.finished(10)
+    assert [outlet.tags(f"trial {n}")["kd.front"] for n in range(3)] == ["false", "false", "true"]
+
+
 def test_epochs_that_are_reported_again_are_known(config: StudyConfig, outlet: Outlet) -> None:
     driver(config, outlet).started(TRIAL)
     first = driver(config, outlet)
