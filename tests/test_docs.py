@@ -10,7 +10,7 @@ import pytest
 from trainable import records
 
 ROOT = Path(__file__).parent.parent
-MEASURED = ("train/", "val/", "test/", "grad/", "update/", "bn/", "amp/", "best/")
+MEASURED = ("train/", "val/", "test/", "grad/", "update/", "bn/", "amp/", "best/", "student/")
 NAMES = {
     value
     for name, value in vars(records).items()
@@ -20,7 +20,7 @@ NAMES = {
 
 def test_every_statistic_is_explained_and_no_other() -> None:
     text = (ROOT / "docs" / "statistics.md").read_text("utf-8")
-    told = set(re.findall(r"`((?:train|val|test|grad|update|bn|amp|best)/\w+)", text))
+    told = set(re.findall(r"`((?:train|val|test|grad|update|bn|amp|best|student)/\w+)", text))
     assert told <= NAMES
     assert {name for name in NAMES if name.startswith(MEASURED)} <= told
 

@@ -41,7 +41,10 @@ def suggest_in_time(search: StudySearch, trial_id: str) -> Job:
 
 def outline(trials: list[FrozenTrial]) -> list[tuple[Any, ...]]:
     """All that Optuna knows of trials, but when it was."""
-    return [(t.number, t.state, t.values, t.params, t.intermediate_values) for t in trials]
+    return [
+        (t.number, t.state, t.values, t.params, t.intermediate_values, t.user_attrs, t.constraints)
+        for t in trials
+    ]
 
 
 def test_a_locked_sqlite_file_is_waited_for(tmp_path: Path) -> None:
@@ -118,14 +121,20 @@ class Flaky:
         return call
 
 
+def costed(epoch: int, number: int) -> dict[str, Any]:
+    return result(epoch, 0.05) | {"metrics": [("student/latency_ms", 1.0 + number)]}
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("objectives", [["accuracy"], ["accuracy", "latency"]])
 def test_calls_that_are_made_again_change_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    objectives: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(optuna_storage, "_FIRST_WAIT_S", 0.0)
     known: list[list[tuple[Any, ...]]] = []
     for name in ("steady", "flaky"):
-        here = config(tmp_path / name, seed=2)
+        sought = {"objectives": objectives, "constraints": {"latency": 6.5}}
+        here = config(tmp_path / name, seed=2, **sought)
         study = open_study(here)
         flaky = Flaky(study._storage.storage)  # type: ignore[attr-defined]
         search = StudySearch(here, study, repeat("trial"))
@@ -137,14 +146,17 @@ def test_calls_that_are_made_again_change_nothing(
             for epoch in range(1, EPOCHS):
                 search.on_trial_result(str(number), result(epoch, 0.1 * epoch))
             last = EPOCHS - number % 2
-            search.on_trial_complete(str(number), result(last, 0.05), error=number == 5)
+            search.on_trial_complete(str(number), costed(last, number), error=number == 5)
+            if number == 5:
+                search.failed(drawn)
         search.settle()
         study = open_study(here)
         assert unfinished(study) == []
         known.append(outline(study.get_trials()))
     assert known[0] == known[1]
-    changing = {"create_new_trial", "set_trial_intermediate_value", "set_trial_state_values"}
-    assert flaky.lost >= changing | {"set_trial_param"}
+    changing = {"create_new_trial", "set_trial_state_values", "set_trial_system_attr"}
+    curve = "intermediate_value" if len(objectives) == 1 else "user_attr"
+    assert flaky.lost >= changing | {"set_trial_param", f"set_trial_{curve}"}
 
 
 def test_a_storage_that_stays_away_ends_the_study(

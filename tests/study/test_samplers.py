@@ -149,7 +149,16 @@ def test_gp_too_draws_away_from_what_runs() -> None:
     assert min(math.dist(a.values(), b.values()) for a, b in combinations(beside, 2)) > 0.01
 
 
-@pytest.mark.parametrize("sampler", ["nsga2", "random", "qmc"])
+@pytest.mark.parametrize("sampler", ["random", "qmc"])
+def test_what_learns_nothing_draws_the_same_however_many_run(sampler: str) -> None:
+    assert ask(sampler, [], running=8) == ask(sampler, [], running=1) + [
+        ask(sampler, [TrialState.COMPLETE] * number, running=1)[0] for number in range(1, 8)
+    ]
+
+
+@pytest.mark.parametrize(
+    "sampler", ["nsga2", "random", "qmc", pytest.param("cmaes", marks=needs_cmaes)]
+)
 def test_others_do_not_look_at_what_runs(sampler: str) -> None:
     running = ask(sampler, DONE, running=3)
     assert next_beside(sampler, TrialState.FAIL) == running[2]
