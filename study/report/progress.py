@@ -236,7 +236,7 @@ class Progress:
 
 
 def _best(ended: Iterable[TrialRow]) -> str:
-    complete = [row for row in ended if row.state == "complete" and row.value is not None]
+    complete = [row for row in ended if row.is_usable and row.value is not None]
     if not complete:
         return UNKNOWN
     best = max(complete, key=lambda row: (row.value or 0.0, -row.number))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 
 from study.objectives import objective
 from study.report.text import percent
@@ -36,15 +37,14 @@ def _gain(ours: float, theirs: float, split: str) -> str:
     )
 
 
-def _bounds_text(results: StudyResults, broken: Counter[str]) -> str:
-    """`latency <= 2 (3 trials break it)`, the constraint that most trials break first."""
-    parts: list[str] = []
-    for name, count in broken.most_common():
+def _what_became_of(results: StudyResults) -> Iterator[str]:
+    """`3 break latency <= 2`, the constraint that most break first, and how the others ended."""
+    rows = results.of("trial")
+    for name, count in Counter(name for row in rows for name in row.violates).most_common():
         sign = ">=" if objective(name).seeks_most else "<="
-        trials = f"{count} trial{'s' * (count > 1)}"
-        bound = results.constraints[name]
-        parts.append(f"{name} {sign} {bound:g} ({trials} break{'s' * (count == 1)} it)")
-    return ", ".join(parts)
+        yield f"{count} {'break' if count > 1 else 'breaks'} {name} {sign} {results.constraints[name]:g}"
+    others = Counter(row.state for row in rows if not row.violates)
+    yield from (f"{count} {state}" for state, count in others.items())
 
 
 def _why_no_winner(results: StudyResults) -> str:
@@ -54,8 +54,8 @@ def _why_no_winner(results: StudyResults) -> str:
         return "No usable trial: none was started."
     if counts["running"]:
         return "No usable trial yet: none has run to its end."
-    if broken := Counter(name for row in rows for name in row.violates):
-        return f"No usable trial: none keeps to {_bounds_text(results, broken)}."
+    if any(row.violates for row in rows):
+        return f"No usable trial: {', '.join(_what_became_of(results))}."
     if counts["failed"] == len(rows):
         return f"No usable trial: all {len(rows)} failed, for the reasons above."
     return (

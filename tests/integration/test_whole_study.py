@@ -186,6 +186,8 @@ def test_every_metric_is_there_at_every_epoch(whole: Any) -> None:
         assert best[-1] == (row.best_epoch, row.value)
         changes = history.pop(records.VAL_FLUCTUATION, [])  # within a stage
         assert 1 not in [step for step, _ in changes]
+        parameters = history.pop(records.STUDENT_PARAMETERS, [])  # with the last epoch
+        assert [step for step, _ in parameters] == [EPOCHS] * (row.state == "complete")
         assert set(history) == EVERY_EPOCH
         for name, points in history.items():
             steps = [step for step, _ in points]

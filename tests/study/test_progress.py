@@ -98,6 +98,12 @@ def test_status_counts_trials_of_the_search_only(plain: Progress) -> None:
     assert plain.status() == "3/4 trials, 1 pruned, 1 failed, best trial 0 50.00 %, 5 s left"
 
 
+def test_the_best_trial_is_one_that_keeps_to_the_constraints(plain: Progress) -> None:
+    plain.trial_ended(trial(0, "complete", 10.0, value=0.5))
+    plain.trial_ended(trial(1, "complete", 10.0, value=0.7, violates=("latency",)))
+    assert "best trial 0 50.00 %" in plain.status()
+
+
 def test_resumed_study_counts_what_ended_before() -> None:
     ended = [trial(0, "complete", 10.0, value=0.5), trial(1, "complete", 10.0, value=0.6)]
     progress = Progress(4, 1, ended=ended, console=Console(file=io.StringIO()))

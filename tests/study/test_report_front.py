@@ -88,9 +88,10 @@ def test_the_verdict_names_the_constraints_that_leave_no_trial() -> None:
     rows = [row(0, 0.8, 9.0, 1.0, violates=("latency",)), STOPPED]
     rows.append(row(1, 0.4, 9.0, 1.0, violates=("latency", "accuracy")))
     bounds = {"accuracy": 0.5, "latency": 5.0, "parameters": 2e7}
+    rows.append(trial_row(6, state="failed"))
     assert verdict(study(*rows, constraints=bounds)) == (
-        "No usable trial: none keeps to latency <= 5 (2 trials break it), "
-        "parameters <= 2e+07 (1 trial breaks it), accuracy >= 0.5 (1 trial breaks it)."
+        "No usable trial: 2 break latency <= 5, 1 breaks parameters <= 2e+07, "
+        "1 breaks accuracy >= 0.5, 1 failed."
     )
     assert verdict(WHOLE).startswith("Best: trial 0")
 
