@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import TypeAlias
 
 from study.problems import all_paths, keys_of, near_key
 from study.results import Value
 from study.schema import StudyConfig
-from study.space import Sample
+from study.space import Sample, SearchRange, Space
 from trainable import rules
 from trainable.config import TrialConfig
 from trainable.errors import ConfigError, Problem
+from trainable.rules.reading import READINGS
 
 BlocksOf: TypeAlias = Callable[[TrialConfig], int | None]
 """Into how many blocks the student of a trial is cut; None where that is not known yet."""
@@ -46,18 +46,16 @@ def cross_problems(
     for path in config.search.keys() - candidates.keys():
         unknown = {*unknown, path, near_key(path.split("."), TrialConfig) or path}
     found += _selection_problems(config, unknown)
+    draws = _Draws(config, Space(config, candidates), blocks_of)
+    found += draws.unread(unknown)
+    needed = draws.without_base(unknown)
+    found += needed
     for rule in rules.RULES:
-        if not rule.reads_any(unknown):
-            found += _over_search(rule, config, candidates, blocks_of)
+        if not rule.reads_any([*unknown, *(problem.path for problem in needed)]):
+            found += draws.broken(rule)
     found += _teacher_training_problems(config, unknown)
     found += _baseline_problems(config, blocks_of, unknown)
     return list(dict.fromkeys(found))
-
-
-def samples_over(candidates: Mapping[str, tuple[Value, ...]]) -> Iterator[Sample]:
-    """Every combination of these values."""
-    for values in itertools.product(*candidates.values()):
-        yield dict(zip(candidates, values, strict=True))
 
 
 def in_search(problem: Problem, sample: Sample, *, always: bool) -> Problem:
@@ -65,11 +63,15 @@ def in_search(problem: Problem, sample: Sample, *, always: bool) -> Problem:
     others = {path: value for path, value in sample.items() if path != problem.path}
     note = ""
     if others and not always:
-        note = f" (where search gives {', '.join(f'{p}: {v}' for p, v in others.items())})"
+        note = f" (where search gives {_listed(others)})"
     elif others and problem.path not in sample:
         note = f" ({', '.join(others)} from search)"
     path = f"search.{problem.path}" if problem.path in sample else problem.path
     return replace(problem, path=path, rule=problem.rule + note)
+
+
+def _listed(sample: Sample) -> str:
+    return ", ".join(f"{path}: {value}" for path, value in sample.items())
 
 
 def in_baseline(problem: Problem, values: Mapping[str, Value]) -> Problem:
@@ -83,8 +85,9 @@ def valid_candidates(config: StudyConfig) -> tuple[dict[str, tuple[Value, ...]],
     """The values of every searched path that a trial takes, and what is wrong with the others."""
     candidates: dict[str, tuple[Value, ...]] = {}
     found: list[Problem] = []
-    for path, values in config.search.items():
-        if problem := _path_problem(path, "search"):
+    for path, values in config.ranges.items():
+        problem = _path_problem(path, "search") or _kind_problem(path, config.search[path])
+        if problem is not None:
             found.append(problem)
             continue
         for value in values.candidates:
@@ -116,6 +119,14 @@ def _path_problem(path: str, prefix: str) -> Problem | None:
     return None
 
 
+def _kind_problem(path: str, values: SearchRange) -> Problem | None:
+    """A range of k and n is one of decompositions."""
+    if values.k is None or path == "distill.decomposition":
+        return None
+    rule = "k and n are a range of distill.decomposition alone"
+    return Problem(f"search.{path}", rule, "write e.g. {choice: [1, 2]}")
+
+
 def _in_range(problem: Problem, path: str, value: Value) -> Problem:
     """What is wrong with one value of a search range."""
     remedy = "leave it out of the range"
@@ -135,24 +146,74 @@ def _selection_problems(config: StudyConfig, unknown: Collection[str]) -> list[P
     return [Problem("data.val_fraction", rule, "hold out e.g. 0.1", "0")]
 
 
-def _over_search(
-    rule: rules.Rule,
-    config: StudyConfig,
-    candidates: Mapping[str, tuple[Value, ...]],
-    blocks_of: BlocksOf,
-) -> list[Problem]:
-    """A rule, for every combination of the searched values that it reads."""
-    usual = {path: values[0] for path, values in candidates.items()}
-    samples = list(samples_over({p: v for p, v in candidates.items() if p in rule.reads}))
-    broken: dict[Problem, list[Sample]] = {}
-    for sample in samples:
-        trial = config.trial(usual | sample)
-        for problem in rule.check(trial, blocks_of(trial)):
-            broken.setdefault(problem, []).append(sample)
-    return [
-        in_search(problem, where[0], always=len(where) == len(samples))
-        for problem, where in broken.items()
-    ]
+class _Draws:
+    """The trials that can be drawn, as far as rules can tell them apart."""
+
+    def __init__(self, config: StudyConfig, space: Space, blocks_of: BlocksOf) -> None:
+        self._config, self._space, self._blocks_of = config, space, blocks_of
+        self._trials: dict[tuple[tuple[str, Value], ...], TrialConfig] = {}
+
+    def unread(self, unknown: Collection[str]) -> list[Problem]:
+        """Searched paths that no trial reads."""
+        found: list[Problem] = []
+        for path in self._space.unread:
+            reading = READINGS[path]
+            if not _touches(unknown, (path, *reading.decided_by)):
+                rule = f"is read by no trial of this search, only where {reading.where}"
+                found.append(
+                    Problem(f"search.{path}", rule, "remove it, or change what decides it")
+                )
+        return found
+
+    def without_base(self, unknown: Collection[str]) -> list[Problem]:
+        """Searched paths without a base value that trials need which do not draw them."""
+        found: list[Problem] = []
+        for path in self._space.conditions:
+            for sample in self._space.draws((path,)):
+                if path in sample or not self._needs(path, sample):
+                    continue
+                deciders = READINGS[path].decided_by
+                if not _touches(unknown, (path, *deciders)):
+                    given = {key: sample[key] for key in deciders if key in sample}
+                    rule = f"needs a base value for trials that do not draw it (where search gives {_listed(given)})"
+                    found.append(Problem(path, rule, "give it one beside the search", "nothing"))
+                break
+        return found
+
+    def broken(self, rule: rules.Rule) -> list[Problem]:
+        """A rule, for every trial that differs in what it reads."""
+        samples: list[Sample] = []
+        broken: dict[Problem, list[Sample]] = {}
+        for whole in self._space.draws(rule.reads):
+            sample = {path: value for path, value in whole.items() if path in rule.reads}
+            trial = self._trial(whole)
+            samples.append(sample)
+            for problem in rule.check(trial, self._blocks_of(trial)):
+                broken.setdefault(problem, []).append(sample)
+        return [
+            in_search(problem, where[0], always=len(where) == len(samples))
+            for problem, where in broken.items()
+        ]
+
+    def _needs(self, path: str, sample: Sample) -> bool:
+        """Whether a trial that does not draw a path breaks a rule by having no value there."""
+        trial, read = self._trial(sample), [rule for rule in rules.RULES if path in rule.reads]
+        first = self._space.first(path)
+        filled = self._config.trial({**sample, path: first})
+        return any(
+            not set(rule.check(trial, None)) <= set(rule.check(filled, None)) for rule in read
+        )
+
+    def _trial(self, sample: Sample) -> TrialConfig:
+        key = tuple(sample.items())
+        if key not in self._trials:
+            self._trials[key] = self._config.trial(sample)
+        return self._trials[key]
+
+
+def _touches(unknown: Collection[str], paths: Collection[str]) -> bool:
+    """Whether one of the paths is unknown, or in a section that is."""
+    return any(path == one or path.startswith(f"{one}.") for path in paths for one in unknown)
 
 
 def _teacher_training_problems(config: StudyConfig, unknown: Collection[str]) -> list[Problem]:

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field
 
 from study.problems import broken_rule, parse_or_refuse
 from study.results import Value
-from study.space import Sample, SearchRange
+from study.space import SearchRange, Space
 from study.tree import STORAGE, is_uri, with_values
 from trainable.config import (
     BatchNormConfig,
@@ -22,6 +22,7 @@ from trainable.config import (
     TrialConfig,
 )
 from trainable.places import BUCKETS, is_bucket, within, working_folder
+from trainable.rules.reading import without_unused
 
 
 class PrunerConfig(Config):
@@ -127,14 +128,26 @@ class StudyConfig(TrialConfig):
         return self.bucket or str(self.folder)
 
     @property
-    def usual_sample(self) -> Sample:
-        """One value for every searched path."""
-        return {path: values.candidates[0] for path, values in self.search.items()}
+    def ranges(self) -> dict[str, SearchRange]:
+        """`search`, with decompositions as the choice of those whose stages fit in the fewest epochs of a trial."""
+        searched = self.search.get("train.epochs")
+        given = (self.train.epochs,) if searched is None else searched.candidates
+        fewest = min((end for end in given if isinstance(end, int)), default=self.train.epochs)
+        return {path: values.within(fewest) for path, values in self.search.items()}
+
+    @property
+    def space(self) -> Space:
+        """The samples that trials can have; only of a config whose search is valid."""
+        return Space(self, {path: values.candidates for path, values in self.ranges.items()})
 
     def trial(self, sample: Mapping[str, Value]) -> TrialConfig:
-        """The config of one trial: the base values with the sampled ones in their places."""
+        """The config of one trial: the base values with the sampled ones in their places.
+
+        A key that it has no use for, where the search decides so, is left out: it has its default.
+        """
         base = self.model_dump(include=set(TrialConfig.model_fields))
-        return parse_or_refuse(TrialConfig, with_values(base, sample))
+        trial = parse_or_refuse(TrialConfig, with_values(base, sample))
+        return without_unused(trial, self.search)
 
     def baseline(self) -> TrialConfig:
         """The student without a teacher: the base values, with `study.baseline` over them."""

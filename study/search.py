@@ -28,7 +28,6 @@ from study.config import StudyConfig, StudySection
 from study.jobs import Job
 from study.optuna_storage import AwayError, OptunaError, open_storage
 from study.results import State
-from study.space import Space
 from trainable.records import EPOCH, EPOCHS, VALUE
 
 Step = Job | Literal["trial", "wait"]
@@ -89,7 +88,7 @@ class StudySearch(OptunaSearch):
     ) -> None:
         """None is the study of `steps` without a trial."""
         self._study, self._section, self._steps = study, config.study, steps
-        self._suggest_all = Space(config.search)
+        self._samples, self._ranges = config.space, config.ranges
         self._step: Step | str | None = None
         self._trials: dict[str, Trial] = {}
         self._untold: deque[Callable[[], None]] = deque()
@@ -169,7 +168,7 @@ class StudySearch(OptunaSearch):
         """A trial: an unfinished one if there is any, else a new one."""
         assert self._study is not None
         trial = self._next(self._study)
-        self._suggest_all(trial)
+        self._samples.draw(trial, self._ranges)
         self._trials[trial_id] = trial
         return Job("trial", trial.number, dict(trial.params))
 
