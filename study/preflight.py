@@ -18,6 +18,7 @@ from study.fetching import check_bucket
 from study.results import Value
 from study.rules import cross_problems, in_baseline, in_search, valid_candidates
 from study.space import Space
+from study.warm_start import warm_start_problems
 from trainable import plan, rules, tasks
 from trainable.config import TrialConfig
 from trainable.errors import ConfigError, DataError, InputError, Problem, input_error
@@ -64,6 +65,8 @@ def preflight_draft(draft: Draft, capacity: Capacity) -> StudyPlan:
     config = with_resources(draft.config, capacity)
     checks = _Checks(draft)
     checks.of(("storage",), lambda: _check_storage(config))
+    if not draft.unknown and not draft.problems:
+        checks.add(warm_start_problems(config))
     slots = checks.of(
         ("study", "resources", "train.workers", "train.launcher"),
         lambda: concurrency(config, capacity),
@@ -254,7 +257,7 @@ def _kinds_of_trial(config: StudyConfig) -> Iterator[_Kind]:
     candidates, _ = valid_candidates(config)
     is_cached = config.teacher is not None and config.teacher.cache
     building = (*_BUILDING, *(_ANSWERING if is_cached else ()))
-    samples = list(Space(config, candidates).draws(building))
+    samples = list(Space(config, config.ranges, candidates).draws(building))
     for sample in samples:
         shown = {path: value for path, value in sample.items() if path in building}
         placed = partial(in_search, sample=shown, always=len(samples) == 1)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import TypeAlias
 
-from study.problems import all_paths, keys_of, near_key
+from study.problems import all_paths, keys_of, near_key, shown
 from study.results import Value
 from study.schema import StudyConfig
 from study.space import Sample, SearchRange, Space
@@ -27,7 +27,7 @@ _LISTS = (
     "distill.stage_epochs",
     "optim.milestones",
 )
-_BASELINE = "study.baseline"
+_BASELINE, _FIRST = "study.baseline", "study.first_trials"
 _TEACHERS_OWN = {
     "data.batch_size": "teacher.train.batch_size",
     "train.epochs": "teacher.train.epochs",
@@ -46,8 +46,9 @@ def cross_problems(
     for path in config.search.keys() - candidates.keys():
         unknown = {*unknown, path, near_key(path.split("."), TrialConfig) or path}
     found += _selection_problems(config, unknown)
-    draws = _Draws(config, Space(config, candidates), blocks_of)
+    draws = _Draws(config, Space(config, config.ranges, candidates), blocks_of)
     found += draws.unread(unknown)
+    found += draws.wrong_first_trials(unknown)
     needed = draws.without_base(unknown)
     found += needed
     for rule in rules.RULES:
@@ -179,6 +180,37 @@ class _Draws:
                     found.append(Problem(path, rule, "give it one beside the search", "nothing"))
                 break
         return found
+
+    def wrong_first_trials(self, unknown: Collection[str]) -> list[Problem]:
+        """Values of `study.first_trials` that these trials cannot draw."""
+        study = self._config.study
+        found = [
+            problem
+            for number, given in enumerate(study.first_trials)
+            for path in given
+            if not _touches(unknown, (path,))
+            if (problem := self._wrong_value(f"{_FIRST}.{number}.{path}", path, given)) is not None
+        ]
+        if (count := len(study.first_trials)) > study.trials:
+            rule = f"must be at most {study.trials}, which is study.trials"
+            found.append(Problem(_FIRST, rule, "leave some out, or raise it", f"{count} of them"))
+        return found
+
+    def _wrong_value(self, place: str, path: str, given: Mapping[str, Value]) -> Problem | None:
+        ranges = self._config.ranges
+        if path not in ranges:
+            remedy = "search it, or set it for all trials"
+            return Problem(place, "is not searched, and so the same for all trials", remedy)
+        if not ranges[path].holds(given[path]):
+            rule = f"must be a value that search.{path} can give"
+            return Problem(place, rule, "choose one, or widen the range", shown(given[path]))
+        known = {
+            key: value for key, value in given.items() if key in ranges and ranges[key].holds(value)
+        }
+        if any(path in sample for sample in self._space.draws((path,), known)):
+            return None
+        rule = f"is not drawn by this trial, but only where {READINGS[path].where}"
+        return Problem(place, rule, "leave it out, or give what decides it", shown(given[path]))
 
     def broken(self, rule: rules.Rule) -> list[Problem]:
         """A rule, for every trial that differs in what it reads."""

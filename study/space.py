@@ -102,13 +102,25 @@ class SearchRange(Config):
         kinds = (int,) if self.integers is not None else (int, float)
         return type(value) in kinds and low <= cast(float, value) <= high
 
+    def own(self, value: Value) -> Value:
+        """A value that it `holds`, of the type that it draws."""
+        is_real = self.uniform is not None or self.loguniform is not None
+        return float(value) if is_real else value
+
 
 class Space:
-    """The samples that the trials of a search can have."""
+    """The samples that the trials of a search can have, and Optuna's define-by-run function that draws them."""
 
-    def __init__(self, base: TrialConfig, candidates: Mapping[str, tuple[Value, ...]]) -> None:
-        """`base` has the values of trials that draw nothing; `candidates` are those of each range."""
-        self._base, self._candidates = base, dict(candidates)
+    def __init__(
+        self,
+        base: TrialConfig,
+        ranges: Mapping[str, SearchRange],
+        candidates: Mapping[str, tuple[Value, ...]] | None = None,
+    ) -> None:
+        """`base` has the values of trials that draw nothing; `candidates` are those of the ranges that are valid."""
+        if candidates is None:
+            candidates = {path: values.candidates for path, values in ranges.items()}
+        self._base, self._ranges, self._candidates = base, dict(ranges), dict(candidates)
         self._known: dict[tuple[str, tuple[Value | None, ...]], bool] = {}
         self.unread: tuple[str, ...] = ()
         """Paths that no trial reads."""
@@ -143,12 +155,12 @@ class Space:
             self._known[key] = self.conditions[path].is_read(trial)
         return self._known[key]
 
-    def draw(self, trial: optuna.trial.BaseTrial, ranges: Mapping[str, SearchRange]) -> Sample:
+    def __call__(self, trial: optuna.trial.BaseTrial) -> Sample:
         """Ask Optuna for the paths that the trial reads, each after those that decide so."""
         sample: Sample = {}
         for path in self._order:
             if self.is_read(path, sample):
-                sample[path] = ranges[path].suggest(trial, path)
+                sample[path] = self._ranges[path].suggest(trial, path)
         return sample
 
     def drawn(self, values: Mapping[str, Value]) -> Sample:

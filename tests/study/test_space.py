@@ -77,10 +77,10 @@ def config_of(search: dict[str, Any], **distill: Any) -> StudyConfig:
 def drawn(config: StudyConfig, count: int, seed: int = 0) -> Iterator[Sample]:
     """What random trials draw."""
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
-    space, ranges = config.space, config.ranges
+    space = config.space
     for _ in range(count):
         trial = study.ask()
-        sample = space.draw(trial, ranges)
+        sample = space(trial)
         assert sample == trial.params
         yield sample
 
@@ -88,8 +88,7 @@ def drawn(config: StudyConfig, count: int, seed: int = 0) -> Iterator[Sample]:
 def ask(seed: int) -> dict[str, Any]:
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
     trial = study.ask()
-    candidates = {path: values.candidates for path, values in RANGES.items()}
-    Space(config_of({}), candidates).draw(trial, RANGES)
+    Space(config_of({}), RANGES)(trial)
     return trial.params
 
 
