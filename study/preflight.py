@@ -14,9 +14,10 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
 from study.cluster import Capacity, concurrency, with_resources
 from study.config import Draft, StudyConfig
+from study.draws import in_search
 from study.fetching import check_bucket
 from study.results import Value
-from study.rules import cross_problems, in_baseline, in_search, valid_candidates
+from study.rules import cross_problems, in_baseline, valid_candidates
 from study.space import Space
 from study.warm_start import warm_start_problems
 from trainable import plan, rules, tasks

@@ -225,3 +225,13 @@ def test_a_value_is_put_in_its_place_alone() -> None:
     changed = with_value(trial, "train.loss_scale.floor", 2.0)
     assert changed == config({"train.loss_scale.floor": 2.0})
     assert trial == config({})
+
+
+@pytest.mark.parametrize(("name", "factor"), [("sgd", 0.25), ("adamw", 0.5)])
+def test_a_rate_for_a_batch_size_trains_as_the_rate_that_it_makes(
+    name: str, factor: float, tmp_path: Path
+) -> None:
+    settings = {"optim.name": name, "optim.lr": 0.04, "optim.lr_batch_size": 128}
+    scaled = trained(config(settings), tmp_path / "scaled")
+    written = trained(config({"optim.name": name, "optim.lr": 0.04 * factor}), tmp_path / "written")
+    assert all(torch.equal(scaled[key], written[key]) for key in scaled)
