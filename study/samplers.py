@@ -35,23 +35,27 @@ LEARN_CONSTRAINTS = ("tpe", "gp", "nsga2")
 """The samplers that draw by how far trials broke constraints."""
 
 
-def sampler_for(section: StudySection, number: int) -> BaseSampler:
-    """A fresh sampler for the trial of a number."""
+def sampler_for(section: StudySection, number: int, *, grouped: bool = False) -> BaseSampler:
+    """A fresh sampler for the trial of a number.
+
+    `grouped` has TPE draw those parameters together that occur together, where not all trials have all.
+    """
     seed = (section.seed * 1_000_003 + number) % 2**32
     match section.sampler:
         case "random":
             return RandomSampler(seed=seed)
         case "tpe":
-            return TPESampler(seed=seed)
+            with experiments_allowed():
+                return TPESampler(seed=seed, multivariate=grouped or None, group=grouped)
         case "gp":
             return GPSampler(seed=seed, warn_independent_sampling=False)
         case "nsga2":
-            with _experiments_allowed():
+            with experiments_allowed():
                 # Its usual crossover only swaps values, so that many a child is an earlier trial once more.
                 crossover = SBXCrossover()
             return NSGAIISampler(seed=seed, population_size=POPULATION, crossover=crossover)
         case "qmc":
-            with _experiments_allowed():
+            with experiments_allowed():
                 return _Sobol(number, section.seed, RandomSampler(seed=seed))
         case "cmaes":
             return CmaEsSampler(seed=seed, warn_independent_sampling=False)
@@ -79,7 +83,7 @@ class _Sobol(QMCSampler):
 
 
 @contextmanager
-def _experiments_allowed() -> Generator[None]:
+def experiments_allowed() -> Generator[None]:
     """Optuna calls some parts experimental that have been there for years; their tests are ours, too."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)

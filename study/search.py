@@ -22,18 +22,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import optuna
+from optuna.samplers import BaseSampler
 from optuna.trial import FixedTrial, FrozenTrial, Trial, TrialState
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from study.config import StudyConfig
+from study.drawing import sampler_of
 from study.jobs import Job
 from study.objectives import Values, costs_in
 from study.optuna_storage import AwayError, OptunaError, open_storage
 from study.outcomes import curve_of, directions, report, stored, tell_excesses
 from study.results import State
-from study.samplers import sampler_for
-from study.space import Space
+from study.warm_start import keep_known_trials, known_trials
 from trainable.records import EPOCH, EPOCHS, METRICS, VALUE
 
 Step = Job | Literal["trial", "wait"]
@@ -58,15 +59,18 @@ _LOG = logging.getLogger(__name__)
 def open_study(config: StudyConfig, say: Callable[[str], None] = _LOG.warning) -> optuna.Study:
     """The Optuna study, made if there is none: in the config's storage, or a journal in the study's folder.
 
-    `say` is told when the storage goes away, and when it is back.
+    It keeps the trials of other studies that the config names, since it is made. `say` is told of them, and when
+    the storage goes away and is back.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    return optuna.create_study(
+    study = optuna.create_study(
         storage=open_storage(config, say),
         study_name=config.study.name,
         directions=directions(config.study),
         load_if_exists=True,
     )
+    keep_known_trials(study, config, say)
+    return study
 
 
 def ended_states(study: optuna.Study) -> dict[int, State]:
@@ -104,7 +108,9 @@ class StudySearch(OptunaSearch):
         """None is the study of `steps` without a trial."""
         self._study, self._section, self._steps = study, config.study, steps
         self._known_before = known_before
-        self._suggest_all = Space(config.search)
+        self._suggest_all, self._config = config.space, config
+        self._known: list[FrozenTrial] | None = None
+        """Trials of other studies; None before they are read."""
         self._step: Step | str | None = None
         self._trials: dict[str, Trial] = {}
         self._untold: deque[Callable[[], None]] = deque()
@@ -263,21 +269,25 @@ class StudySearch(OptunaSearch):
         held = {*self._failed, *(trial.number for trial in self._trials.values())}
         for trial in known:
             if trial.state == TrialState.RUNNING and trial.number not in held:
-                study.sampler = sampler_for(self._section, trial.number)
+                study.sampler = self._sampler_of(study, trial.number)
                 return self._taken_up(study, trial)
-        study.sampler = sampler_for(self._section, len(known))
+        study.sampler = self._sampler_of(study, len(known))
         return study.ask()
+
+    def _sampler_of(self, study: optuna.Study, number: int) -> BaseSampler:
+        """A fresh sampler for each trial."""
+        if self._known is None:
+            self._known = known_trials(study, self._config)
+        conditional = bool(self._suggest_all.conditions)
+        return sampler_of(self._config, number, self._known, conditional=conditional)
 
     def _taken_up(self, study: optuna.Study, drawn: FrozenTrial) -> Trial:
         """What is not drawn yet of a trial will be drawn as it would have been: after what is."""
         trial = Trial(study, _id_of(drawn))
-        if self._is_drawn(
-            drawn
-        ):  # to ask the sampler once more would have it write what it draws now
-            return trial
-        for name, distribution in drawn.distributions.items():
-            if name not in trial.relative_params and not distribution.single():
-                study.sampler.sample_independent(study, drawn, name, distribution)
+        if not self._is_drawn(drawn):  # else the sampler would write what it would draw now
+            for name, distribution in drawn.distributions.items():
+                if name not in trial.relative_params and not distribution.single():
+                    study.sampler.sample_independent(study, drawn, name, distribution)
         return trial
 
     def _is_drawn(self, trial: FrozenTrial) -> bool:

@@ -128,7 +128,7 @@ DONE = [TrialState.COMPLETE] * 20
 def test_tpe_draws_away_from_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     with_liar = ask("tpe", DONE, running=8)
     tpe = samplers.TPESampler
-    monkeypatch.setattr(samplers, "TPESampler", lambda seed: tpe(seed=seed, constant_liar=False))
+    monkeypatch.setattr(samplers, "TPESampler", lambda **how: tpe(**how, constant_liar=False))
     without = ask("tpe", DONE, running=8)
     assert with_liar[0] == without[0]  # nothing ran beside the first
     assert apart(with_liar) > 1.5 * apart(without)
@@ -185,7 +185,8 @@ def test_parameters_that_only_some_trials_have_are_drawn_without_a_word(
     finally:
         optuna.logging.disable_propagation()
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-    assert caplog.messages == []
+    # Of a package that makes the Gaussian process faster, Optuna says once that it is not there.
+    assert [message for message in caplog.messages if "greenlet" not in message] == []
     assert len(set(extra)) == len(extra)
 
 
