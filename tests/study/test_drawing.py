@@ -22,6 +22,7 @@ from study.search import StudySearch, ended_states, open_study
 from study.space import SearchRange
 from study.warm_start import known_trials, warm_start_problems
 from tests.study.studies import TREE, write_study
+from tests.study.test_samplers import OF_ONE
 from trainable.errors import ConfigError
 
 EPOCHS = 6
@@ -87,7 +88,7 @@ def dying_in_a_draw(
     return study.get_trials()[-1].params
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "random"])
+@pytest.mark.parametrize("sampler", OF_ONE)
 def test_conditional_draws_follow_from_seed_number_and_history_alone(
     tmp_path: Path, sampler: str
 ) -> None:
@@ -101,16 +102,24 @@ def test_conditional_draws_follow_from_seed_number_and_history_alone(
     )
 
 
-@pytest.mark.parametrize("before", [0, 1, 14])
+@pytest.mark.parametrize(
+    ("before", "sampler"),
+    [
+        (0, "tpe"),
+        (1, "tpe"),
+        (14, "tpe"),
+        *(pytest.param(14, one, marks=pytest.mark.slow) for one in ("nsga2", "qmc", "random")),
+    ],
+)
 def test_a_trial_half_drawn_by_a_driver_that_died_is_the_trial_it_would_have_been(
-    before: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    before: int, sampler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At random, among the first trials, and of parameters that were drawn together."""
     first = FIRST if before else []
-    settings = config(tmp_path / "whole", first_trials=first)
+    settings = config(tmp_path / "whole", sampler=sampler, first_trials=first)
     (*_, expected) = play(settings, before + 1)
     for after in range(len(expected.sample)):
-        settings = config(tmp_path / str(after), first_trials=first)
+        settings = config(tmp_path / str(after), sampler=sampler, first_trials=first)
         play(settings, before)
         drawn = dying_in_a_draw(settings, after, monkeypatch)
         assert drawn.items() <= expected.sample.items()
@@ -151,7 +160,7 @@ def test_the_first_trials_have_the_values_they_are_given_and_draw_the_others(
     assert [drawn[number] for number in (1, 3, 4)] == [plain[number] for number in (1, 3, 4)]
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "random"])
+@pytest.mark.parametrize("sampler", OF_ONE)
 def test_a_resumed_study_neither_repeats_nor_skips_a_first_trial(
     tmp_path: Path, sampler: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -146,6 +146,7 @@ def test_a_trial_that_is_known_to_break_a_constraint_is_stopped_before_it_begins
     assert ended_states(study)[0] == "complete"
 
 
+@pytest.mark.slow
 def test_tpe_learns_what_breaks_a_constraint(tmp_path: Path) -> None:
     """The accuracy is best where the latency is too high."""
     shares: list[float] = []
@@ -196,6 +197,16 @@ def test_what_cannot_be_sought_is_refused() -> None:
         constraints={"accuracy": 80}
     )
     assert "must be a number" in refused(constraints={"parameters": "5M"})
+
+
+def test_a_warm_start_that_cannot_be_of_use_is_refused() -> None:
+    assert refused(sampler="nsga2", warm_start=["other"]) == (
+        "study.warm_start: must be of use to the sampler, and nsga2 draws by no other study's "
+        "trials; use tpe or gp, or remove it"
+    )
+    alone = "must be without several objectives and constraints"
+    assert alone in refused(objectives=["accuracy", "latency"], warm_start=["other"])
+    assert alone in refused(constraints={"latency": 2}, warm_start=["other"])
 
 
 def test_what_cmaes_cannot_do_is_refused() -> None:
