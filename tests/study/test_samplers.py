@@ -103,6 +103,23 @@ def test_the_points_of_qmc_are_one_sequence(tmp_path: Path) -> None:
         assert sorted(int(16 * place) for place in places) == list(range(16))
 
 
+@pytest.mark.parametrize("sampler", ["tpe", pytest.param("cmaes", marks=needs_cmaes)])
+def test_a_trial_that_is_handed_out_again_is_left_as_it_was_drawn(
+    tmp_path: Path, sampler: str
+) -> None:
+    """Whatever has ended since: the sampler's notes of it belong to what was drawn."""
+    settings = journalled(tmp_path / "s", sampler=sampler)
+    drawn(settings, 11, interrupted=False)
+    search = StudySearch(settings, open_study(settings), repeat("trial"))
+    ended, left = suggest(search, "a"), suggest(search, "b")
+    before = open_study(settings).get_trials()[left.number]
+    assert before.system_attrs
+    end(search, "a", ended)
+    again = StudySearch(settings, study := open_study(settings), repeat("trial"))
+    assert suggest(again, "b") == left
+    assert study.get_trials()[left.number] == before
+
+
 def ask(sampler: str, history: Sequence[TrialState], running: int = 0) -> list[dict[str, Any]]:
     """What is drawn beside each other after trials with these ends; good ones have x and y near 0.3."""
     study = optuna.create_study(direction="maximize")
