@@ -380,6 +380,12 @@ def test_only_finished_studies_that_are_there_can_be_known(made_up: Path) -> Non
     )
 
 
+def test_a_trial_without_a_value_of_what_is_searched_is_not_known(made_up: Path) -> None:
+    search = {**NARROW, "train.clip": {"loguniform": [1, 10]}}  # of which there is none there
+    settings = config(made_up, search=search, warm_start=["made-up"])
+    assert known_trials(open_study(settings), settings) == []
+
+
 def test_a_trial_with_another_value_of_what_is_not_searched_is_not_known(made_up: Path) -> None:
     settings = warm(made_up)
     optim = settings.optim.model_copy(update={"weight_decay": 1e-3})
