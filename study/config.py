@@ -133,7 +133,14 @@ def without_search(config: StudyConfig) -> StudyConfig:
 
     ConfigError names the searched paths that have no base value and no default.
     """
-    section = config.study.model_copy(update={"name": f"{config.study.name}-train", "trials": 1})
+    alone = {
+        "name": f"{config.study.name}-train",
+        "trials": 1,
+        "epoch_budget": None,
+        "baselines": {},
+        "replicates": None,
+    }
+    section = config.study.model_copy(update=alone)
     single = config.model_copy(update={"study": section, "search": {}})
     found = cross_problems(single)
     if found:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import TypeAlias
 
+from study.baselines import baseline_search
+from study.budget import epochs_of_a_trial
 from study.problems import all_paths, keys_of, near_key
 from study.results import Value
 from study.schema import StudyConfig
@@ -14,6 +16,7 @@ from study.space import Sample
 from trainable import rules
 from trainable.config import TrialConfig
 from trainable.errors import ConfigError, Problem
+from trainable.methods import METHODS
 
 BlocksOf: TypeAlias = Callable[[TrialConfig], int | None]
 """Into how many blocks the student of a trial is cut; None where that is not known yet."""
@@ -51,6 +54,8 @@ def cross_problems(
             found += _over_search(rule, config, candidates, blocks_of)
     found += _teacher_training_problems(config, unknown)
     found += _baseline_problems(config, blocks_of, unknown)
+    found += _answer_problems(config, unknown)
+    found += _searched_baseline_problems(config, blocks_of, unknown, found)
     return list(dict.fromkeys(found))
 
 
@@ -198,3 +203,66 @@ def _baseline_problems(
     common = [problem for problem in base if problem.path not in config.search]
     fresh = [p for p in rules.problems(trial, blocks_of(trial), unknown) if p not in common]
     return [in_baseline(problem, values) for problem in fresh]
+
+
+def _answer_problems(config: StudyConfig, unknown: Collection[str]) -> list[Problem]:
+    """What is wrong with how long the search goes on, and how many of its trials are trained again."""
+    found: list[Problem] = []
+    study, searches = config.study, bool(config.search)
+    if searches and not _reads("study.epoch_budget", "train.epochs", unknown=unknown):
+        budget, needed = study.epoch_budget, epochs_of_a_trial(config)
+        if budget is not None and budget < needed:
+            rule = f"must be >= {needed}, the epochs of one trial"
+            found.append(Problem("study.epoch_budget", rule, "raise it", str(budget)))
+    replicates = study.replicates
+    if replicates is not None and not _reads("study.replicates", "study.trials", unknown=unknown):
+        most = study.trials if searches else 1
+        if replicates.finalists > most:
+            rule = f"must be <= {most}, the trials of the study"
+            place = "study.replicates.finalists"
+            found.append(Problem(place, rule, "lower it", str(replicates.finalists)))
+    return found
+
+
+def _searched_baseline_problems(
+    config: StudyConfig, blocks_of: BlocksOf, unknown: Collection[str], known: Collection[Problem]
+) -> list[Problem]:
+    """What is wrong with the searches of baselines beyond what is `known` to be wrong with the study's."""
+    found: list[Problem] = []
+    if _reads("study.baseline", "study.baselines", "search", unknown=unknown):
+        return found
+    for name in config.study.baselines:
+        place, remedy = f"study.baselines.{name}", "remove it"
+        if not config.search:
+            rule = "needs a search of the study, beside which it is searched"
+            found.append(Problem(place, rule, remedy))
+            continue
+        if METHODS[name].teacher and config.teacher is None:
+            found.append(Problem(place, "needs a teacher", f"give teacher.model, or {remedy}"))
+            continue
+        try:
+            searched = baseline_search(config, name)
+        except ConfigError:  # told of the one student that has these values
+            continue
+        if not searched.search:
+            rule = "has nothing to search: its method reads none of the searched paths"
+            found.append(Problem(place, rule, f"search e.g. optim.lr, or {remedy}"))
+            continue
+        candidates, _ = valid_candidates(searched)
+        for rule in rules.RULES:
+            if not rule.reads_any(unknown):
+                found += [
+                    replace(problem, rule=f"{problem.rule} (for the baseline {name})")
+                    for problem in _over_search(rule, searched, candidates, blocks_of)
+                    if problem not in known
+                ]
+    return found
+
+
+def _reads(*paths: str, unknown: Collection[str]) -> bool:
+    """Whether one of these keys or sections, or a part of one, is not known."""
+    return any(
+        path == wrong or path.startswith(f"{wrong}.") or wrong.startswith(f"{path}.")
+        for path in paths
+        for wrong in unknown
+    )

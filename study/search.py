@@ -13,26 +13,41 @@ import logging
 import pickle
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import optuna
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
+from study.baselines import baseline_search
 from study.config import StudyConfig, StudySection
 from study.jobs import Job
 from study.optuna_storage import AwayError, OptunaError, open_storage
 from study.results import State
+from study.schema import BaselineName
 from study.space import Space
 from trainable.records import EPOCH, EPOCHS, VALUE
 
-Step = Job | Literal["trial", "wait"]
-"""A job, the next trial of the search, or nothing yet: something has to end first."""
+
+@dataclass(frozen=True)
+class Draw:
+    """The next trial of a baseline's own search."""
+
+    of: BaselineName
+
+
+Step = Job | Draw | Literal["trial", "wait"]
+"""A job, the next trial of a baseline's search or of the study's, or nothing yet: something has to end first."""
+Beside = Mapping[BaselineName, optuna.Study]
+"""Optuna's studies of the baselines that are searched, beside that of the study itself."""
+NO_BASELINES: Beside = {}
 
 _FINISHED: dict[TrialState, State] = {
     TrialState.COMPLETE: "complete",
@@ -51,11 +66,21 @@ def open_study(config: StudyConfig, say: Callable[[str], None] = _LOG.warning) -
     `say` is told when the storage goes away, and when it is back.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    return _opened(config.study.name, open_storage(config, say))
+
+
+def open_baselines(config: StudyConfig, study: optuna.Study) -> Beside:
+    """The Optuna studies of the baselines that are searched, in the storage of `study`."""
+    storage = study._storage  # pyright: ignore[reportPrivateUsage]
+    return {
+        name: _opened(baseline_search(config, name).study.name, storage)
+        for name in config.study.baselines
+    }
+
+
+def _opened(name: str, storage: BaseStorage) -> optuna.Study:
     return optuna.create_study(
-        storage=open_storage(config, say),
-        study_name=config.study.name,
-        direction="maximize",
-        load_if_exists=True,
+        storage=storage, study_name=name, direction="maximize", load_if_exists=True
     )
 
 
@@ -85,16 +110,27 @@ class StudySearch(OptunaSearch):
     """Ray's searcher over one Optuna study, which takes the steps of a study one after the other."""
 
     def __init__(
-        self, config: StudyConfig, study: optuna.Study | None, steps: Iterator[Step]
+        self,
+        config: StudyConfig,
+        study: optuna.Study | None,
+        steps: Iterator[Step],
+        beside: Beside = NO_BASELINES,
     ) -> None:
         """None is the study of `steps` without a trial."""
-        self._study, self._section, self._steps = study, config.study, steps
-        self._suggest_all = Space(config.search)
+        self._section, self._steps = config.study, steps
+        self._searches: dict[str, tuple[optuna.Study, Space]] = {
+            name: (baseline, Space(baseline_search(config, name).search))
+            for name, baseline in beside.items()
+        }
+        """By `Job.of`: the study's own has no name."""
+        if study is not None:
+            self._searches[""] = study, Space(config.search)
         self._step: Step | str | None = None
         self._trials: dict[str, Trial] = {}
         self._untold: deque[Callable[[], None]] = deque()
         """In their order; each can be done again where a call was cut short."""
-        self._failed: dict[int, Trial] = {}
+        self._failed: dict[tuple[str, int], Trial] = {}
+        """By the names of their Optuna studies, and number."""
         self._again: list[Job] = []
         self._failure: Exception | None = None
         # No space is given: Ray's class then opens no study of its own.
@@ -159,19 +195,21 @@ class StudySearch(OptunaSearch):
             case Job() as job:
                 return {"job": job.to_dict()}
             case "trial":
-                return {"job": self._draw(trial_id).to_dict()}
+                return {"job": self._draw(trial_id, "").to_dict()}
+            case Draw(of=name):
+                return {"job": self._draw(trial_id, name).to_dict()}
             case "wait":
                 return None
             case finished:
                 return finished
 
-    def _draw(self, trial_id: str) -> Job:
+    def _draw(self, trial_id: str, of: str) -> Job:
         """A trial: an unfinished one if there is any, else a new one."""
-        assert self._study is not None
-        trial = self._next(self._study)
-        self._suggest_all(trial)
+        study, suggest_all = self._searches[of]
+        trial = self._next(study)
+        suggest_all(trial)
         self._trials[trial_id] = trial
-        return Job("trial", trial.number, dict(trial.params))
+        return Job("baseline" if of else "trial", trial.number, dict(trial.params), of=of)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Let Optuna see the curve."""
@@ -187,7 +225,7 @@ class StudySearch(OptunaSearch):
             return
         trial = self._trials.pop(trial_id)
         if error:
-            self._failed[trial.number] = trial
+            self._failed[_key(trial)] = trial
         else:
             self._untold.append(partial(self._tell, trial, result))
             self._tell_what_waits()
@@ -203,8 +241,10 @@ class StudySearch(OptunaSearch):
             self._tell_what_waits()
 
     def _failed_of(self, job: Job) -> Trial | None:
-        is_searched = job.role == "trial" and job.split is None
-        return self._failed.pop(job.number, None) if is_searched else None
+        if not job.is_searched:
+            return None
+        study, _ = self._searches[job.of]
+        return self._failed.pop((study.study_name, job.number), None)
 
     def _tell_what_waits(self) -> None:
         """Tune would take an error here as the trial's own; it is told when the next step is asked for."""
@@ -232,9 +272,10 @@ class StudySearch(OptunaSearch):
     def _next(self, study: optuna.Study) -> Trial:
         """One that nobody has, left by a driver that died or by a call whose answer was lost; else a new one."""
         known = _trials(study)
-        held = {*self._failed, *(trial.number for trial in self._trials.values())}
+        held = {*self._failed, *map(_key, self._trials.values())}
         for trial in known:
-            if trial.state == TrialState.RUNNING and trial.number not in held:
+            is_held = (study.study_name, trial.number) in held
+            if trial.state == TrialState.RUNNING and not is_held:
                 study.sampler = _sampler(self._section, trial.number)
                 return _taken_up(study, trial)
         study.sampler = _sampler(self._section, len(known))
@@ -256,6 +297,10 @@ def _sampler(section: StudySection, number: int) -> BaseSampler:
     if section.sampler == "random":
         return RandomSampler(seed=seed)
     return TPESampler(seed=seed)
+
+
+def _key(trial: Trial) -> tuple[str, int]:
+    return trial.study.study_name, trial.number
 
 
 def _taken_up(study: optuna.Study, drawn: FrozenTrial) -> Trial:

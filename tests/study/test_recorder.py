@@ -287,7 +287,7 @@ def test_winners_figures_close_the_study(config: StudyConfig, outlet: Outlet) ->
     recorder.reported(TRIAL, record(1, 0.4), 1)
     recorder.ended(TRIAL, "complete")
     recorder.tested(TRIAL, {"test/accuracy": 0.3})
-    recorder.finished(100)
+    recorder.finished(50, 100)
     assert outlet.points("study")[-1] == (1, {"best/test_accuracy": 0.3})
     assert outlet.tags("study")["kd.state"] == "complete"
     assert outlet.points("trial 0")[-1] == (1, {"test/accuracy": 0.3})
@@ -302,7 +302,7 @@ def test_a_finished_study_that_is_to_have_more_trials(tmp_path: Path, outlet: Ou
     before.seconds_searched()
     before.started(TRIAL)
     before.ended(TRIAL, "complete")
-    before.finished(100)
+    before.finished(50, 100)
     assert not [entry for entry in outlet.entries("study") if isinstance(entry, Text)]
 
     longer = build(tmp_path, study={"name": "s", "trials": 3, "time_budget_s": 60.0})
@@ -348,7 +348,7 @@ def test_a_teacher_behind_its_student_is_said_of_the_study(tmp_path: Path, outle
         recorder.started(job)
         recorder.ended(job, "complete")
         recorder.tested(job, {"test/accuracy": accuracy})
-    recorder.finished(1000)
+    recorder.finished(500, 1000)
     (finding,) = load_results(config.folder / LEDGER).findings
     assert finding.name == "teacher_worse_than_student"
     assert "trial 0 90 %" in finding.evidence
@@ -362,7 +362,7 @@ def test_a_study_whose_end_was_not_told_tells_it_when_it_is_run_again(
     recorder.started(TRIAL)
     outlet.broken = True
     with pytest.raises(KeyboardInterrupt):
-        recorder.finished(100)
+        recorder.finished(50, 100)
     outlet.broken = False
     again = driver(config, outlet)
     assert again.results.finished
