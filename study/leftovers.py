@@ -5,7 +5,7 @@
 | that runs, or that a resumed study goes on with                    | stay            | stays            |
 | of the `KEPT_TRIALS` best so far, or tested; teacher and baseline  | go at its end   | stays            |
 | the best of a baseline's own search so far                         | go at its end   | stays            |
-| a replicate that is not tested yet, or is one of the winner        | go at its end   | stays            |
+| a complete replicate: of the winner, or not tested yet             | go at its end   | stays            |
 | any other                                                          | go at its end   | goes at its end  |
 
 The curve, the statistics and the ledger's row of all of them stay. Cut short anywhere, it is done again by
@@ -92,6 +92,7 @@ def _with_fate(results: StudyResults) -> Iterator[tuple[TrialRow, bool]]:
         if row.is_searched:
             yield row, row.key in best or is_tested
         elif row.role == "replicate":
-            yield row, not is_tested or (winner is not None and row.of == winner.label)
+            is_answer = winner is not None and row.of == winner.label
+            yield row, row.state == "complete" and (is_answer or not is_tested)
         else:
             yield row, True

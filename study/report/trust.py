@@ -149,7 +149,9 @@ def _comparisons(
         other = _standing(results, row, name)
         if other is not None:
             interval = welch_interval(winner.accuracies, other.accuracies)
-            yield Comparison(other, winner.mean - other.mean, interval)
+            # Equal means may differ in their last bits.
+            difference = round(winner.mean - other.mean, 9) + 0.0
+            yield Comparison(other, difference, interval)
 
 
 def _standing(results: StudyResults, row: TrialRow, name: str) -> Standing | None:
