@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
@@ -209,27 +210,24 @@ class Progress:
     def status(self) -> str:
         """`4/12 trials, 1 pruned, best trial 2 91.31 %, 4 min 05 s left`; after the search what came of the rest."""
         ended = [trial.row for trial in self._searched()]
-        counts = {
-            state: [row.state for row in ended].count(state) for state in ("pruned", "failed")
-        }
-        stopped = [f"{count} {state}" for state, count in counts.items() if count]
-        others = [trial.row.role for trial in self._ended.values() if trial.row.of]
-        beside = [
-            f"{count} {name}{'s' * (count > 1)}"
-            for name, count in (
-                ("baseline trial", others.count("baseline")),
-                ("replicate", others.count("replicate")),
-            )
-            if count
-        ]
+        counts = Counter(row.state for row in ended)
+        stopped = [f"{counts[state]} {state}" for state in ("pruned", "failed") if counts[state]]
         return ", ".join(
             [
                 f"{len(ended)}/{self._planned} trials",
                 *stopped,
                 f"best {_best(ended)}",
-                *(beside or [f"{duration(self.seconds_left())} left"]),
+                self._beside() or f"{duration(self.seconds_left())} left",
             ]
         )
+
+    def _beside(self) -> str:
+        """`20 baseline trials, 3 replicates` that have ended, where no trial of the search runs."""
+        if any(trial.row.role == "trial" for trial in self._running.values()):
+            return ""
+        counts = Counter(trial.row.role for trial in self._ended.values() if trial.row.of)
+        named = (("baseline trial", counts["baseline"]), ("replicate", counts["replicate"]))
+        return ", ".join(f"{count} {name}{'s' * (count > 1)}" for name, count in named if count)
 
     def seconds_left(self) -> float | None:
         """Of the search; None while there is nothing to judge by."""

@@ -294,6 +294,51 @@ def test_winners_figures_close_the_study(config: StudyConfig, outlet: Outlet) ->
     assert load_results(config.folder / LEDGER).finished
 
 
+def test_replicates_figures_close_the_study(config: StudyConfig, outlet: Outlet) -> None:
+    recorder = driver(config, outlet)
+    recorder.started(TRIAL)
+    recorder.reported(TRIAL, record(1, 0.4), 1)
+    recorder.ended(TRIAL, "complete")
+    for number, accuracy in enumerate((0.25, 0.75)):
+        replicate = TRIAL.replicate(number)
+        recorder.started(replicate)
+        recorder.reported(replicate, EpochRecord(1, {}, 1), 1)
+        recorder.ended(replicate, "complete")
+        recorder.tested(replicate, {"test/accuracy": accuracy})
+    recorder.finished(50, 100)
+    _, told = outlet.points("study")[-1]
+    assert told["best/test_accuracy"] == 0.5
+    assert told["best/test_accuracy_sd"] == pytest.approx(0.125**0.5)
+    assert outlet.tags("trial 0 replicate 1") == {
+        "mlflow.parentRunId": "parent",
+        "kd.study": "s",
+        "kd.role": "replicate",
+        "kd.trial": "1",
+        "kd.of": "trial 0",
+        "kd.state": "complete",
+        "kd.health": "healthy",
+    }
+    kept = load_results(config.folder / LEDGER)
+    assert (kept.val_pictures, kept.test_pictures) == (50, 100)
+
+
+def test_what_a_dead_driver_left_of_a_baselines_search_is_put_right(
+    tmp_path: Path, outlet: Outlet
+) -> None:
+    config = build(tmp_path, study={"name": "s", "baselines": {"none": 2}})
+    config.folder.mkdir()
+    jobs = [Job("baseline", number, {"optim.lr": 0.1}, of="none") for number in range(2)]
+    for job in (TRIAL, *jobs):
+        driver(config, outlet).started(job)
+    recorder = driver(config, outlet)
+    recorder.take_up({}, {"none": {1: "complete"}})
+    states = {row.label: row.state for row in recorder.results.rows}
+    assert states == {
+        "trial 0": "running", "baseline none 0": "running",
+        "baseline none 1": "complete",
+    }
+
+
 def test_a_finished_study_that_is_to_have_more_trials(tmp_path: Path, outlet: Outlet) -> None:
     config = build(tmp_path, study={"name": "s", "trials": 1, "time_budget_s": 60.0})
     config.folder.mkdir()
