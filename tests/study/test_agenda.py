@@ -221,6 +221,24 @@ def test_nothing_is_compared_with_a_winner_that_there_is_not(
     assert played.next() is None
 
 
+def test_baselines_are_searched_also_when_the_searchs_time_is_up(
+    config: StudyConfig, tmp_path: Path
+) -> None:
+    """Tune is run once more then, without a clock."""
+    (tmp_path / "weights").touch()
+    config = answering(config, trials=2, baselines={"none": 1})
+    first = Played(config, tmp_path / "weights")
+    for job in (TEACHER, BASELINE):
+        first.end(job)
+    assert [first.next() for _ in range(2)] == ["trial", "trial"]
+    first.run_trial()
+    ask(first)
+    rest = first.agenda.steps(None)
+    assert [next(rest) for _ in range(2)] == [Draw("none"), "wait"]
+    states = {row.label: row.state for row in first.recorder.results.of("trial")}
+    assert states == {"trial 0": "complete", "trial 1": "pruned"}
+
+
 def ask(played: Played) -> optuna.Trial:
     return played.study.ask({"optim.lr": optuna.distributions.FloatDistribution(1e-4, 1.0)})
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from study.baselines import baseline_search
-from study.config import StudyConfig, parse_config
+from study.config import StudyConfig, parse_config, without_search
 from trainable.errors import ConfigError
 
 EVENLY = {"uniform": [0, 1]}
@@ -60,6 +60,14 @@ def test_kd_has_the_studys_own_ranges_of_alpha_and_temperature() -> None:
     distill = {"method": "kd"}
     found = baseline_search(build(search=ranges, distill=distill, study={"baselines": {}}), "kd")
     assert found.search == build(search=ranges, distill=distill, study={"baselines": {}}).search
+
+
+def test_a_single_trial_has_nothing_to_be_compared_with() -> None:
+    whole = build(study={"epoch_budget": 100, "replicates": {"finalists": 3, "seeds": 2}})
+    alone = without_search(whole).study
+    assert (alone.trials, alone.replicates, alone.baselines, alone.epoch_budget) == (
+        *(1, None, {}, None),
+    )
 
 
 @pytest.mark.parametrize(

@@ -334,7 +334,8 @@ def test_what_a_dead_driver_left_of_a_baselines_search_is_put_right(
     recorder.take_up({}, {"none": {1: "complete"}})
     states = {row.label: row.state for row in recorder.results.rows}
     assert states == {
-        "trial 0": "running", "baseline none 0": "running",
+        "trial 0": "running",
+        "baseline none 0": "running",
         "baseline none 1": "complete",
     }
 
