@@ -68,6 +68,14 @@ def same_pictures_margin(ours: float, theirs: float, pictures: int) -> float:
     return _NORMAL * math.sqrt(max(0.0, disagreeing - difference**2) / pictures)
 
 
+def other_pictures_margin(ours: tuple[float, int], theirs: tuple[float, int]) -> float:
+    """How far one network's accuracies on two sets may lie apart by their choice, each (accuracy p, pictures n).
+
+    1.96·√(p₁(1 − p₁)/n₁ + p₂(1 − p₂)/n₂), for pictures drawn alike.
+    """
+    return _NORMAL * math.sqrt(sum(p * (1 - p) / n for p, n in (ours, theirs)))
+
+
 def _around(middle: float, error: float, degrees: float) -> Interval:
     half = float(stdtrit(degrees, (1 + LEVEL) / 2)) * error
     return Interval(middle - half, middle + half, degrees)

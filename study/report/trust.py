@@ -9,7 +9,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
-from study.noise import Interval, mean_interval, same_pictures_margin, welch_interval
+from study.noise import (
+    Interval,
+    mean_interval,
+    other_pictures_margin,
+    same_pictures_margin,
+    welch_interval,
+)
 from study.replicates import test_accuracies
 from study.report.text import percent
 from study.results import StudyResults, TrialRow
@@ -20,6 +26,10 @@ BASELINES = {
     "kd": "KD at its best",
 }
 """What a person calls a baseline, by `TrialRow.of`."""
+
+
+_FEWER_ERRORS = 0.5
+"""Share of its test errors that a teacher makes on validation pictures at least, unless it has seen them."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +137,7 @@ def trust_of(results: StudyResults) -> Trust | None:
         finalists=finalists,
         baselines=baselines,
         warnings=(
+            *_leaks(results),
             *_failures(winner, *(one.other for one in (*finalists, *baselines))),
             *_rivals(results, winner, finalists),
             *_no_gains(winner, baselines),
@@ -159,6 +170,22 @@ def _standing(results: StudyResults, row: TrialRow, name: str) -> Standing | Non
     accuracies = test_accuracies(results, row)
     failed = sum(one.state == "failed" for one in results.of("replicate", row.label))
     return Standing(name, row, accuracies, failed) if accuracies else None
+
+
+def _leaks(results: StudyResults) -> Iterator[str]:
+    """A teacher that was trained on the validation pictures: its students inherit what it knows of them."""
+    val_pictures, test_pictures = results.val_pictures, results.test_pictures
+    for teacher in results.of("teacher"):
+        seen, unseen = teacher.value, teacher.test_accuracy
+        if seen is None or unseen is None or not val_pictures or not test_pictures:
+            continue
+        margin = other_pictures_margin((seen, val_pictures), (unseen, test_pictures))
+        if seen - unseen > margin and 1 - seen < _FEWER_ERRORS * (1 - unseen):
+            yield (
+                f"The teacher has {percent(seen)} % on the validation pictures and {percent(unseen)} % on the "
+                "test split: it seems to have been trained on the former. Its students inherit what it knows of "
+                "them, and validation accuracies choose little: give a teacher that was trained without them."
+            )
 
 
 def _failures(*standings: Standing) -> Iterator[str]:

@@ -8,7 +8,7 @@ import random
 import pytest
 from scipy.stats import ttest_ind
 
-from study.noise import mean_interval, same_pictures_margin, welch_interval
+from study.noise import mean_interval, other_pictures_margin, same_pictures_margin, welch_interval
 
 
 def test_the_interval_of_a_mean() -> None:
@@ -76,6 +76,12 @@ def test_the_margin_on_the_same_pictures_by_hand() -> None:
     assert same_pictures_margin(0.9, 0.8, 400) == pytest.approx(1.959964 * 0.026926, abs=1e-6)
     assert same_pictures_margin(0.1, 0.2, 400) == same_pictures_margin(0.9, 0.8, 400)
     assert same_pictures_margin(1.0, 1.0, 400) == 0
+
+
+def test_the_margin_on_other_pictures_by_hand() -> None:
+    """0.9 of 100 and 0.8 of 400: √(0.0009 + 0.0004) = 0.0360555."""
+    assert other_pictures_margin((0.9, 100), (0.8, 400)) == pytest.approx(0.0360555 * 1.959964)
+    assert other_pictures_margin((1.0, 5), (0.0, 5)) == 0
 
 
 def test_no_pair_of_networks_exceeds_the_margin() -> None:

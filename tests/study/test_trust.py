@@ -149,6 +149,25 @@ def test_without_replicates_the_runner_up_is_judged_by_the_pictures_alone() -> N
     assert not told(unknown, "ahead of trial 0")
 
 
+@pytest.mark.parametrize(
+    ("validated", "tested", "is_said"),
+    [
+        (0.9992, 0.784, True),  # as recorded of a teacher that had seen them
+        (0.80, 0.784, False),
+        (0.95, 0.92, False),  # more than noise, and most of its errors are there all the same
+        (0.70, 0.784, False),
+    ],
+)
+def test_a_teacher_that_knows_the_validation_pictures_is_noticed(
+    validated: float, tested: float, is_said: bool
+) -> None:
+    teacher = FOUND[0].model_copy(update={"value": validated, "test_accuracy": tested})
+    rows = [teacher, FOUND[3].model_copy(update={"test_accuracy": 0.9})]
+    found = trust_of(results_of(*rows, val_pictures=5000, test_pictures=10_000))
+    assert found is not None
+    assert told(found, "it seems to have been trained on the former") == is_said
+
+
 def test_a_study_that_was_not_tested_has_no_answer() -> None:
     assert trust_of(results_of(*FOUND)) is None
     assert trust_of(results_of()) is None
