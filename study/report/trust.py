@@ -231,7 +231,7 @@ def _no_gains(winner: Standing, baselines: Sequence[Comparison]) -> Iterator[str
     for one in baselines:
         lead = f"The lead of {winner.row.label} over {one.other.in_words}, {one.text} points,"
         if one.interval is None:
-            yield f"{lead} may be luck: {_why_no_interval(winner, one.other)}."
+            yield f"{lead} says little: {_why_no_interval(winner, one.other)}."
         elif one.interval.holds_zero:
             yield f"{lead} is within noise."
         elif one.difference < 0:

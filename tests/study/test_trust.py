@@ -105,14 +105,14 @@ def test_of_one_seed_there_is_no_deviation_and_it_is_said() -> None:
     assert (found.winner.sd, found.winner.interval, found.winner.text) == (None, None, "92.00")
     assert all(one.interval is None for one in found.comparisons)
     assert told(found, "cannot be told apart: one seed has no spread to judge by")
-    assert told(found, "may be luck: one seed has no spread to judge by")
+    assert told(found, "says little: one seed has no spread to judge by")
     assert "over one seed" in verdict(results)
     assert "nan" not in printed(results)
 
 
 def test_equal_seeds_show_no_spread() -> None:
     found = trust(winner=(0.92, 0.92), alone=(0.90, 0.90))
-    assert told(found, "may be luck: neither shows any spread over its seeds")
+    assert told(found, "says little: neither shows any spread over its seeds")
 
 
 def test_replicates_that_failed_are_counted_as_missing() -> None:
