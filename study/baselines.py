@@ -1,7 +1,7 @@
 """Baselines at their own best: the search that each of `study.baselines` is given.
 
 A student that was searched for beside one that was not is no comparison. So a baseline may have trials of its
-own: the study's sampler draws those searched paths that the baseline's method reads, and an Optuna study of its
+own: the study's sampler draws those searched paths that the baseline's trials read, and an Optuna study of its
 own, `<study>.<name>`, remembers them.
 """
 
@@ -23,7 +23,8 @@ def baseline_search(config: StudyConfig, name: BaselineName) -> StudyConfig:
     """The study of one baseline: its ranges, and its base values.
 
     Of `distill` it has what its method reads; `kd` always searches α. Where `none` searches no path, it has the
-    base values with `study.baseline` over them. ConfigError names the keys of `study.baseline` that are wrong.
+    base values with `study.baseline` over them. Only of a config whose search is valid; ConfigError names the keys
+    of `study.baseline` that are wrong.
     """
     keys = {_SECTION + key for key in METHODS[name].reads}
     search = {
@@ -41,7 +42,11 @@ def baseline_search(config: StudyConfig, name: BaselineName) -> StudyConfig:
     changed = {
         "name": f"{config.study.name}.{name}",
         "trials": config.study.baselines.get(name, 1),
+        "first_trials": (),
+        "warm_start": (),
     }
     section = config.study.model_copy(update=changed)
     sections = {field: getattr(trial, field) for field in TrialConfig.model_fields}
-    return config.model_copy(update={**sections, "study": section, "search": search})
+    whole = config.model_copy(update={**sections, "study": section, "search": search})
+    read = {path: values for path, values in search.items() if path not in whole.space.unread}
+    return whole.model_copy(update={"search": read})

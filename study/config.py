@@ -137,6 +137,8 @@ def without_search(config: StudyConfig) -> StudyConfig:
         "name": f"{config.study.name}-train",
         "trials": 1,
         "epoch_budget": None,
+        "first_trials": (),
+        "warm_start": (),
         "baselines": {},
         "replicates": None,
     }
@@ -144,7 +146,8 @@ def without_search(config: StudyConfig) -> StudyConfig:
     single = config.model_copy(update={"study": section, "search": {}})
     found = cross_problems(single)
     if found:
-        raise ConfigError([*_without_base(single, config.usual_sample, found), *found])
+        sample = {path: values.candidates[0] for path, values in config.ranges.items()}
+        raise ConfigError([*_without_base(single, sample, found), *found])
     return single
 
 

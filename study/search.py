@@ -20,19 +20,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 import optuna
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from study.baselines import baseline_search
-from study.config import StudyConfig, StudySection
+from study.config import StudyConfig
+from study.drawing import sampler_of
 from study.jobs import Job
 from study.optuna_storage import AwayError, OptunaError, open_storage
 from study.results import State
 from study.schema import BaselineName
-from study.space import Space
+from study.warm_start import keep_known_trials, known_trials
 from trainable.records import EPOCH, EPOCHS, VALUE
 
 
@@ -63,10 +64,13 @@ _LOG = logging.getLogger(__name__)
 def open_study(config: StudyConfig, say: Callable[[str], None] = _LOG.warning) -> optuna.Study:
     """The Optuna study, made if there is none: in the config's storage, or a journal in the study's folder.
 
-    `say` is told when the storage goes away, and when it is back.
+    It keeps the trials of other studies that the config names, since it is made. `say` is told of them, and when
+    the storage goes away and is back.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    return _opened(config.study.name, open_storage(config, say))
+    study = _opened(config.study.name, open_storage(config, say))
+    keep_known_trials(study, config, say)
+    return study
 
 
 def open_baselines(config: StudyConfig, study: optuna.Study) -> Beside:
@@ -106,6 +110,22 @@ def prune(study: optuna.Study, job: Job) -> None:
     study.tell(job.number, state=TrialState.PRUNED, skip_if_finished=True)
 
 
+class _Search:
+    """One Optuna study, and what is drawn for it."""
+
+    def __init__(self, study: optuna.Study, config: StudyConfig) -> None:
+        self.study, self.space, self._config = study, config.space, config
+        self._known: list[FrozenTrial] | None = None
+        """Trials of other studies; None before they are read."""
+
+    def sampler_of(self, number: int) -> BaseSampler:
+        """A fresh sampler for each trial."""
+        if self._known is None:
+            self._known = known_trials(self.study, self._config)
+        conditional = bool(self.space.conditions)
+        return sampler_of(self._config, number, self._known, conditional=conditional)
+
+
 class StudySearch(OptunaSearch):
     """Ray's searcher over one Optuna study, which takes the steps of a study one after the other."""
 
@@ -117,14 +137,14 @@ class StudySearch(OptunaSearch):
         beside: Beside = NO_BASELINES,
     ) -> None:
         """None is the study of `steps` without a trial."""
-        self._section, self._steps = config.study, steps
-        self._searches: dict[str, tuple[optuna.Study, Space]] = {
-            name: (baseline, Space(baseline_search(config, name).search))
+        self._steps = steps
+        self._searches: dict[str, _Search] = {
+            name: _Search(baseline, baseline_search(config, name))
             for name, baseline in beside.items()
         }
         """By `Job.of`: the study's own has no name."""
         if study is not None:
-            self._searches[""] = study, Space(config.search)
+            self._searches[""] = _Search(study, config)
         self._step: Step | str | None = None
         self._trials: dict[str, Trial] = {}
         self._untold: deque[Callable[[], None]] = deque()
@@ -205,9 +225,9 @@ class StudySearch(OptunaSearch):
 
     def _draw(self, trial_id: str, of: str) -> Job:
         """A trial: an unfinished one if there is any, else a new one."""
-        study, suggest_all = self._searches[of]
-        trial = self._next(study)
-        suggest_all(trial)
+        search = self._searches[of]
+        trial = self._next(search)
+        search.space(trial)
         self._trials[trial_id] = trial
         return Job("baseline" if of else "trial", trial.number, dict(trial.params), of=of)
 
@@ -243,8 +263,8 @@ class StudySearch(OptunaSearch):
     def _failed_of(self, job: Job) -> Trial | None:
         if not job.is_searched:
             return None
-        study, _ = self._searches[job.of]
-        return self._failed.pop((study.study_name, job.number), None)
+        name = self._searches[job.of].study.study_name
+        return self._failed.pop((name, job.number), None)
 
     def _tell_what_waits(self) -> None:
         """Tune would take an error here as the trial's own; it is told when the next step is asked for."""
@@ -269,16 +289,17 @@ class StudySearch(OptunaSearch):
             best = max(self._curve(trial).values())
             trial.study.tell(trial, best, skip_if_finished=True)
 
-    def _next(self, study: optuna.Study) -> Trial:
+    def _next(self, search: _Search) -> Trial:
         """One that nobody has, left by a driver that died or by a call whose answer was lost; else a new one."""
+        study = search.study
         known = _trials(study)
         held = {*self._failed, *map(_key, self._trials.values())}
         for trial in known:
             is_held = (study.study_name, trial.number) in held
             if trial.state == TrialState.RUNNING and not is_held:
-                study.sampler = _sampler(self._section, trial.number)
+                study.sampler = search.sampler_of(trial.number)
                 return _taken_up(study, trial)
-        study.sampler = _sampler(self._section, len(known))
+        study.sampler = search.sampler_of(len(known))
         return study.ask()
 
     def _report(self, trial: Trial, result: dict[str, Any]) -> None:
@@ -289,14 +310,6 @@ class StudySearch(OptunaSearch):
     def _curve(self, trial: Trial) -> dict[int, float]:
         """Value by epoch, also of the epochs before this driver."""
         return _trials(trial.study)[trial.number].intermediate_values
-
-
-def _sampler(section: StudySection, number: int) -> BaseSampler:
-    """A fresh sampler for each trial: what it draws depends on the seed, the number and the history alone."""
-    seed = (section.seed * 1_000_003 + number) % 2**32
-    if section.sampler == "random":
-        return RandomSampler(seed=seed)
-    return TPESampler(seed=seed)
 
 
 def _key(trial: Trial) -> tuple[str, int]:

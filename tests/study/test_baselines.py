@@ -12,7 +12,7 @@ from trainable.errors import ConfigError
 
 EVENLY = {"uniform": [0, 1]}
 SEARCH: dict[str, Any] = {
-    "distill.decomposition": {"choice": ["3/1", "5/2"]},
+    "distill.decomposition": {"choice": ["1/0", "2/1"]},
     "distill.lam": {"loguniform": [0.1, 10]},
     "optim.lr": {"loguniform": [1e-3, 1]},
     "data.batch_size": {"choice": [32, 64]},
@@ -26,7 +26,7 @@ def build(**changes: Any) -> StudyConfig:
         "data": {"source": "digits"},
         "teacher": {"model": "mini_resnet_18_4", "train": {"epochs": 1}},
         "student": {"model": "mini_resnet_10_4"},
-        "distill": {"method": "stablekd", "temperature": 3.0, "decomposition": "5/2", "lam": 1.0},
+        "distill": {"method": "stablekd", "temperature": 3.0, "decomposition": "2/1", "lam": 1.0},
         "search": SEARCH,
     }
     return parse_config(tree | changes)
@@ -38,6 +38,15 @@ def test_none_searches_all_but_what_the_teacher_has_a_part_in() -> None:
     assert (found.study.name, found.study.trials) == ("s.none", 4)
     trial = found.trial({"optim.lr": 0.3, "data.batch_size": 32})
     assert (trial.distill.method, trial.optim.lr, trial.optim.momentum) == ("none", 0.3, 0.5)
+
+
+def test_what_no_trial_of_a_baseline_reads_is_not_searched() -> None:
+    """Peaks that fall from stage to stage are StableKD's alone."""
+    search = SEARCH | {"optim.peak_decay": {"uniform": [0.2, 0.8]}}
+    config = build(search=search)
+    assert "optim.peak_decay" in config.search
+    for name in ("none", "kd"):
+        assert "optim.peak_decay" not in baseline_search(config, name).search
 
 
 def test_a_path_that_is_searched_has_no_base_value() -> None:
@@ -81,7 +90,7 @@ def test_a_single_trial_has_nothing_to_be_compared_with() -> None:
         ({"search": {}}, "study.baselines.none: needs a search of the study"),
         (
             {"search": {"distill.lam": EVENLY}},
-            "study.baselines.none: has nothing to search: its method reads none of the searched paths",
+            "study.baselines.none: has nothing to search: its trials read none of the searched paths",
         ),
         (
             {"teacher": None, "distill": {"method": "none"}, "search": {"optim.lr": EVENLY}},
