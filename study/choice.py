@@ -1,0 +1,75 @@
+"""The student that a finished study hands out: its winner, or another trial whose weights are kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from study.config import StudyConfig
+from study.folder import kept_config
+from study.jobs import Job
+from study.leftovers import KEPT_TRIALS
+from study.results import StudyResults, TrialRow, find_results
+from trainable import tasks
+from trainable.config import TrialConfig
+from trainable.errors import InputError, input_error
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A trial of a study, and what it has kept."""
+
+    config: StudyConfig
+    results: StudyResults
+    row: TrialRow
+
+    @property
+    def trial(self) -> TrialConfig:
+        """Everything that the trial depended on."""
+        return Job.of(self.row, self.config).config(self.config)
+
+    @property
+    def weights(self) -> Path:
+        """Of its best student."""
+        return tasks.best_weights(Path(self.row.directory))
+
+
+def choose(root: Path, name: str, trial: int | None = None) -> Choice:
+    """The winner of the study `name` under `root`, or this trial; InputError if it cannot be had."""
+    results = find_results(root, name)
+    row = _winner(results) if trial is None else _trial(results, trial)
+    choice = Choice(kept_config(root, name), results, row)
+    if not choice.weights.is_file():
+        if trial is None:
+            rule, remedy = "must hold the winner's weights", "restore that file"
+            raise input_error(InputError, str(choice.weights), rule, remedy)
+        kept = [row.number for row in results.best_trials[:KEPT_TRIALS]]
+        rule = f"must be one whose weights are kept, as those of the best {KEPT_TRIALS} are"
+        raise input_error(InputError, "--trial", rule, f"choose from {_numbers(kept)}", trial)
+    return choice
+
+
+def _winner(results: StudyResults) -> TrialRow:
+    if not results.finished:
+        rule = "must have finished, before its winner is known"
+        remedy = f"`kd-study resume {results.name}` goes on; `kd-study export` takes a trial of it with --trial"
+        raise input_error(InputError, results.name, rule, remedy)
+    if results.winner is None:
+        rule = "must have a trial that is complete"
+        remedy = f"`kd-study report {results.name}` says what became of them"
+        raise input_error(InputError, results.name, rule, remedy)
+    return results.winner
+
+
+def _trial(results: StudyResults, number: int) -> TrialRow:
+    row = results.row("trial", number)
+    if row is None or row.state != "complete":
+        complete = sorted(row.number for row in results.best_trials)
+        remedy = f"choose from {_numbers(complete)}" if complete else "none is yet"
+        got = f"{number}, which is {'none' if row is None else row.state}"
+        raise input_error(InputError, "--trial", f"must be a complete trial, got {got}", remedy)
+    return row
+
+
+def _numbers(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers))
