@@ -87,11 +87,11 @@ def _measured(choice: Choice, facts: tasks.Exported) -> Iterator[str]:
 def _unsaid(choice: Choice, facts: tasks.Exported) -> Iterator[str]:
     if choice.row.value is not None:
         yield (
-            "The validation accuracy was chosen as the best of many epochs and trials, so it is too high for new "
-            "pictures: only the test accuracy was not chosen by."
+            "The validation accuracy is the best of several epochs and trials, picked by that very number: on new "
+            "pictures expect less. The test split had no part in any choice."
         )
     if not _replicates(choice):
-        yield "It is of one seed: another would give other numbers, and small differences can be within noise."
+        yield "All are of one seed each: another gives other numbers, and small differences can be within noise."
     yield (
         "Validation and test pictures come from the same source as those of training: how it does on others, how "
         "well its probabilities are calibrated and how fast it runs were not measured."

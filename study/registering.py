@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -55,17 +56,19 @@ def _write_model(done: Export, folder: Path) -> None:
     from mlflow.types import Schema, TensorSpec
 
     facts, shown = done.facts, done.facts.preprocessing
-    pictures = TensorSpec(np.dtype(np.uint8), (-1, shown.channels, *shown.size), "images")
-    logits = TensorSpec(np.dtype(np.float32), (-1, len(facts.classes)), "logits")
+    pictures = TensorSpec(np.dtype(np.uint8), (-1, shown.channels, *shown.size))
+    logits = TensorSpec(np.dtype(np.float32), (-1, len(facts.classes)))
     torch_version = facts.versions["torch"].partition("+")[0]
-    pyfunc.save_model(
-        path=str(folder),
-        python_model=str(Path(__file__).with_name("served.py")),
-        artifacts={"program": str(done.program)},
-        signature=ModelSignature(Schema([pictures]), Schema([logits])),
-        pip_requirements=[f"torch>={torch_version}", "numpy"],
-        metadata={"classes": list(facts.classes)},
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # an example of its input would be a picture
+        pyfunc.save_model(
+            path=str(folder),
+            python_model=str(Path(__file__).with_name("served.py")),
+            artifacts={"program": str(done.program)},
+            signature=ModelSignature(Schema([pictures]), Schema([logits])),
+            pip_requirements=[f"torch>={torch_version}", "numpy"],
+            metadata={"classes": list(facts.classes)},
+        )
 
 
 def _tags(done: Export, config: StudyConfig) -> dict[str, str]:
