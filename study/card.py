@@ -14,6 +14,7 @@ from study.yaml import dump_yaml
 from trainable import tasks
 
 _SHOWN_CLASSES = 100
+_SPLITS = {"train": "training", "val": "validation", "test": "test"}
 _SECTIONS = ("data", "teacher", "student", "distill", "optim", "train")
 
 
@@ -129,7 +130,7 @@ def _settings(choice: Choice) -> dict[str, Any]:
 
 
 def _data(choice: Choice, facts: tasks.Exported) -> Iterator[str]:
-    counts = [(split, f"{count:,}") for split, count in facts.splits.items() if count]
+    counts = [(_SPLITS[split], f"{count:,}") for split, count in facts.splits.items() if count]
     yield _table(("split", "pictures"), counts)
     shown = facts.preprocessing
     resized = "taken as they are"
@@ -160,9 +161,6 @@ def _files(facts: tasks.Exported, sizes: Mapping[str, int]) -> Iterator[str]:
         f"{_SPLITS[facts.compared_split]} split, where its logits reach {facts.largest_logit:.3g}; more than "
         f"{tasks.AGREEMENT:g} of that is refused."
     )
-
-
-_SPLITS = {"val": "validation", "train": "training"}
 
 
 def _folded(facts: tasks.Exported) -> str:

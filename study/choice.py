@@ -43,7 +43,7 @@ def choose(root: Path, name: str, trial: int | None = None) -> Choice:
         if trial is None:
             rule, remedy = "must hold the winner's weights", "restore that file"
             raise input_error(InputError, str(choice.weights), rule, remedy)
-        kept = [row.number for row in results.best_trials[:KEPT_TRIALS]]
+        kept = [r.number for r in results.best_trials[:KEPT_TRIALS] if r.number != trial]
         rule = f"must be one whose weights are kept, as those of the best {KEPT_TRIALS} are"
         raise input_error(InputError, "--trial", rule, f"choose from {_numbers(kept)}", trial)
     return choice

@@ -71,8 +71,9 @@ def export(
             if register:
                 from study.registering import register as register_export
 
-                place = register_export(done, model_name or name)
-                _say(f"Registered  {place}")
+                registered = model_name or name
+                _say(f"Registered  {register_export(done, registered)}")
+                _say(f'Load it     mlflow.pyfunc.load_model("models:/{registered}@winner")')
         except (ExportError, StorageError) as error:
             print(error, file=sys.stderr)
             raise typer.Exit(NO_USABLE_TRIAL) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import logging
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -75,6 +76,14 @@ def traced(student: OfPixels, recipe: Recipe) -> ExportedProgram:
     example = torch.zeros(2, shown.channels, *shown.size, dtype=torch.uint8)
     with refused("program", "leave program and onnx out of --formats"), torch.no_grad():
         return torch.export.export(student, (example,), dynamic_shapes=_ANY_BATCH)
+
+
+def write_program(program: ExportedProgram, path: Path) -> None:
+    """As `torch.export.load` reads it."""
+    # Not to the file itself: where that cannot be written to its end, torch ends the whole process.
+    content = io.BytesIO()
+    torch.export.save(program, content)
+    path.write_bytes(content.getbuffer())
 
 
 def write_onnx(program: ExportedProgram, path: Path) -> None:

@@ -27,6 +27,7 @@ from trainable.export.program import (
     run_of,
     traced,
     write_onnx,
+    write_program,
 )
 from trainable.export.recipe import NetworkRecipe, Preprocessing, Recipe, rebuilt
 from trainable.export.trained import Trained, load_trained
@@ -174,7 +175,7 @@ def _write(trained: Trained, recipe: Recipe, folder: Path, formats: Sequence[For
     if {"program", "onnx"} & set(formats):
         program = traced(pixels, recipe)
         if "program" in formats:
-            torch.export.save(program, folder / FILES["program"])
+            write_program(program, folder / FILES["program"])
         if "onnx" in formats:
             write_onnx(program, folder / FILES["onnx"])
     return pixels
