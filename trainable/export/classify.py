@@ -44,7 +44,7 @@ def classify(
         except DataError as error:
             yield Answer(file, (), error.problems)
             continue
-        (shares,) = trained.logits(torch.from_numpy(picture).unsqueeze(0)).softmax(1)
+        (shares,) = trained.logits(torch.tensor(picture).unsqueeze(0)).softmax(1)
         best = shares.topk(min(top, len(classes)))
         named = zip(best.indices.tolist(), best.values.tolist(), strict=True)
         yield Answer(file, tuple((classes[index], share) for index, share in named))
