@@ -65,9 +65,11 @@ def _trial(results: StudyResults, number: int) -> TrialRow:
     row = results.row("trial", number)
     if row is None or row.state != "complete":
         complete = sorted(row.number for row in results.best_trials)
-        remedy = f"choose from {_numbers(complete)}" if complete else "none is yet"
-        got = f"{number}, which is {'none' if row is None else row.state}"
-        raise input_error(InputError, "--trial", f"must be a complete trial, got {got}", remedy)
+        remedy = f"choose from {_numbers(complete)}" if complete else "there is none yet"
+        rule = (
+            "must be a complete trial" if row is None else f"must be complete, and is {row.state}"
+        )
+        raise input_error(InputError, "--trial", rule, remedy, number)
     return row
 
 

@@ -138,11 +138,15 @@ def test_no_complete_trial(study: MadeUp) -> None:
     for number in range(3):
         study.put(number, state="pruned")
     assert refused(study).startswith("made-up: must have a trial that is complete; ")
-    assert refused(study, "--trial", 1).endswith("got 1, which is pruned; none is yet")
+    assert refused(study, "--trial", 1).endswith(
+        ": must be complete, and is pruned, got 1; there is none yet"
+    )
 
 
 def test_trials_that_cannot_be_had(study: MadeUp) -> None:
-    assert refused(study, "--trial", 7).endswith("got 7, which is none; choose from 0, 1, 2")
+    assert refused(study, "--trial", 7).endswith(
+        "must be a complete trial, got 7; choose from 0, 1, 2"
+    )
     assert refused(study, "--trial", 2) == (
         "--trial: must be one whose weights are kept, as those of the best 3 are, got 2; choose from 1, 0"
     )
