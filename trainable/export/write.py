@@ -21,7 +21,6 @@ from trainable.export.program import (
     RECIPE,
     Format,
     OfPixels,
-    Run,
     check_packages,
     refused,
     run_of,
@@ -89,16 +88,12 @@ def export_student(
     recipe = _recipe(config, trained, folded, formats)
     student = _write(trained, recipe, folder, formats)
     differences: dict[Format, float] = {
-        form: _compared(form, run_of(form, folder), batches, expected) for form in formats
+        form: _compared(form, folder, batches, expected) for form in formats
     }
     return Exported(
         classes=recipe.classes,
         preprocessing=recipe.preprocessing,
-        splits={
-            "train": len(trained.data.train),
-            "val": 0 if trained.data.val is None else len(trained.data.val),
-            "test": len(open_test(config.data)),
-        },
+        splits=_splits(config, trained),
         differences=differences,
         largest_logit=float(expected[0].abs().max()),
         compared=len(images),
@@ -109,6 +104,15 @@ def export_student(
         folded=len(folded),
         versions=recipe.versions,
     )
+
+
+def _splits(config: TrialConfig, trained: Trained) -> dict[str, int]:
+    val = trained.data.val
+    return {
+        "train": len(trained.data.train),
+        "val": 0 if val is None else len(val),
+        "test": len(open_test(config.data)),
+    }
 
 
 def _some_pictures(trained: Trained) -> tuple[Tensor, Literal["val", "train"]]:
@@ -183,10 +187,11 @@ def _write(trained: Trained, recipe: Recipe, folder: Path, formats: Sequence[For
 
 @torch.no_grad()
 def _compared(
-    form: Format, run: Run, batches: Sequence[Tensor], expected: Sequence[Tensor]
+    form: Format, folder: Path, batches: Sequence[Tensor], expected: Sequence[Tensor]
 ) -> float:
     """The largest absolute difference of logits; ExportError if it is too large."""
     with refused(form, f"leave {form} out of --formats"):
+        run = run_of(form, folder)
         given = [run(images) for images in batches]
     pairs = zip(given, expected, strict=True)
     found = torch.cat([(mine - logits).abs() for mine, logits in pairs]).max().item()
