@@ -13,7 +13,7 @@ NOT_FAST := slow or chaos or browser or service or gpu
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help study test test-all golden recorded-runs screenshots bench bench-check check format clean
+.PHONY: help study test test-all golden recorded-runs screenshots bench bench-check tables check format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ screenshots: $(VENV)/.dev ## Take the pictures of docs/reading_a_study.md anew (
 
 bench: $(VENV)/.dev ## Run the benchmarks of speed in a few minutes and print one table
 	$(BIN)/python benchmarks/bench.py
+
+tables: $(VENV)/.dev ## List the StableKD paper's tables: each cell's figure there and here, or that it was not run
+	$(BIN)/python benchmarks/stablekd_tables.py --list
 
 bench-check: $(VENV)/.dev ## See in a quarter of a minute, on a CPU, that a step is no slower
 	$(BIN)/python benchmarks/check.py

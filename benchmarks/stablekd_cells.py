@@ -1,7 +1,8 @@
 """The figures of the StableKD paper's tables, and what each is trained by.
 
-A cell is a row and a column of a table: a config of configs/ and what differs from it. Figures 4 and 5 are curves,
-whose points have no number in the paper.
+A cell is a row and a column of a table: a config of configs/ and what differs from it. Figures 3, 4 and 5 are curves,
+whose points have no number in the paper. Those of figure 3 are epochs of one training: its cells hold a tenth of the
+training pictures out, on which each epoch is validated, and want a teacher that has not seen these.
 """
 
 from __future__ import annotations
@@ -154,6 +155,18 @@ def table_6() -> Iterator[Cell]:
                 yield replace(cell, settings={**cell.settings, **own})
 
 
+def figure_3() -> Iterator[Cell]:
+    """How accuracy rises, without recomposition; 1/0 is KD with λ for its weight."""
+    for k in (1, 3, 5):
+        settings: Settings = {
+            "distill.decomposition": f"{k}/0",
+            "optim.schedule": "onecycle",
+            "optim.lr": 0.05,
+            "data.val_fraction": 0.1,
+        }
+        yield Cell("figure 3", f"StableKD-{k}/0", 60, None, _STABLEKD, settings)
+
+
 def figure_4() -> Iterator[Cell]:
     """ResNet34 → ResNet18 over epochs; KD and StableKD-5/2 on CIFAR-100 are in table 5."""
     for epochs in _EPOCHS:
@@ -197,6 +210,7 @@ CELLS = (
     *table_4(),
     *table_5(),
     *table_6(),
+    *figure_3(),
     *figure_4(),
     *figure_5(),
 )

@@ -1,6 +1,6 @@
 """The tables of the StableKD paper, cell by cell, each trained by `kd-study train`.
 
-    python benchmarks/stablekd_tables.py --list
+    python benchmarks/stablekd_tables.py --list          what each cell is in the paper and here, and what is missing
     python benchmarks/stablekd_tables.py --table 5 --epochs 20 --data /path/to/cifar100 --parallel 4
     python benchmarks/stablekd_tables.py --table 5 --epochs 20 --data … --teacher r34.safetensors
     python benchmarks/stablekd_tables.py --table 1 --student swin_t --data /path/to/imagenet --teacher swin_s.pth
@@ -34,9 +34,11 @@ from typing import Any
 import ray
 from environment import environment
 from stablekd_cells import CELLS, Cell
+from stablekd_listing import kept_records, listing
 
 from study.cluster import connected
-from study.results import StudyResults, find_results
+from study.curves import read_curve
+from study.results import StudyResults, TrialRow, find_results
 
 RESULTS = Path(__file__).parent / "results"
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -90,14 +92,23 @@ def train(cell: Cell, seed: int, options: argparse.Namespace) -> StudyResults:
 
 
 def run_of(results: StudyResults) -> dict[str, Any]:
-    """The figures of one training."""
+    """The figures of one training; its curves where it was validated."""
     (row,) = results.of("trial")
     teachers = [teacher.test_accuracy for teacher in results.of("teacher")]
     return {
         "test_accuracy": row.test_accuracy,
         "seconds": row.seconds,
         "teacher_test_accuracy": teachers[0] if teachers else None,
+        **({} if row.value is None else {"curves": curves_of(row)}),
     }
+
+
+def curves_of(row: TrialRow) -> dict[str, list[float]]:
+    """Validation accuracy and the parameters' path length by block, an epoch each."""
+    epochs = read_curve(Path(row.directory))
+    names = [name for name in epochs[0].metrics if name.startswith("update/distance")]
+    wanted = ("val/accuracy", *names)
+    return {name: [epoch.metrics[name] for epoch in epochs] for name in wanted}
 
 
 def share_of(gpus: int, parallel: int) -> float | None:
@@ -172,8 +183,7 @@ def main() -> None:
     options = command.parse_args()
     cells = chosen(options)
     if options.list:
-        for cell in cells:
-            print(f"{cell.name:<36} {cell.pair[0]:<9} {cell.scheme:<12} paper {cell.paper or '—'}")
+        print("\n".join(listing(cells, kept_records(RESULTS))))
         return
     pairs = sorted({cell.pair for cell in cells})
     if len(pairs) != 1:

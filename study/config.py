@@ -133,11 +133,18 @@ def without_search(config: StudyConfig) -> StudyConfig:
 
     ConfigError names the searched paths that have no base value and no default.
     """
-    section = config.study.model_copy(update={"name": f"{config.study.name}-train", "trials": 1})
+    alone = {
+        "name": f"{config.study.name}-train",
+        "trials": 1,
+        "first_trials": (),
+        "warm_start": (),
+    }
+    section = config.study.model_copy(update=alone)
     single = config.model_copy(update={"study": section, "search": {}})
     found = cross_problems(single)
     if found:
-        raise ConfigError([*_without_base(single, config.usual_sample, found), *found])
+        sample = {path: values.candidates[0] for path, values in config.ranges.items()}
+        raise ConfigError([*_without_base(single, sample, found), *found])
     return single
 
 

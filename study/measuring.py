@@ -67,9 +67,9 @@ def trials_per_gpu(footprint: Footprint, *, mps: bool, most: int) -> int:
 
 def hungriest(plan: StudyPlan) -> TrialConfig:
     """The trial that is measured: of each searched key the value that takes most memory, of others the first."""
-    config = plan.config
+    config, space = plan.config, plan.config.space
     candidates, _ = valid_candidates(config)
-    usual = {path: values[0] for path, values in candidates.items()}
+    usual = space.usual
 
     def flops(model: Value) -> float:
         return tasks.describe_student(
@@ -78,7 +78,7 @@ def hungriest(plan: StudyPlan) -> TrialConfig:
 
     hunger = {**_HUNGER, "student.model": flops}
     sample = {p: max(v, key=hunger[p]) if p in hunger else v[0] for p, v in candidates.items()}
-    return config.trial(sample)
+    return config.trial(space.drawn(sample))
 
 
 def mps_is_on() -> bool:

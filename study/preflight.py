@@ -14,9 +14,12 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
 from study.cluster import Capacity, concurrency, with_resources
 from study.config import Draft, StudyConfig
+from study.draws import in_search
 from study.fetching import check_bucket
 from study.results import Value
-from study.rules import cross_problems, in_baseline, in_search, samples_over, valid_candidates
+from study.rules import cross_problems, in_baseline, valid_candidates
+from study.space import Space
+from study.warm_start import warm_start_problems
 from trainable import plan, rules, tasks
 from trainable.config import TrialConfig
 from trainable.errors import ConfigError, DataError, InputError, Problem, input_error
@@ -63,6 +66,8 @@ def preflight_draft(draft: Draft, capacity: Capacity) -> StudyPlan:
     config = with_resources(draft.config, capacity)
     checks = _Checks(draft)
     checks.of(("storage",), lambda: _check_storage(config))
+    if not draft.unknown and not draft.problems:
+        checks.add(warm_start_problems(config))
     slots = checks.of(
         ("study", "resources", "train.workers", "train.launcher"),
         lambda: concurrency(config, capacity),
@@ -84,10 +89,9 @@ def preflight_draft(draft: Draft, capacity: Capacity) -> StudyPlan:
 def stages_by_decomposition(plan_: StudyPlan) -> dict[str, tuple[plan.Stage, ...]]:
     """The stages of each decomposition that a trial may have (or of the method, where it has none)."""
     config, blocks = plan_.config, len(plan_.student.blocks)
-    searched = {p: config.search[p].candidates for p in _SHAPING if p in config.search}
     result: dict[str, tuple[plan.Stage, ...]] = {}
-    for sample in samples_over(searched):
-        trial = config.trial(config.usual_sample | sample)
+    for sample in config.space.draws(_SHAPING):
+        trial = config.trial(sample)
         has_stages = trial.distill.method == "stablekd"
         name = trial.distill.decomposition if has_stages else None
         result[name or trial.distill.method] = plan.stages(trial, blocks)
@@ -252,13 +256,13 @@ def _key_of_student(trial: TrialConfig) -> str:
 def _kinds_of_trial(config: StudyConfig) -> Iterator[_Kind]:
     """One trial for each student and method that there can be, the usual one first, the baseline's last."""
     candidates, _ = valid_candidates(config)
-    usual = {path: values[0] for path, values in candidates.items()}
     is_cached = config.teacher is not None and config.teacher.cache
     building = (*_BUILDING, *(_ANSWERING if is_cached else ()))
-    samples = list(samples_over({p: v for p, v in candidates.items() if p in building}))
+    samples = list(Space(config, config.ranges, candidates).draws(building))
     for sample in samples:
-        placed = partial(in_search, sample=sample, always=len(samples) == 1)
-        yield _Kind(config.trial(usual | sample), placed)
+        shown = {path: value for path, value in sample.items() if path in building}
+        placed = partial(in_search, sample=shown, always=len(samples) == 1)
+        yield _Kind(config.trial(sample), placed)
     if config.search:
         try:
             baseline = config.baseline()

@@ -27,6 +27,11 @@ _FORMS = {
     "distill.decomposition": ("must be written k/n", "write e.g. 5/2"),
     "resources.gpus_per_worker": ("must be a number or auto", "write e.g. 1, 0.25 or auto"),
 }
+_MAPPED = {
+    "study.baseline": "write e.g. baseline: {optim.lr: 0.1}",
+    "study.first_trials": "write e.g. first_trials: [{optim.lr: 0.1}]",
+}
+"""What to write where values by dotted path are meant."""
 _OF_ANOTHER_FORM = ("string_type", "string_pattern_mismatch", "literal_error", "float_type")
 _SHOWN = 80
 
@@ -147,7 +152,7 @@ def _words(details: ErrorDetails, path: str, *, is_union: bool) -> Words:
     if kind == "broken_rule":
         return Words(context["rule"], context["remedy"])
     if is_union:
-        hint = "write e.g. baseline: {optim.lr: 0.1}" if "baseline" in path else "give one value"
+        hint = next((words for key, words in _MAPPED.items() if key in path), "give one value")
         return Words("must be a number, text, true or false", hint)
     if path in _FORMS and kind in _OF_ANOTHER_FORM:
         return Words(*_FORMS[path])

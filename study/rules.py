@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
-from typing import TypeAlias
 
+from study.draws import BlocksOf, Draws
 from study.problems import all_paths, keys_of, near_key
 from study.results import Value
 from study.schema import StudyConfig
-from study.space import Sample
+from study.space import SearchRange, Space
 from trainable import rules
 from trainable.config import TrialConfig
 from trainable.errors import ConfigError, Problem
-
-BlocksOf: TypeAlias = Callable[[TrialConfig], int | None]
-"""Into how many blocks the student of a trial is cut; None where that is not known yet."""
 
 _SHARED = ("data.", "teacher.", "resources.", "train.workers", "train.launcher")
 _NOT_SHARED = ("data.batch_size", "data.augment.")
@@ -46,30 +42,17 @@ def cross_problems(
     for path in config.search.keys() - candidates.keys():
         unknown = {*unknown, path, near_key(path.split("."), TrialConfig) or path}
     found += _selection_problems(config, unknown)
+    draws = Draws(config, Space(config, config.ranges, candidates), blocks_of)
+    found += draws.unread(unknown)
+    found += draws.wrong_first_trials(unknown)
+    needed = draws.without_base(unknown)
+    found += needed
     for rule in rules.RULES:
-        if not rule.reads_any(unknown):
-            found += _over_search(rule, config, candidates, blocks_of)
+        if not rule.reads_any([*unknown, *(problem.path for problem in needed)]):
+            found += draws.broken(rule)
     found += _teacher_training_problems(config, unknown)
     found += _baseline_problems(config, blocks_of, unknown)
     return list(dict.fromkeys(found))
-
-
-def samples_over(candidates: Mapping[str, tuple[Value, ...]]) -> Iterator[Sample]:
-    """Every combination of these values."""
-    for values in itertools.product(*candidates.values()):
-        yield dict(zip(candidates, values, strict=True))
-
-
-def in_search(problem: Problem, sample: Sample, *, always: bool) -> Problem:
-    """A problem of one sample, or of all, with the part that the search has in it."""
-    others = {path: value for path, value in sample.items() if path != problem.path}
-    note = ""
-    if others and not always:
-        note = f" (where search gives {', '.join(f'{p}: {v}' for p, v in others.items())})"
-    elif others and problem.path not in sample:
-        note = f" ({', '.join(others)} from search)"
-    path = f"search.{problem.path}" if problem.path in sample else problem.path
-    return replace(problem, path=path, rule=problem.rule + note)
 
 
 def in_baseline(problem: Problem, values: Mapping[str, Value]) -> Problem:
@@ -83,8 +66,9 @@ def valid_candidates(config: StudyConfig) -> tuple[dict[str, tuple[Value, ...]],
     """The values of every searched path that a trial takes, and what is wrong with the others."""
     candidates: dict[str, tuple[Value, ...]] = {}
     found: list[Problem] = []
-    for path, values in config.search.items():
-        if problem := _path_problem(path, "search"):
+    for path, values in config.ranges.items():
+        problem = _path_problem(path, "search") or _kind_problem(path, config.search[path])
+        if problem is not None:
             found.append(problem)
             continue
         for value in values.candidates:
@@ -116,6 +100,14 @@ def _path_problem(path: str, prefix: str) -> Problem | None:
     return None
 
 
+def _kind_problem(path: str, values: SearchRange) -> Problem | None:
+    """A range of k and n is one of decompositions."""
+    if values.k is None or path == "distill.decomposition":
+        return None
+    rule = "k and n are a range of distill.decomposition alone"
+    return Problem(f"search.{path}", rule, "write e.g. {choice: [1, 2]}")
+
+
 def _in_range(problem: Problem, path: str, value: Value) -> Problem:
     """What is wrong with one value of a search range."""
     remedy = "leave it out of the range"
@@ -133,26 +125,6 @@ def _selection_problems(config: StudyConfig, unknown: Collection[str]) -> list[P
         return []
     rule = "must be > 0 for a search, which selects by validation accuracy"
     return [Problem("data.val_fraction", rule, "hold out e.g. 0.1", "0")]
-
-
-def _over_search(
-    rule: rules.Rule,
-    config: StudyConfig,
-    candidates: Mapping[str, tuple[Value, ...]],
-    blocks_of: BlocksOf,
-) -> list[Problem]:
-    """A rule, for every combination of the searched values that it reads."""
-    usual = {path: values[0] for path, values in candidates.items()}
-    samples = list(samples_over({p: v for p, v in candidates.items() if p in rule.reads}))
-    broken: dict[Problem, list[Sample]] = {}
-    for sample in samples:
-        trial = config.trial(usual | sample)
-        for problem in rule.check(trial, blocks_of(trial)):
-            broken.setdefault(problem, []).append(sample)
-    return [
-        in_search(problem, where[0], always=len(where) == len(samples))
-        for problem, where in broken.items()
-    ]
 
 
 def _teacher_training_problems(config: StudyConfig, unknown: Collection[str]) -> list[Problem]:

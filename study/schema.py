@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field
 
 from study.problems import broken_rule, parse_or_refuse
 from study.results import Value
-from study.space import Sample, SearchRange
+from study.space import Sample, SearchRange, Space
 from study.tree import STORAGE, is_uri, with_values
 from trainable.config import (
     BatchNormConfig,
@@ -22,6 +22,7 @@ from trainable.config import (
     TrialConfig,
 )
 from trainable.places import BUCKETS, is_bucket, within, working_folder
+from trainable.rules.reading import without_unused
 
 
 class PrunerConfig(Config):
@@ -50,6 +51,12 @@ class StudySection(Config):
     """Most trials at a time; None runs as many as the cluster has room for."""
     max_failures: Annotated[int, Field(ge=0)] = 0
     """How often a trial that failed is tried again, from its last checkpoint; lost nodes are not counted."""
+    first_trials: tuple[dict[str, Value], ...] = ()
+    """Values by dotted path that the first trials of the search have, one mapping a trial: what is known to be good,
+    or is to be beaten. What a trial is not given it draws."""
+    warm_start: tuple[str, ...] = ()
+    """Finished studies under storage.path whose complete trials the sampler knows from the first draw, as far as they
+    are trials that this search could draw. They are copied when the study begins (docs/search.md)."""
     baseline: dict[str, Value] = Field(default_factory=dict[str, Value])
     """Dotted paths that the student without a teacher trains with, over the base values."""
 
@@ -127,14 +134,35 @@ class StudyConfig(TrialConfig):
         return self.bucket or str(self.folder)
 
     @property
-    def usual_sample(self) -> Sample:
-        """One value for every searched path."""
-        return {path: values.candidates[0] for path, values in self.search.items()}
+    def ranges(self) -> dict[str, SearchRange]:
+        """`search`, with decompositions as the choice of those whose stages fit in the fewest epochs of a trial."""
+        searched = self.search.get("train.epochs")
+        given = (self.train.epochs,) if searched is None else searched.candidates
+        fewest = min((end for end in given if isinstance(end, int)), default=self.train.epochs)
+        return {path: values.within(fewest) for path, values in self.search.items()}
+
+    @property
+    def space(self) -> Space:
+        """The samples that trials can have; only of a config whose search is valid."""
+        return Space(self, self.ranges)
+
+    @property
+    def first_trials(self) -> tuple[Sample, ...]:
+        """`study.first_trials`, with values of the types that are drawn; only of a config that is valid."""
+        ranges = self.ranges
+        return tuple(
+            {path: ranges[path].own(value) for path, value in given.items()}
+            for given in self.study.first_trials
+        )
 
     def trial(self, sample: Mapping[str, Value]) -> TrialConfig:
-        """The config of one trial: the base values with the sampled ones in their places."""
+        """The config of one trial: the base values with the sampled ones in their places.
+
+        A key that it has no use for, where the search decides so, is left out: it has its default.
+        """
         base = self.model_dump(include=set(TrialConfig.model_fields))
-        return parse_or_refuse(TrialConfig, with_values(base, sample))
+        trial = parse_or_refuse(TrialConfig, with_values(base, sample))
+        return without_unused(trial, self.search)
 
     def baseline(self) -> TrialConfig:
         """The student without a teacher: the base values, with `study.baseline` over them."""

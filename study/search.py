@@ -19,16 +19,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import optuna
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from study.config import StudyConfig, StudySection
+from study.config import StudyConfig
+from study.drawing import sampler_of
 from study.jobs import Job
 from study.optuna_storage import AwayError, OptunaError, open_storage
 from study.results import State
-from study.space import Space
+from study.warm_start import keep_known_trials, known_trials
 from trainable.records import EPOCH, EPOCHS, VALUE
 
 Step = Job | Literal["trial", "wait"]
@@ -48,15 +49,18 @@ _LOG = logging.getLogger(__name__)
 def open_study(config: StudyConfig, say: Callable[[str], None] = _LOG.warning) -> optuna.Study:
     """The Optuna study, made if there is none: in the config's storage, or a journal in the study's folder.
 
-    `say` is told when the storage goes away, and when it is back.
+    It keeps the trials of other studies that the config names, since it is made. `say` is told of them, and when
+    the storage goes away and is back.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    return optuna.create_study(
+    study = optuna.create_study(
         storage=open_storage(config, say),
         study_name=config.study.name,
         direction="maximize",
         load_if_exists=True,
     )
+    keep_known_trials(study, config, say)
+    return study
 
 
 def ended_states(study: optuna.Study) -> dict[int, State]:
@@ -89,7 +93,9 @@ class StudySearch(OptunaSearch):
     ) -> None:
         """None is the study of `steps` without a trial."""
         self._study, self._section, self._steps = study, config.study, steps
-        self._suggest_all = Space(config.search)
+        self._suggest_all, self._config = config.space, config
+        self._known: list[FrozenTrial] | None = None
+        """Trials of other studies; None before they are read."""
         self._step: Step | str | None = None
         self._trials: dict[str, Trial] = {}
         self._untold: deque[Callable[[], None]] = deque()
@@ -235,10 +241,17 @@ class StudySearch(OptunaSearch):
         held = {*self._failed, *(trial.number for trial in self._trials.values())}
         for trial in known:
             if trial.state == TrialState.RUNNING and trial.number not in held:
-                study.sampler = _sampler(self._section, trial.number)
+                study.sampler = self._sampler_of(study, trial.number)
                 return _taken_up(study, trial)
-        study.sampler = _sampler(self._section, len(known))
+        study.sampler = self._sampler_of(study, len(known))
         return study.ask()
+
+    def _sampler_of(self, study: optuna.Study, number: int) -> BaseSampler:
+        """A fresh sampler for each trial."""
+        if self._known is None:
+            self._known = known_trials(study, self._config)
+        conditional = bool(self._suggest_all.conditions)
+        return sampler_of(self._config, number, self._known, conditional=conditional)
 
     def _report(self, trial: Trial, result: dict[str, Any]) -> None:
         """An epoch that is reported again, by a trial that goes on, is known."""
@@ -248,14 +261,6 @@ class StudySearch(OptunaSearch):
     def _curve(self, trial: Trial) -> dict[int, float]:
         """Value by epoch, also of the epochs before this driver."""
         return _trials(trial.study)[trial.number].intermediate_values
-
-
-def _sampler(section: StudySection, number: int) -> BaseSampler:
-    """A fresh sampler for each trial: what it draws depends on the seed, the number and the history alone."""
-    seed = (section.seed * 1_000_003 + number) % 2**32
-    if section.sampler == "random":
-        return RandomSampler(seed=seed)
-    return TPESampler(seed=seed)
 
 
 def _taken_up(study: optuna.Study, drawn: FrozenTrial) -> Trial:

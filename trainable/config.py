@@ -150,7 +150,11 @@ class OptimConfig(Config):
 
     name: Literal["sgd", "adamw"] = "sgd"
     lr: PositiveFloat = 0.1
-    """Peak learning rate (of the first stage, where there are several)."""
+    """Peak learning rate (of the first stage, where there are several); with `lr_batch_size` that of such a batch."""
+    lr_batch_size: PositiveInt | None = None
+    """Batch size B₀ that `lr` is meant for: of batches of B pictures the peak is lr·B/B₀ for `sgd` (Goyal et al. 2017,
+    §2.1) and lr·√(B/B₀) for `adamw` (Malladi et al. 2022, whose rule for β₁, β₂ and ε is not applied); None takes `lr`
+    as it is written."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Momentum of SGD; AdamW's β₁."""
     nesterov: bool = True
@@ -253,8 +257,14 @@ class DistillConfig(Config):
     stage_epochs: tuple[PositiveInt, ...] | None = None
     """Epochs of each of the n + 1 stages, `train.epochs` in all; None is the paper's: the same for each, what
     is left over to the last."""
+    stage_split: PositiveFloat | None = None
+    """Epochs of each stage over those of the one before, in place of `stage_epochs`: r > 1 trains the later stages
+    longer. Of e epochs stage i = 0 … n − 1 has 1 + ⌊(e − n − 1)·rⁱ/(1 + r + … + rⁿ)⌋, and the last the rest; None is
+    1, the paper's."""
     feature_weights: dict[str, NonNegativeFloat] | None = None
     """Weight of the feature MSE at each cut, for `mse` and `kd_mse`; None weighs every cut 1."""
+    feature_scale: PositiveFloat = 1.0
+    """Factor of all of `feature_weights`: one number to search."""
     target_weight: NonNegativeFloat = 1.0
     """DKD's α: weight of what the teacher says of the label's class against all others."""
     nontarget_weight: NonNegativeFloat = 8.0

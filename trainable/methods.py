@@ -67,13 +67,13 @@ METHODS: Mapping[MethodName, Traits] = MappingProxyType(
         "mse": Traits(
             "(1 − α)·CE + α·Σ w·MSE",
             needs=("alpha",),
-            takes=("feature_weights",),
+            takes=("feature_weights", "feature_scale"),
             features="equal",
         ),
         "kd_mse": Traits(
             f"{_KD} + Σ w·MSE",
             needs=("alpha",),
-            takes=("temperature", "feature_weights"),
+            takes=("temperature", "feature_weights", "feature_scale"),
             features="equal",
         ),
         "at": Traits("CE + λ·AT", needs=("lam",), features="maps"),
@@ -98,7 +98,7 @@ METHODS: Mapping[MethodName, Traits] = MappingProxyType(
         "stablekd": Traits(
             "CE + λ·T²·KL, or (1 − α)·CE + α·T²·KL, + Σ MSE",
             needs_one=("lam", "alpha"),
-            takes=("temperature", "decomposition", "stage_epochs"),
+            takes=("temperature", "decomposition", "stage_epochs", "stage_split"),
             features="equal",
         ),
     }

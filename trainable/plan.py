@@ -5,6 +5,7 @@ Shared by validation and the engine, so that they cannot disagree.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -85,6 +86,32 @@ def largest_n(k: int) -> int:
     return (k - 1).bit_length()
 
 
+def head_stays_alone(decomposition: Decomposition) -> bool:
+    """Whether the last group is the head's block alone in every stage: as long as each count that is merged is odd.
+
+    So in 3/1, 5/1 and 5/2, but not in 1/0, 2/1, 4/1, 3/2 or 5/3, however many blocks there are.
+    """
+    count = decomposition.k
+    for _ in range(decomposition.n):
+        if count % 2 == 0:
+            return False
+        count = -(-count // 2)
+    return count > 1
+
+
+def peak_learning_rate(config: TrialConfig) -> float:
+    """The highest learning rate of a trial: `optim.lr`, or what it makes of one for `optim.lr_batch_size` pictures.
+
+    lr·B/B₀ for SGD, which then goes as far in an epoch whatever the batch size B (Krizhevsky 2014; Goyal et al. 2017,
+    §2.1); lr·√(B/B₀) for AdamW, whose step does not shrink with the gradient's noise (Malladi et al. 2022).
+    """
+    optim = config.optim
+    if optim.lr_batch_size is None:
+        return optim.lr
+    ratio = config.data.batch_size / optim.lr_batch_size
+    return optim.lr * (ratio if optim.name == "sgd" else math.sqrt(ratio))
+
+
 def schedule_of(distill: DistillConfig, optim: OptimConfig) -> Schedule:
     """The schedule that the config names, with `auto` resolved."""
     if optim.schedule != "auto":
@@ -97,9 +124,9 @@ def stages(config: TrialConfig, blocks: int) -> tuple[Stage, ...]:
 
     Only `stablekd` has more than one. ValueError where `rules.problems` would report one.
     """
-    distill, optim = config.distill, config.optim
+    distill, optim, peak_lr = config.distill, config.optim, peak_learning_rate(config)
     if distill.method != "stablekd" or distill.decomposition is None:
-        return (Stage(1, 1, config.train.epochs, ((0, blocks),), optim.lr),)
+        return (Stage(1, 1, config.train.epochs, ((0, blocks),), peak_lr),)
     decomposition = Decomposition.parse(distill.decomposition)
     groups = initial_groups(blocks, decomposition.k)
     if decomposition.n > largest_n(decomposition.k):
@@ -114,7 +141,7 @@ def stages(config: TrialConfig, blocks: int) -> tuple[Stage, ...]:
                 first_epoch=end - span + 1,
                 epochs=span,
                 groups=groups,
-                peak_lr=optim.lr * decay**index,
+                peak_lr=peak_lr * decay**index,
             )
         )
         groups = recompose(groups)
@@ -122,18 +149,28 @@ def stages(config: TrialConfig, blocks: int) -> tuple[Stage, ...]:
 
 
 def _stage_epochs(config: TrialConfig, n: int) -> tuple[int, ...]:
-    """Epochs of each of n + 1 stages: `distill.stage_epochs`, or ⌊e/(n+1)⌋ each, the rest to the last.
+    """Epochs of each of n + 1 stages: `distill.stage_epochs`, or those that `distill.stage_split` makes.
 
     ValueError where they do not make up the e epochs of the trial (StableKD, algorithm 1: e₀, …, eₙ).
     """
     total, given = config.train.epochs, config.distill.stage_epochs
-    each = total // (n + 1)
-    epochs = (*[each] * n, total - n * each) if given is None else given
+    epochs = _split(total, n, config.distill.stage_split or 1.0) if given is None else given
     if len(epochs) != n + 1 or sum(epochs) != total or min(epochs) < 1:
         raise ValueError(
             f"{n + 1} stage(s) of {list(epochs)} epochs cannot run in {total} epoch(s)"
         )
     return epochs
+
+
+def _split(epochs: int, n: int, ratio: float) -> tuple[int, ...]:
+    """Epochs of n + 1 stages, each `ratio` times those of the one before, as nearly as whole ones can be.
+
+    Each has one, and of the others stage i has the floor of its share rⁱ/(1 + r + … + rⁿ), the last the rest: with
+    r = 1 ⌊e/(n + 1)⌋ each and what is left over to the last.
+    """
+    shares = [ratio ** (i - n if ratio > 1 else i) for i in range(n + 1)]  # none above 1
+    spans = [1 + int((epochs - n - 1) * share / sum(shares)) for share in shares[:-1]]
+    return (*spans, epochs - sum(spans))
 
 
 def update_sizes(

@@ -19,8 +19,8 @@ TRAIN_KL = "train/kl"
 """T²·KL(teacher ‖ student), per sample, in nats; unweighted."""
 TRAIN_FEATURE = "train/feature"
 """What the method compares besides logits, per sample: Σ over cuts of the mean squared feature error (weighted by
-`distill.feature_weights` for mse and kd_mse), or the term of at, nst, reviewkd or sobolev without λ; 0 where no
-cut is compared."""
+`distill.feature_weights` and `feature_scale` for mse and kd_mse), or the term of at, nst, reviewkd or sobolev
+without λ; 0 where no cut is compared."""
 TRAIN_LR = "train/lr"
 """Learning rate of the epoch's last update."""
 TRAIN_STAGE = "train/stage"

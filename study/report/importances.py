@@ -51,10 +51,11 @@ def _evaluated(trials: list[FrozenTrial]) -> dict[str, float]:
 
 
 def _trial(row: TrialRow, search: Mapping[str, SearchRange]) -> FrozenTrial | None:
-    """The trial as Optuna knows it; None without an accuracy, or of another search."""
-    if row.value is None or not set(search) <= set(row.params):
+    """The trial as Optuna knows it; None without an accuracy, or with nothing that was drawn."""
+    drawn = {path: row.params[path] for path in search if path in row.params}
+    if row.value is None or not drawn:
         return None
-    fixed = FixedTrial({path: row.params[path] for path in search})
-    for path, values in search.items():
-        values.suggest(fixed, path)
+    fixed = FixedTrial(drawn)
+    for path in drawn:
+        search[path].suggest(fixed, path)
     return create_trial(value=row.value, params=fixed.params, distributions=fixed.distributions)

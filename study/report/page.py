@@ -101,7 +101,7 @@ def _facts(evidence: Evidence) -> dict[str, Any]:
 
 def _searched(evidence: Evidence) -> dict[str, Any]:
     results, config = evidence.results, evidence.config
-    search = {} if config is None else config.search
+    search = {} if config is None else config.ranges
     names = short_names(results.of("trial"))
     shares = _NO_CONFIG if config is None else importances(results, search)
     axes = numeric_axes(search, names)

@@ -102,22 +102,38 @@ def _stages(name: str, stages: tuple[Stage, ...], plan: StudyPlan) -> Table:
         span = f"{stage.epochs} ({stage.first_epoch}–{last})"
         blocks = " | ".join(" ".join(names[start:stop]) for start, stop in stage.groups)
         peak = f"{stage.peak_lr:.4g}"
-        if "optim.lr" in plan.config.search:
-            peak = f"{stage.peak_lr / first:.4g} × optim.lr"
+        if factor := _searched_peak(plan.config):
+            peak = f"{stage.peak_lr / first:.4g} × {factor}"
         table.add_row(str(stage.number), span, str(len(stage.groups)), peak, escape(blocks))
     return table
 
 
+def _searched_peak(config: StudyConfig) -> str:
+    """What the search makes of the first stage's peak, in the config's keys; "" where it has no part in it."""
+    scales, size = config.optim.lr_batch_size is not None, "data.batch_size"
+    if not ({"optim.lr", *((size, "optim.name") if scales else ())} & config.search.keys()):
+        return ""
+    if not scales:
+        return "optim.lr"
+    ratio = f"({size} / {config.optim.lr_batch_size})"
+    root = f"√{ratio}"
+    if "optim.name" in config.search:
+        return f"optim.lr × {ratio}, for adamw {root}"
+    return f"optim.lr × {ratio if config.optim.name == 'sgd' else root}"
+
+
 def _assumed(config: StudyConfig) -> str:
     """The searched values that shape the stages, where one had to be taken."""
-    taken = {p: v for p, v in config.usual_sample.items() if p in _SHAPING_STAGES}
+    taken = {p: v for p, v in config.space.usual.items() if p in _SHAPING_STAGES}
     return "".join(f", where {path} is {value}" for path, value in taken.items())
 
 
 def _search(config: StudyConfig) -> Table:
-    table = _table("searched", "values")
-    for path, values in config.search.items():
-        table.add_row(path, _range(values))
+    conditions = config.space.conditions
+    table = _table("searched", "values", *(("drawn only where",) if conditions else ()))
+    for path, values in config.ranges.items():
+        where = [conditions[path].where if path in conditions else ""] if conditions else []
+        table.add_row(path, _range(values), *where)
     return table
 
 

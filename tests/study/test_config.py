@@ -335,7 +335,7 @@ def test_what_is_missing_hides_nothing_else() -> None:
         ("student.cuts", "{choice: [layer1]}", "holds no single value"),
         ("distill.stage_epochs", "{choice: [3]}", "holds no single value"),
         ("optim.milestones", "{choice: [3]}", "holds no single value"),
-        ("distill.lam", "{uniform: [0, 1]}", "got both"),
+        ("distill.lam", "{uniform: [0, 1]}", "is read by no trial of this search, only where"),
         ("distill.decomposition", "{choice: [5/2, 0/0]}", "k >= 1 must hold"),
         ("distill.decomposition", "{choice: [5/2, 3/9]}", "n <= 2 must hold for k = 3"),
         ("data.batch_size", "{choice: [64, 1]}", "must be >= 2"),
@@ -393,8 +393,11 @@ def test_a_searched_value_replaces_the_base_value() -> None:
 
 
 def test_one_of_lam_and_alpha_may_come_from_the_search() -> None:
-    config = config_with("distill.alpha=null", "search.distill.lam={loguniform: [0.1, 10]}")
+    settings = ("distill.decomposition=5/3", "search.distill.lam={loguniform: [0.1, 10]}")
+    config = config_with("distill.alpha=null", *settings)
     assert config.trial({"distill.lam": 2.0}).distill.lam == 2.0
+    (line,) = wrong(*settings)
+    assert line.endswith("remove one, got both") or "got both" in line
 
 
 @pytest.mark.parametrize(
@@ -480,7 +483,7 @@ def test_the_teacher_trains_with_its_own_epochs_batch_and_optimizer() -> None:
 def test_the_teacher_trains_on_all_that_a_subset_leaves_out() -> None:
     teacher = "teacher.train={epochs: 3}"
     whole, part = (config_with(teacher, f"data.subset={share}") for share in (1, 0.2))
-    assert part.trial(part.usual_sample).data.subset == 0.2
+    assert part.trial(part.space.usual).data.subset == 0.2
     assert part.teacher_training() == whole.teacher_training()
 
 
@@ -488,7 +491,7 @@ def test_what_changes_single_pictures_can_be_searched() -> None:
     search = "search.data.augment.rand_augment.magnitude={choice: [5, 9]}"
     config = config_with(search, "search.data.augment.mixup={uniform: [0.1, 1]}")
     sample = {"data.augment.rand_augment.magnitude": 5, "data.augment.mixup": 0.3}
-    augment = config.trial({**config.usual_sample, **sample}).data.augment
+    augment = config.trial({**config.space.usual, **sample}).data.augment
     assert augment.rand_augment is not None
     assert (augment.rand_augment.magnitude, augment.mixup) == (5, 0.3)
 
@@ -524,14 +527,14 @@ def test_searched_paths_without_a_base_value_are_named_for_a_single_trial() -> N
         "distill.alpha=null",
         "distill.decomposition=null",
         "search.distill.lam={uniform: [0.5, 2]}",
-        "search.distill.decomposition={choice: [3/1, 5/2]}",
+        "search.distill.decomposition={choice: [3/2, 5/3]}",
     )
     with pytest.raises(ConfigError) as caught:
         without_search(config)
     assert str(caught.value).splitlines() == [
         "distill.lam: is searched and has no base value; give it one, or --set distill.lam=0.5",
         "distill.decomposition: is searched and has no base value; "
-        "give it one, or --set distill.decomposition=3/1",
+        "give it one, or --set distill.decomposition=3/2",
     ]
 
 

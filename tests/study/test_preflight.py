@@ -47,8 +47,8 @@ def wrong(*settings: str, capacity: Capacity = HERE) -> list[str]:
     return str(caught.value).splitlines()
 
 
-def printed(plan: StudyPlan) -> str:
-    console = Console(width=120, force_terminal=False)
+def printed(plan: StudyPlan, width: int = 120) -> str:
+    console = Console(width=width, force_terminal=False)
     with console.capture() as capture:
         print_plan(plan, console)
     return capture.get()
@@ -292,6 +292,14 @@ def test_names_that_look_like_markup_are_printed_as_they_are() -> None:
             "search.distill.decomposition",
             "k <= 5 must hold",
         ),
+        (
+            [
+                "distill={method: stablekd, lam: 1, decomposition: 5/1}",
+                "search.distill.decomposition={k: [4, 7], n: [1, 2]}",
+            ],
+            "search.distill.decomposition",
+            "k <= 5 must hold for mini_resnet_10_4, which is cut into 5 blocks, got 6/1, 6/2, 7/1, 7/2; ",
+        ),
     ],
 )
 def test_what_the_world_does_not_allow_is_refused(
@@ -478,3 +486,52 @@ def test_drop_last_asks_nothing_more_of_a_set_that_is_large_enough() -> None:
     settings = ("data.drop_last=true", "search.data.batch_size={choice: [64, x]}")
     (line,) = wrong(*settings)
     assert "must be a whole number, got 'x'" in line
+
+
+def test_what_is_drawn_only_in_places_is_printed_with_where() -> None:
+    text = printed(
+        plan_of(
+            "distill={method: stablekd, lam: 1, decomposition: 5/1}",
+            "search.distill.decomposition={k: [4, 5], n: [0, 1]}",
+            "search.distill.lam={uniform: [0, 1]}",
+            "search.data.batch_size={choice: [32, 64]}",
+        )
+    )
+    lines = " ".join(text.partition("searched")[2].split())
+    assert lines.startswith("values drawn only where distill.decomposition 4/0, 4/1, 5/0, 5/1 ")
+    assert "distill.lam 0 … 1 distill.method is at," in lines
+    assert "more than the head in the last group" in lines
+    assert "data.batch_size 32, 64 " in lines
+    assert "drawn only where" not in printed(plan_of("search.optim.lr={uniform: [0.1, 1]}"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "peak"),
+    [
+        (["optim.lr_batch_size=32", "data.batch_size=64"], "0.2"),
+        (["search.optim.lr={uniform: [0.1, 1]}"], "1 × optim.lr"),
+        (
+            ["search.optim.lr={uniform: [0.1, 1]}", "optim.lr_batch_size=32"],
+            "1 × optim.lr × (data.batch_size / 32)",
+        ),
+        (
+            ["search.data.batch_size={choice: [32, 64]}", "optim={name: adamw, lr_batch_size: 32}"],
+            "1 × optim.lr × √(data.batch_size / 32)",
+        ),
+        (
+            ["search.optim.name={choice: [adamw, sgd]}", "optim.lr_batch_size=32"],
+            "1 × optim.lr × (data.batch_size / 32), for adamw √(data.batch_size / 32)",
+        ),
+        (["search.data.batch_size={choice: [32, 64]}"], "0.1"),
+    ],
+)
+def test_the_peak_is_printed_as_the_search_and_the_batch_size_make_it(
+    settings: list[str], peak: str
+) -> None:
+    text = " ".join(printed(plan_of(*settings), width=200).partition("stages of kd")[2].split())
+    assert f" 3 (1–3) 1 {peak} layer1 " in text
+
+
+def test_a_warm_start_is_checked_before_the_first_trial() -> None:
+    (line,) = wrong("study.warm_start=[gone]", "search.optim.lr={uniform: [0.1, 1]}")
+    assert line.startswith("study.warm_start: must name finished studies, but gone: ")

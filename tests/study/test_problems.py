@@ -107,7 +107,7 @@ def test_gpus_are_a_number_or_a_word() -> None:
             "study.pruner.grace",
             "choose from study.pruner.grace_epochs, study.pruner.name, study.pruner",
         ),
-        ("optim.learning_rate", "choose from optim.lr, optim.milestone_decay, "),
+        ("optim.learning_rate", "choose from optim.lr, optim.lr_batch_size, "),
         ("zzz", "choose from data, distill, optim, "),
         ("resources.zzz", "choose from resources.cpus_per_worker, resources.gpus_per_worker"),
     ],

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tests.trainable.methods import HEADS, MARGIN, PICTURES, SCALE, Batch
+from tests.trainable.trials import assert_equal
 from trainable.config import DistillConfig, TrialConfig
 from trainable.distill.objective import Objective, method_of
 from trainable.distill.terms import (
@@ -92,6 +93,18 @@ def test_kd_mse_weighs_each_cut(
     expected = expected + 0.25 * feature_error(mine[3], outputs.features[3])
     torch.testing.assert_close(terms[FEATURE], expected)
     torch.testing.assert_close(terms[LOSS], 0.7 * terms[CE] + 0.3 * terms[KL] + expected)
+
+
+@pytest.mark.parametrize("method", ["mse", "kd_mse"])
+def test_one_scale_stands_for_all_weights_times_it(
+    method: str, student: BlockNetwork, teacher: FrozenTeacher, batch: Batch
+) -> None:
+    student.eval()
+    scaled = objective(student, method=method, alpha=0.3, feature_scale=4.0)
+    weights = dict.fromkeys(student.names[:-1], 4.0)
+    weighed = objective(student, method=method, alpha=0.3, feature_weights=weights)
+    outputs = teacher(batch[0])
+    assert_equal(scaled(*batch, outputs), weighed(*batch, outputs))
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])

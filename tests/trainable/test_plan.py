@@ -10,11 +10,14 @@ from hypothesis import strategies as st
 
 from trainable.config import DataConfig, DistillConfig, OptimConfig, StudentConfig, TrialConfig
 from trainable.config import TrainConfig as Train
+from trainable.engine.schedule import learning_rates
 from trainable.plan import (
     Decomposition,
+    head_stays_alone,
     initial_groups,
     largest_n,
     micro_batch_sizes,
+    peak_learning_rate,
     recompose,
     schedule_of,
     stages,
@@ -107,6 +110,14 @@ def test_the_head_stays_alone_while_merged_counts_are_odd() -> None:
     assert not any(map(alone, ["2/1", "3/2", "4/1", "5/3", "7/2", "9/4"]))
 
 
+@pytest.mark.parametrize(("blocks", "k"), ALL_BLOCKS_AND_K)
+def test_whether_the_head_stays_alone_does_not_depend_on_the_blocks(blocks: int, k: int) -> None:
+    for n in range(largest_n(k) + 1):
+        last = [stage.groups[-1] for stage in stages(stablekd(f"{k}/{n}", epochs=7), blocks)]
+        is_alone = k > 1 and all(group == (blocks - 1, blocks) for group in last)
+        assert head_stays_alone(Decomposition(k, n)) == is_alone
+
+
 @given(st.integers(1, 2**60))
 def test_largest_n_is_the_first_that_leaves_one_group(k: int) -> None:
     count, n = k, 0
@@ -163,6 +174,67 @@ def test_stages_take_the_epochs_that_they_are_given() -> None:
 def test_epochs_that_do_not_make_up_the_trial_are_refused(given_epochs: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"3 stage\(s\) of .* cannot run in 20 epoch\(s\)"):
         stages(stablekd("5/2", 20, given_epochs), 5)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "expected"),
+    [
+        (1.0, [6, 6, 8]),
+        (None, [6, 6, 8]),
+        (2.0, [3, 5, 12]),
+        (0.5, [10, 5, 5]),
+        (1e-9, [17, 1, 2]),
+        (1e9, [1, 1, 18]),
+        (1e300, [1, 1, 18]),
+    ],
+)
+def test_a_ratio_makes_each_stage_so_much_longer(ratio: float | None, expected: list[int]) -> None:
+    config = stablekd("5/2", 20)
+    config = config.model_copy(
+        update={"distill": config.distill.model_copy(update={"stage_split": ratio})}
+    )
+    assert [stage.epochs for stage in stages(config, 5)] == expected
+
+
+@given(st.integers(0, 4), st.integers(1, 300), st.floats(1e-3, 1e3))
+def test_any_ratio_gives_every_stage_an_epoch(n: int, epochs: int, ratio: float) -> None:
+    config = stablekd(f"9/{n}", epochs)
+    config = config.model_copy(
+        update={"distill": config.distill.model_copy(update={"stage_split": ratio})}
+    )
+    if epochs < n + 1:
+        with pytest.raises(ValueError, match="cannot run"):
+            stages(config, 9)
+        return
+    spans = [stage.epochs for stage in stages(config, 9)]
+    assert sum(spans) == epochs
+    assert min(spans) >= 1
+    for earlier, later in pairwise(spans[:-1]):
+        assert (later >= earlier) if ratio >= 1 else (later <= earlier)
+
+
+@pytest.mark.parametrize(
+    ("optim", "batch_size", "expected"),
+    [
+        ({"lr": 0.2}, 512, 0.2),
+        ({"lr": 0.2, "lr_batch_size": 128}, 128, 0.2),
+        ({"lr": 0.2, "lr_batch_size": 128}, 512, 0.8),
+        ({"lr": 0.2, "lr_batch_size": 128}, 96, 0.15),
+        ({"lr": 0.2, "lr_batch_size": 128, "name": "adamw"}, 512, 0.4),
+        ({"lr": 0.2, "lr_batch_size": 128, "name": "adamw"}, 32, 0.1),
+    ],
+)
+@pytest.mark.parametrize("schedule", ["triangle", "onecycle", "cosine", "multistep"])
+def test_the_peak_follows_the_batch_size_on_request(
+    optim: dict[str, object], batch_size: int, expected: float, schedule: str
+) -> None:
+    """Each schedule reaches it; of two stages, the first."""
+    config = stablekd("3/1", 6, schedule=schedule, warmup_fraction=0.25, milestones=(3,), **optim)
+    config = config.model_copy(update={"data": DataConfig(source="digits", batch_size=batch_size)})
+    assert peak_learning_rate(config) == pytest.approx(expected)
+    plan = stages(config, 5)
+    assert plan[0].peak_lr == pytest.approx(expected)
+    assert max(learning_rates(config, plan, 1001)) == pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "multistep"])

@@ -97,6 +97,7 @@ def the_only_problem(config: TrialConfig, blocks: int | None = None) -> Problem:
         {"train.batchnorm": {"momentum": 0.01, "freeze_after": 1, "recalibrate": 10}},
         {"train.batchnorm": {"recalibrate": 10, "recalibrate_at": "stage"}},
         {**STABLEKD, "distill.stage_epochs": [1, 1, 18]},
+        {**STABLEKD, "distill.stage_split": 0.5},
         {"distill.stage_epochs": [1, 1]},  # of no method with stages, as a decomposition is
         {"optim.schedule": "cosine", "optim.warmup_fraction": 0.0},
         {"optim.schedule": "multistep", "optim.milestones": [1, 19]},
@@ -173,6 +174,11 @@ def test_a_trial_without_a_method_needs_no_teacher() -> None:
         ({**STABLEKD, "distill.decomposition": "5/4"}, "distill.decomposition", "n <= 3"),
         ({**STABLEKD, "distill.decomposition": "1/1"}, "distill.decomposition", "n <= 0"),
         ({**STABLEKD, "train.epochs": 2}, "train.epochs", "must be >= 3"),
+        (
+            {**STABLEKD, "distill.stage_epochs": [6, 6, 8], "distill.stage_split": 2.0},
+            "distill.stage_split",
+            "says what distill.stage_epochs says as well, got 2; remove one of the two",
+        ),
         (
             {**STABLEKD, "distill.stage_epochs": [10, 10]},
             "distill.stage_epochs",

@@ -30,7 +30,8 @@ class FeatureErrors:
                 f"choose from {', '.join(cuts)}",
                 ", ".join(unknown),
             )
-        self._weights = tuple(weights.get(cut, 0.0) for cut in cuts)
+        scale = config.feature_scale
+        self._weights = tuple(scale * weights.get(cut, 0.0) for cut in cuts)
 
     def __call__(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> list[Tensor]:
         """(batch, …) features at every cut, in order, of equal shapes → sums over samples, each ()."""

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from trainable.config import TrialConfig
-from trainable.plan import Schedule, Stage, schedule_of
+from trainable.plan import Schedule, Stage, peak_learning_rate, schedule_of
 
 _ONECYCLE_START = 1 / 25
 _ONECYCLE_END = 1 / 25 / 1e4
@@ -67,6 +67,7 @@ def learning_rates(
     The warm-up of `cosine` and `multistep` takes w = ⌊`warmup_fraction`·t⌋ of t updates.
     """
     optim, total = config.optim, updates_per_epoch * config.train.epochs
+    peak_lr = peak_learning_rate(config)
     schedule = schedule_of(config.distill, optim)
     share = _WARMUP[schedule] if optim.warmup_fraction is None else optim.warmup_fraction
     warmup = int(share * total)
@@ -79,13 +80,13 @@ def learning_rates(
                 for i in range(updates)
             )
         case "onecycle":
-            return tuple(onecycle(i, total, optim.lr, share) for i in range(total))
+            return tuple(onecycle(i, total, peak_lr, share) for i in range(total))
         case "cosine":
-            return tuple(cosine(i, total, optim.lr, warmup) for i in range(total))
+            return tuple(cosine(i, total, peak_lr, warmup) for i in range(total))
         case "multistep":
             steps = [epoch * updates_per_epoch for epoch in optim.milestones or ()]
             return tuple(
-                multistep(i, steps, optim.lr, optim.milestone_decay, warmup) for i in range(total)
+                multistep(i, steps, peak_lr, optim.milestone_decay, warmup) for i in range(total)
             )
 
 

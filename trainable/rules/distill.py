@@ -153,6 +153,15 @@ def _stages_have_epochs(config: TrialConfig, _: int | None) -> Iterator[Problem]
         yield Problem(path, rule, "change one of the two, or remove it", f"{got} = {sum(given)}")
 
 
+def _stages_are_told_once(config: TrialConfig, _: int | None) -> Iterator[Problem]:
+    distill = config.distill
+    if distill.stage_split is not None and distill.stage_epochs is not None:
+        rule = "says what distill.stage_epochs says as well"
+        yield Problem(
+            "distill.stage_split", rule, "remove one of the two", f"{distill.stage_split:g}"
+        )
+
+
 def _projectors_have_a_teacher(config: TrialConfig, _: int | None) -> Iterator[Problem]:
     projectors = config.student.projectors
     if projectors != "none" and config.teacher is None:
@@ -218,6 +227,7 @@ RULES: tuple[Rule, ...] = (
         (_METHOD, _DECOMPOSITION, "distill.stage_epochs", "train.epochs"),
         _stages_have_epochs,
     ),
+    Rule(("distill.stage_epochs", "distill.stage_split"), _stages_are_told_once),
     Rule(("teacher", "student.projectors"), _projectors_have_a_teacher),
     Rule(("teacher", *_MARGINS), _margin_has_its_head),
     Rule(

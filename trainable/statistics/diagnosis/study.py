@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 
 from trainable.config import TrialConfig
-from trainable.plan import Decomposition, stages
+from trainable.plan import Decomposition, head_stays_alone
 from trainable.records import Finding
 from trainable.statistics.diagnosis.wording import percent
 
@@ -39,7 +39,7 @@ def search_alpha_without_effect(
 ) -> Finding | None:
     """α or λ is searched, and moves the head alone in every trial."""
     keys = [key for key in ("distill.alpha", "distill.lam") if key in searched]
-    if not keys or not trials or not all(head_stays_alone(trial) for trial in trials):
+    if not keys or not trials or not all(map(_has_head_alone, trials)):
         return None
     tried = sorted({trial.distill.decomposition or "" for trial in trials})
     return Finding(
@@ -52,16 +52,12 @@ def search_alpha_without_effect(
     )
 
 
-def head_stays_alone(trial: TrialConfig) -> bool:
+def _has_head_alone(trial: TrialConfig) -> bool:
     """Whether the last group is StableKD's head alone in every stage: then α and λ weigh its loss only."""
     text = trial.distill.decomposition
     if trial.distill.method != "stablekd" or text is None:
         return False
-    # As many blocks as groups: more of them would only make earlier groups larger.
-    blocks = Decomposition.parse(text).k
-    return blocks > 1 and all(
-        stage.groups[-1] == (blocks - 1, blocks) for stage in stages(trial, blocks)
-    )
+    return head_stays_alone(Decomposition.parse(text))
 
 
 def _standard_error(one: float, other: float, pictures: int) -> float:
