@@ -10,10 +10,12 @@ from typer.testing import CliRunner
 
 from study.cli import _app
 from study.config import RESOLVED, dump_config, parse_config
+from study.jobs import Job
 from study.results import LEDGER, StudyResults, TrialRow, find_results, save_results
 from tests.study.studies import TREE, write_study
 from tests.trainable.exports import keep
 from trainable import tasks
+from trainable.config import TrialConfig
 
 
 def invoke(*arguments: object) -> Result:
@@ -42,9 +44,8 @@ class MadeUp:
         assert found is not None
         return found
 
-    def trial(self, number: int) -> Any:
-        searched = {path: self.row(number).params[path] for path in self.config.search}
-        return self.config.trial(searched)
+    def trial(self, number: int) -> TrialConfig:
+        return Job.of(self.row(number), self.config).config(self.config)
 
     def weights(self, number: int) -> Path:
         return tasks.best_weights(Path(self.row(number).directory))
