@@ -22,6 +22,9 @@ from optuna.trial import FrozenTrial, TrialState
 from study.config import StudyConfig
 from study.samplers import experiments_allowed, sampler_for
 
+_APART = 15_485_863
+"""Between the seeds of studies that know another number of trials: more than any study has."""
+
 
 def sampler_of(
     config: StudyConfig, number: int, known: Sequence[FrozenTrial], *, conditional: bool
@@ -31,7 +34,9 @@ def sampler_of(
     `conditional` is a search of which not all trials draw all parameters: they are drawn together where they occur
     together.
     """
-    sampler = sampler_for(config.study, number, grouped=conditional)
+    # Of the same seed as theirs it would draw once more, at random, what is known.
+    place = number + _APART * len(known)
+    sampler = sampler_for(config.study, place, grouped=conditional)
     if known:
         sampler = _InformedSampler(sampler, known)
     if number >= len(config.first_trials):

@@ -21,6 +21,7 @@ from zipfile import ZipFile
 
 from study.config import StudyConfig
 from study.curves import CURVE
+from study.replicates import representative
 from study.report.links import PAGE
 from study.report.trials_file import TRIALS
 from study.results import LEDGER, load_results
@@ -77,8 +78,10 @@ def bring_back(bucket: Bucket, study: str, root: Path) -> bool:
     return True
 
 
-def looked_at(uri: str, study: str) -> Path:
+def looked_at(uri: str, study: str, trial: int | None = None) -> Path:
     """A folder of studies with a copy of one in a bucket, for who only reads it, whoever drives it.
+
+    Of the weights it has those of the study's answer, or of `trial`.
 
     InputError if the bucket cannot be used, or holds no such study.
     """
@@ -94,9 +97,10 @@ def looked_at(uri: str, study: str) -> Path:
         if not found or not (root / study / LEDGER).exists():  # it may just begin
             rule, remedy = "must hold the study", "check its name, the bucket and the prefix"
             raise input_error(InputError, uri, rule, remedy, study)
-        winner = load_results(root / study / LEDGER).winner
-        if winner is not None:
-            best = tasks.best_weights(Path(winner.directory))
+        results = load_results(root / study / LEDGER)
+        row = representative(results) if trial is None else results.row("trial", trial)
+        if row is not None:
+            best = tasks.best_weights(Path(row.directory))
             bucket.fetch(str(best.relative_to(root)), best)
     except BucketError as error:
         raise _unusable(uri, str(error)) from error

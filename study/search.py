@@ -16,29 +16,44 @@ import logging
 import pickle
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import optuna
 from optuna.samplers import BaseSampler
+from optuna.storages import BaseStorage
 from optuna.trial import FixedTrial, FrozenTrial, Trial, TrialState
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from study.config import StudyConfig
+from study.baselines import baseline_search
+from study.config import StudyConfig, StudySection
 from study.drawing import sampler_of
 from study.jobs import Job
 from study.objectives import Values, costs_in
 from study.optuna_storage import AwayError, OptunaError, open_storage
 from study.outcomes import curve_of, directions, report, stored, tell_excesses
 from study.results import State
+from study.schema import BaselineName
 from study.warm_start import keep_known_trials, known_trials
 from trainable.records import EPOCH, EPOCHS, METRICS, VALUE
 
-Step = Job | Literal["trial", "wait"]
-"""A job, the next trial of the search, or nothing yet: something has to end first."""
+
+@dataclass(frozen=True)
+class Draw:
+    """The next trial of a baseline's own search."""
+
+    of: BaselineName
+
+
+Step = Job | Draw | Literal["trial", "wait"]
+"""A job, the next trial of a baseline's search or of the study's, or nothing yet: something has to end first."""
+Beside = Mapping[BaselineName, optuna.Study]
+"""Optuna's studies of the baselines that are searched, beside that of the study itself."""
+NO_BASELINES: Beside = {}
 KnownBefore = Callable[[Job], Values]
 """Values of a trial that break a constraint whatever it would learn, so that it is not to be trained; else none."""
 
@@ -63,14 +78,26 @@ def open_study(config: StudyConfig, say: Callable[[str], None] = _LOG.warning) -
     the storage goes away and is back.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.create_study(
-        storage=open_storage(config, say),
+    study = _opened(config, open_storage(config, say))
+    keep_known_trials(study, config, say)
+    return study
+
+
+def open_baselines(config: StudyConfig, study: optuna.Study) -> Beside:
+    """The Optuna studies of the baselines that are searched, in the storage of `study`."""
+    storage = study._storage  # pyright: ignore[reportPrivateUsage]
+    return {
+        name: _opened(baseline_search(config, name), storage) for name in config.study.baselines
+    }
+
+
+def _opened(config: StudyConfig, storage: BaseStorage) -> optuna.Study:
+    return optuna.create_study(
+        storage=storage,
         study_name=config.study.name,
         directions=directions(config.study),
         load_if_exists=True,
     )
-    keep_known_trials(study, config, say)
-    return study
 
 
 def ended_states(study: optuna.Study) -> dict[int, State]:
@@ -95,6 +122,39 @@ def prune(study: optuna.Study, job: Job) -> None:
     study.tell(job.number, state=TrialState.PRUNED, skip_if_finished=True)
 
 
+class _Search:
+    """One Optuna study, and what is drawn for it."""
+
+    def __init__(self, study: optuna.Study, config: StudyConfig) -> None:
+        self.study, self.space, self._config = study, config.space, config
+        self.section = config.study
+        self._known: list[FrozenTrial] | None = None
+        """Trials of other studies; None before they are read."""
+
+    def sampler_of(self, number: int) -> BaseSampler:
+        """A fresh sampler for each trial."""
+        if self._known is None:
+            self._known = known_trials(self.study, self._config)
+        conditional = bool(self.space.conditions)
+        return sampler_of(self._config, number, self._known, conditional=conditional)
+
+    def taken_up(self, drawn: FrozenTrial) -> Trial:
+        """What is not drawn yet of a trial will be drawn as it would have been: after what is."""
+        trial, sampler = Trial(self.study, _id_of(drawn)), self.study.sampler
+        if not self._is_drawn(drawn):  # else the sampler would write what it would draw now
+            for name, distribution in drawn.distributions.items():
+                if name not in trial.relative_params and not distribution.single():
+                    sampler.sample_independent(self.study, drawn, name, distribution)
+        return trial
+
+    def _is_drawn(self, trial: FrozenTrial) -> bool:
+        try:
+            self.space(FixedTrial(trial.params))
+        except ValueError:
+            return False
+        return True
+
+
 class StudySearch(OptunaSearch):
     """Ray's searcher over one Optuna study, which takes the steps of a study one after the other."""
 
@@ -103,19 +163,24 @@ class StudySearch(OptunaSearch):
         config: StudyConfig,
         study: optuna.Study | None,
         steps: Iterator[Step],
+        beside: Beside = NO_BASELINES,
         known_before: KnownBefore = lambda _: {},
     ) -> None:
         """None is the study of `steps` without a trial."""
-        self._study, self._section, self._steps = study, config.study, steps
-        self._known_before = known_before
-        self._suggest_all, self._config = config.space, config
-        self._known: list[FrozenTrial] | None = None
-        """Trials of other studies; None before they are read."""
+        self._steps, self._known_before = steps, known_before
+        self._searches: dict[str, _Search] = {
+            name: _Search(baseline, baseline_search(config, name))
+            for name, baseline in beside.items()
+        }
+        """By `Job.of`: the study's own has no name."""
+        if study is not None:
+            self._searches[""] = _Search(study, config)
         self._step: Step | str | None = None
         self._trials: dict[str, Trial] = {}
         self._untold: deque[Callable[[], None]] = deque()
         """In their order; each can be done again where a call was cut short."""
-        self._failed: dict[int, Trial] = {}
+        self._failed: dict[tuple[str, int], Trial] = {}
+        """By the names of their Optuna studies, and number."""
         self._again: list[Job] = []
         self._failure: Exception | None = None
         # No space is given: Ray's class then opens no study of its own.
@@ -182,22 +247,26 @@ class StudySearch(OptunaSearch):
             case Job() as job:
                 return {"job": job.to_dict()}
             case "trial":
-                job = self._draw(trial_id)
-                return _KEPT_BACK if job is None else {"job": job.to_dict()}
+                return self._handed_out(self._draw(trial_id, ""))
+            case Draw(of=name):
+                return self._handed_out(self._draw(trial_id, name))
             case "wait":
                 return None
             case finished:
                 return finished
 
-    def _draw(self, trial_id: str) -> Job | None:
+    def _handed_out(self, job: Job | None) -> Any:
+        return _KEPT_BACK if job is None else {"job": job.to_dict()}
+
+    def _draw(self, trial_id: str, of: str) -> Job | None:
         """A trial: an unfinished one if there is any, else a new one; None if it is over before it begins."""
-        assert self._study is not None
-        trial = self._next(self._study)
-        self._suggest_all(trial)
-        job = Job("trial", trial.number, dict(trial.params))
+        search = self._searches[of]
+        trial = self._next(search)
+        search.space(trial)
+        job = Job("baseline" if of else "trial", trial.number, dict(trial.params), of=of)
         if values := self._known_before(job):
-            tell_excesses(trial, self._section, values)
-            prune(self._study, job)
+            tell_excesses(trial, search.section, values)
+            prune(search.study, job)
             return None
         self._trials[trial_id] = trial
         return job
@@ -216,7 +285,7 @@ class StudySearch(OptunaSearch):
             return
         trial = self._trials.pop(trial_id)
         if error:
-            self._failed[trial.number] = trial
+            self._failed[_key(trial)] = trial
         else:
             self._untold.append(partial(self._tell, trial, result))
             self._tell_what_waits()
@@ -232,8 +301,10 @@ class StudySearch(OptunaSearch):
             self._tell_what_waits()
 
     def _failed_of(self, job: Job) -> Trial | None:
-        is_searched = job.role == "trial" and job.split is None
-        return self._failed.pop(job.number, None) if is_searched else None
+        if not job.is_searched:
+            return None
+        name = self._searches[job.of].study.study_name
+        return self._failed.pop((name, job.number), None)
 
     def _tell_what_waits(self) -> None:
         """Tune would take an error here as the trial's own; it is told when the next step is asked for."""
@@ -259,47 +330,35 @@ class StudySearch(OptunaSearch):
             "accuracy": max(curve_of(stored(trial)).values()),
             **costs_in(dict(result[METRICS])),
         }
-        tell_excesses(trial, self._section, values)
-        told = [values[name] for name in self._section.objectives]
+        section = self._section_of(trial)
+        tell_excesses(trial, section, values)
+        told = [values[name] for name in section.objectives]
         trial.study.tell(trial, told, skip_if_finished=True)
 
-    def _next(self, study: optuna.Study) -> Trial:
+    def _section_of(self, trial: Trial) -> StudySection:
+        name = trial.study.study_name
+        return next(one.section for one in self._searches.values() if one.study.study_name == name)
+
+    def _next(self, search: _Search) -> Trial:
         """One that nobody has, left by a driver that died or by a call whose answer was lost; else a new one."""
+        study = search.study
         known = _trials(study)
-        held = {*self._failed, *(trial.number for trial in self._trials.values())}
+        held = {*self._failed, *map(_key, self._trials.values())}
         for trial in known:
-            if trial.state == TrialState.RUNNING and trial.number not in held:
-                study.sampler = self._sampler_of(study, trial.number)
-                return self._taken_up(study, trial)
-        study.sampler = self._sampler_of(study, len(known))
+            is_held = (study.study_name, trial.number) in held
+            if trial.state == TrialState.RUNNING and not is_held:
+                study.sampler = search.sampler_of(trial.number)
+                return search.taken_up(trial)
+        study.sampler = search.sampler_of(len(known))
         return study.ask()
-
-    def _sampler_of(self, study: optuna.Study, number: int) -> BaseSampler:
-        """A fresh sampler for each trial."""
-        if self._known is None:
-            self._known = known_trials(study, self._config)
-        conditional = bool(self._suggest_all.conditions)
-        return sampler_of(self._config, number, self._known, conditional=conditional)
-
-    def _taken_up(self, study: optuna.Study, drawn: FrozenTrial) -> Trial:
-        """What is not drawn yet of a trial will be drawn as it would have been: after what is."""
-        trial = Trial(study, _id_of(drawn))
-        if not self._is_drawn(drawn):  # else the sampler would write what it would draw now
-            for name, distribution in drawn.distributions.items():
-                if name not in trial.relative_params and not distribution.single():
-                    study.sampler.sample_independent(study, drawn, name, distribution)
-        return trial
-
-    def _is_drawn(self, trial: FrozenTrial) -> bool:
-        try:
-            self._suggest_all(FixedTrial(trial.params))
-        except ValueError:
-            return False
-        return True
 
 
 def _report(trial: Trial, result: dict[str, Any]) -> None:
     report(trial, result[EPOCH], result[VALUE])
+
+
+def _key(trial: Trial) -> tuple[str, int]:
+    return trial.study.study_name, trial.number
 
 
 def _trials(study: optuna.Study, states: Sequence[TrialState] | None = None) -> list[FrozenTrial]:

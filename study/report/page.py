@@ -29,8 +29,10 @@ from study.report.learning import learning_curves
 from study.report.links import LOCAL_SERVER, PAGE, open_command, server_of, study_page
 from study.report.panels import MOST_SICK, health_panels
 from study.report.slices import accuracy_slices, chosen_pair, numeric_axes, scatter
+from study.report.strips import strips
 from study.report.text import duration, percent, short_names, size
 from study.report.trials_file import TRIALS, write_trials
+from study.report.trust import trust_of
 from study.report.verdict import verdict
 from study.results import StudyResults
 from study.secrets import without_passwords
@@ -126,6 +128,9 @@ def _details(evidence: Evidence) -> dict[str, Any]:
         "board": board_of(results),
         "front": results.front,
         "pairs": front_pictures(results) if len(results.objectives) > 1 else [],
+        "trust": trust_of(results),
+        "strips": strips(results),
+        "repeated": bool(results.replicates_of_winner),
         "curves": learning_curves(evidence),
         "panels": health_panels(evidence),
         "most_sick": MOST_SICK,

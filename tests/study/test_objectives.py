@@ -133,7 +133,7 @@ def test_a_trial_that_is_known_to_break_a_constraint_is_stopped_before_it_begins
         return {"parameters": 150.0}
 
     study, test = open_study(here), Job("trial", 3, split="test")
-    search = StudySearch(here, study, iter([*["trial"] * 6, test]), known_before)
+    search = StudySearch(here, study, iter([*["trial"] * 6, test]), known_before=known_before)
     trained = [suggest(search, "a"), suggest(search, "b")]
     assert [job.number for job in trained] == [0, 3]
     assert suggest(search, "c") == test
