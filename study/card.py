@@ -8,7 +8,9 @@ from statistics import mean, stdev
 from typing import Any
 
 from study.choice import Choice
+from study.replicates import test_accuracies
 from study.report.text import percent, size, value_text
+from study.report.trust import BASELINES, baselines_of
 from study.results import TrialRow
 from study.yaml import dump_yaml
 from trainable import tasks
@@ -43,22 +45,19 @@ def model_card(choice: Choice, facts: tasks.Exported, sizes: Mapping[str, int]) 
 
 
 def _accuracies(choice: Choice, facts: tasks.Exported) -> Iterator[str]:
-    row, results = choice.row, choice.results
+    row, results, searched = choice.row, choice.results, choice.searched
     lines = [("**this student**", _share(row.value), _share(row.test_accuracy))]
-    if replicates := _replicates(choice):
-        name = f"its hyperparameters with {len(replicates)} other seeds, mean ± sd"
-        spread = (
-            _spread(r.value for r in replicates),
-            _spread(r.test_accuracy for r in replicates),
-        )
-        lines.append((name, *spread))
-    names = {
-        "baseline": "the student without a teacher",
-        "teacher": f"the teacher, {_teacher(choice)}",
-    }
+    if searched is not row:
+        name = f"{searched.label}, whose hyperparameters it has"
+        lines.append((name, _share(searched.value), _share(searched.test_accuracy)))
+    if seeds := _replicates(choice):
+        name = f"these hyperparameters over {len(seeds)} seeds, mean ± sd"
+        lines.append((name, "", _spread(test_accuracies(results, searched))))
+    compared = [(BASELINES[other.of], other) for other in baselines_of(results)]
+    compared += [(f"the teacher, {_teacher(choice)}", other) for other in results.of("teacher")]
     lines += [
-        (names[other.role], _share(other.value), _share(other.test_accuracy))
-        for other in (*results.of("baseline"), *results.of("teacher"))
+        (name, _share(other.value), _spread(test_accuracies(results, other)))
+        for name, other in compared
         if other.state == "complete"
     ]
     yield _table(("accuracy", "validation", "test"), lines)
@@ -69,24 +68,38 @@ def _accuracies(choice: Choice, facts: tasks.Exported) -> Iterator[str]:
 
 
 def _measured(choice: Choice, facts: tasks.Exported) -> Iterator[str]:
-    row, results = choice.row, choice.results
-    if row.value is not None:
-        epoch = f", which was epoch {row.best_epoch} of {row.epochs}" if row.best_epoch else ""
+    row, results, searched = choice.row, choice.results, choice.searched
+    if row is not searched:
         yield (
-            f"Validation accuracy is that of the trial's best epoch{epoch}, on {facts.splits['val']:,} pictures held "
-            f"out of training. By it the trial is number {_rank(choice)} of {len(results.of('trial'))}."
+            f"It was trained on all training pictures, none held out, with another seed than {searched.label}, and "
+            "its last epoch's weights were kept: it has no validation accuracy of its own."
+        )
+    if searched.value is not None:
+        epoch = (
+            f", which was epoch {searched.best_epoch} of {searched.epochs}"
+            if searched.best_epoch
+            else ""
+        )
+        held = (
+            ""
+            if results.val_pictures is None
+            else f", on {results.val_pictures:,} pictures held out of training"
+        )
+        yield (
+            f"Validation accuracy is that of a trial's best epoch{epoch}{held}. By it {searched.label} is number "
+            f"{_rank(choice)} of {len(results.of('trial'))}."
         )
     if row.test_accuracy is None:
-        yield "The test split was not read for this trial."
+        yield "The test split was not read for this student."
     else:
         yield (
-            f"The test split, {facts.splits['test']:,} pictures, was read once, at the study's end, when its winner "
-            "was chosen."
+            f"The test split, {facts.splits['test']:,} pictures, was read once for each of them, at the study's end, "
+            "when its winner was chosen."
         )
 
 
 def _unsaid(choice: Choice, facts: tasks.Exported) -> Iterator[str]:
-    if choice.row.value is not None:
+    if choice.searched.value is not None:
         yield (
             "The validation accuracy is the best of several epochs and trials, picked by that very number: on new "
             "pictures expect less. The test split had no part in any choice."
@@ -170,15 +183,15 @@ def _folded(facts: tasks.Exported) -> str:
 
 
 def _replicates(choice: Choice) -> list[TrialRow]:
-    """Of this trial, complete."""
-    rows = choice.results.of("replicate")
-    return [row for row in rows if row.state == "complete" and row.params == choice.row.params]
+    """Of these hyperparameters, complete."""
+    rows = choice.results.of("replicate", choice.searched.label)
+    return [row for row in rows if row.state == "complete"]
 
 
 def _rank(choice: Choice) -> int:
     """By validation accuracy, from 1, among the trials that ran to their end; equals share theirs."""
     complete = [row for row in choice.results.of("trial") if row.state == "complete"]
-    return 1 + sum((row.value or 0.0) > (choice.row.value or 0.0) for row in complete)
+    return 1 + sum((row.value or 0.0) > (choice.searched.value or 0.0) for row in complete)
 
 
 def _teacher(choice: Choice) -> str:
@@ -192,11 +205,12 @@ def _teacher(choice: Choice) -> str:
     return f"`{teacher.model}` {how}"
 
 
-def _spread(values: Iterable[float | None]) -> str:
-    known = [value for value in values if value is not None]
-    if len(known) < 2:
-        return _share(known[0]) if known else ""
-    return f"{percent(mean(known))} ± {percent(stdev(known))} %"
+def _spread(accuracies: Sequence[float]) -> str:
+    """A mean, with its standard deviation where there are several."""
+    if not accuracies:
+        return ""
+    around = f" ± {percent(stdev(accuracies))}" if len(accuracies) > 1 else ""
+    return f"{percent(mean(accuracies))}{around} %"
 
 
 def _share(value: float | None) -> str:

@@ -1,4 +1,7 @@
-"""The student that a finished study hands out: its winner, or another trial whose weights are kept."""
+"""The student that a finished study hands out: its answer, or a trial whose weights are kept.
+
+The answer is the winner's first replicate, where the study has replicates: it was trained on all pictures.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from study.config import StudyConfig
 from study.folder import kept_config
 from study.jobs import Job
 from study.leftovers import KEPT_TRIALS
+from study.replicates import representative
 from study.results import StudyResults, TrialRow, find_results
 from trainable import tasks
 from trainable.config import TrialConfig
@@ -26,7 +30,13 @@ class Choice:
     @property
     def trial(self) -> TrialConfig:
         """Everything that the trial depended on."""
-        return Job.of(self.row, self.config).config(self.config)
+        return Job.of_row(self.row, self.config).config(self.config)
+
+    @property
+    def searched(self) -> TrialRow:
+        """The trial that the search found: of a replicate, the one whose hyperparameters it has."""
+        trials = self.results.of("trial")
+        return next((row for row in trials if row.label == self.row.of), self.row)
 
     @property
     def weights(self) -> Path:
@@ -35,9 +45,9 @@ class Choice:
 
 
 def choose(root: Path, name: str, trial: int | None = None) -> Choice:
-    """The winner of the study `name` under `root`, or this trial; InputError if it cannot be had."""
+    """The answer of the study `name` under `root`, or this trial; InputError if it cannot be had."""
     results = find_results(root, name)
-    row = _winner(results) if trial is None else _trial(results, trial)
+    row = _answer(results) if trial is None else _trial(results, trial)
     choice = Choice(kept_config(root, name), results, row)
     if not choice.weights.is_file():
         if trial is None:
@@ -49,16 +59,17 @@ def choose(root: Path, name: str, trial: int | None = None) -> Choice:
     return choice
 
 
-def _winner(results: StudyResults) -> TrialRow:
+def _answer(results: StudyResults) -> TrialRow:
     if not results.finished:
         rule = "must have finished, before its winner is known"
         remedy = f"`kd-study resume {results.name}` goes on; `kd-study export` takes a trial of it with --trial"
         raise input_error(InputError, results.name, rule, remedy)
-    if results.winner is None:
+    answer = representative(results)
+    if answer is None:
         rule = "must have a trial that is complete"
         remedy = f"`kd-study report {results.name}` says what became of them"
         raise input_error(InputError, results.name, rule, remedy)
-    return results.winner
+    return answer
 
 
 def _trial(results: StudyResults, number: int) -> TrialRow:

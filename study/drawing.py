@@ -24,6 +24,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from study.config import StudyConfig, StudySection
 
+_APART = 15_485_863
+"""Between the seeds of studies that know another number of trials: more than any study has."""
+
 
 def sampler_of(
     config: StudyConfig, number: int, known: Sequence[FrozenTrial], *, conditional: bool
@@ -33,7 +36,9 @@ def sampler_of(
     `conditional` is a search of which not all trials draw all parameters: they are drawn together where they occur
     together.
     """
-    sampler = _plain(config.study, number, grouped=conditional)
+    # Of the same seed as theirs it would draw once more, at random, what is known.
+    place = number + _APART * len(known)
+    sampler = _plain(config.study, place, grouped=conditional)
     if known:
         sampler = _InformedSampler(sampler, known)
     if number >= len(config.first_trials):
@@ -42,8 +47,8 @@ def sampler_of(
         return PartialFixedSampler(dict(config.first_trials[number]), sampler)
 
 
-def _plain(section: StudySection, number: int, *, grouped: bool) -> BaseSampler:
-    seed = (section.seed * 1_000_003 + number) % 2**32
+def _plain(section: StudySection, place: int, *, grouped: bool) -> BaseSampler:
+    seed = (section.seed * 1_000_003 + place) % 2**32
     if section.sampler == "random":
         return RandomSampler(seed=seed)
     with _experimental():

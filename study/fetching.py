@@ -21,6 +21,7 @@ from zipfile import ZipFile
 
 from study.config import StudyConfig
 from study.curves import CURVE
+from study.replicates import representative
 from study.report.links import PAGE
 from study.report.trials_file import TRIALS
 from study.results import LEDGER, load_results
@@ -80,7 +81,7 @@ def bring_back(bucket: Bucket, study: str, root: Path) -> bool:
 def looked_at(uri: str, study: str, trial: int | None = None) -> Path:
     """A folder of studies with a copy of one in a bucket, for who only reads it, whoever drives it.
 
-    Of the weights it has those of the winner, or of `trial`.
+    Of the weights it has those that are the study's answer, or those of `trial`.
 
     InputError if the bucket cannot be used, or holds no such study.
     """
@@ -97,7 +98,7 @@ def looked_at(uri: str, study: str, trial: int | None = None) -> Path:
             rule, remedy = "must hold the study", "check its name, the bucket and the prefix"
             raise input_error(InputError, uri, rule, remedy, study)
         results = load_results(root / study / LEDGER)
-        row = results.winner if trial is None else results.row("trial", trial)
+        row = representative(results) if trial is None else results.row("trial", trial)
         if row is not None:
             best = tasks.best_weights(Path(row.directory))
             bucket.fetch(str(best.relative_to(root)), best)

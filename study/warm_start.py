@@ -81,11 +81,11 @@ def keep_known_trials(study: optuna.Study, config: StudyConfig, say: Callable[[s
     """
     if not config.study.warm_start or _KNOWN in study.user_attrs:
         return
-    known: list[tuple[Sample, float]] = []
+    space, known = config.space, list[tuple[Sample, float]]()
     for name in dict.fromkeys(config.study.warm_start):
         other, results = _comparable(config, name)
         rows = [row for row in results.of("trial") if row.state == "complete"]
-        found = [pair for row in rows if (pair := _known(config, other, row)) is not None]
+        found = [pair for row in rows if (pair := _known(config, space, other, row)) is not None]
         say(f"{len(found)} of {len(rows)} complete trials of {name} are known to the sampler")
         known += found
     study.set_user_attr(_KNOWN, known)
@@ -93,9 +93,8 @@ def keep_known_trials(study: optuna.Study, config: StudyConfig, say: Callable[[s
 
 def known_trials(study: optuna.Study, config: StudyConfig) -> list[FrozenTrial]:
     """The trials that were copied, as Optuna knows trials; none without a warm start."""
-    return [
-        _frozen(config.space, sample, value) for sample, value in study.user_attrs.get(_KNOWN, [])
-    ]
+    space = config.space
+    return [_frozen(space, sample, value) for sample, value in study.user_attrs.get(_KNOWN, [])]
 
 
 def _frozen(space: Space, sample: Sample, value: float) -> FrozenTrial:
@@ -134,15 +133,18 @@ def _problem(rule: str, remedy: str, got: str) -> Problem:
     return Problem(_PATH, rule, remedy, got)
 
 
-def _known(config: StudyConfig, other: StudyConfig, row: TrialRow) -> tuple[Sample, float] | None:
+def _known(
+    config: StudyConfig, space: Space, other: StudyConfig, row: TrialRow
+) -> tuple[Sample, float] | None:
     """A trial's sample in this search, and its accuracy; None if this search could not draw it."""
     if row.value is None:
         return None
     drawn = {path: row.params[path] for path in other.search if path in row.params}
     theirs = other.trial(drawn)
     values, ranges = flat(theirs.model_dump()), config.ranges
-    sample = config.space.drawn({p: values[p] for p in ranges if values.get(p) is not None})
-    if not all(ranges[path].holds(value) for path, value in sample.items()):
+    sample = space.drawn({p: values[p] for p in ranges if values.get(p) is not None})
+    drawable = {path for path, value in sample.items() if ranges[path].holds(value)}
+    if any(space.is_read(path, sample) for path in ranges.keys() - drawable):
         return None
     try:
         mine = config.trial(sample)

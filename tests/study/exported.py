@@ -45,7 +45,7 @@ class MadeUp:
         return found
 
     def trial(self, number: int) -> TrialConfig:
-        return Job.of(self.row(number), self.config).config(self.config)
+        return Job.of_row(self.row(number), self.config).config(self.config)
 
     def weights(self, number: int) -> Path:
         return tasks.best_weights(Path(self.row(number).directory))

@@ -298,6 +298,19 @@ def test_what_a_warm_study_draws_does_not_depend_on_the_others_any_more(made_up:
     assert samples(cold) != samples(whole)
 
 
+def test_a_warm_study_does_not_draw_again_at_random_what_others_drew_with_its_seed(
+    made_up: Path,
+) -> None:
+    settings = warm(made_up)
+    known = known_trials(open_study(settings), settings)
+    drawn: list[float] = []
+    for count in range(5):  # too few for TPE to learn from
+        study = optuna.create_study(direction="maximize")
+        study.sampler = sampler_of(settings, 0, known[:count], conditional=True)
+        drawn.append(float(settings.space(study.ask())["optim.lr"]))
+    assert len(set(drawn)) == 5
+
+
 def test_a_view_has_the_other_trials_first_and_leaves_the_study_as_it_is(made_up: Path) -> None:
     settings = warm(made_up)
     play(settings, 12)
@@ -365,6 +378,12 @@ def test_only_finished_studies_that_are_there_can_be_known(made_up: Path) -> Non
         "made-up",
         "finish it (kd-study resume made-up), or ",
     )
+
+
+def test_a_trial_without_a_value_of_what_is_searched_is_not_known(made_up: Path) -> None:
+    search = {**NARROW, "train.clip": {"loguniform": [1, 10]}}  # of which there is none there
+    settings = config(made_up, search=search, warm_start=["made-up"])
+    assert known_trials(open_study(settings), settings) == []
 
 
 def test_a_trial_with_another_value_of_what_is_not_searched_is_not_known(made_up: Path) -> None:

@@ -12,8 +12,11 @@ from typing import Any
 
 import pytest
 
+from study.jobs import Job
 from study.results import TrialRow
 from tests.study.exported import MadeUp, invoke
+from tests.trainable.exports import keep
+from trainable import tasks
 from trainable.export import write
 
 LIGHT = ("--formats", "safetensors")
@@ -58,7 +61,7 @@ def test_the_card_tells_what_is_known(study: MadeUp) -> None:
         accuracies(teacher),
     ):
         assert row in card
-    assert "By it the trial is number 1 of 3." in card
+    assert "By it trial 1 is number 1 of 3." in card
     assert "All are of one seed each" in card
     assert f"`optim.lr` | {study.row(1).params['optim.lr']:.3g}" in card
     assert f"lr: {study.row(1).params['optim.lr']}" in card
@@ -78,22 +81,36 @@ def test_the_card_leaves_out_what_is_not_known(study: MadeUp) -> None:
     assert study.export("--trial", 0, *LIGHT).exit_code == 0
     card = (study.folder / "export" / "MODEL_CARD.md").read_text()
     assert "| **this student** | 80.00 % |  |" in card
-    assert "The test split was not read for this trial." in card
-    assert "By it the trial is number 2 of 3." in card
+    assert "The test split was not read for this student." in card
+    assert "By it trial 0 is number 2 of 3." in card
     assert "student without a teacher" not in card
     assert "None" not in card
 
 
-def test_replicates_are_told_with_their_spread(study: MadeUp) -> None:
-    results = study.results
+def test_the_winners_first_replicate_is_the_answer(study: MadeUp) -> None:
+    results, place = study.results, study.folder / "replicates"
     for number, accuracy in enumerate((0.8, 0.9)):
-        fields = {"role": "replicate", "number": number, "test_accuracy": accuracy, "value": None}
-        results = results.with_row(study.row(1).model_copy(update=fields))
+        fields = {"role": "replicate", "number": number, "of": "trial 1", "test_accuracy": accuracy}
+        fields |= {"value": None, "directory": str(place / "trial-1" / f"000{number}")}
+        row = study.row(1).model_copy(update=fields)
+        results = results.with_row(row)
+        keep(
+            Job.of_row(row, study.config).config(study.config),
+            tasks.best_weights(Path(row.directory)),
+        )
     study.change(results)
     assert study.export(*LIGHT).exit_code == 0
     card = (study.folder / "export" / "MODEL_CARD.md").read_text()
-    assert "its hyperparameters with 2 other seeds, mean ± sd |  | 85.00 ± 7.07 % |" in card
+    assert card.startswith("# made-up, trial 1 replicate 0\n")
+    assert "| **this student** |  | 80.00 % |" in card
+    assert "| trial 1, whose hyperparameters it has | 90.00 % | 85.00 % |" in card
+    assert "| these hyperparameters over 2 seeds, mean ± sd |  | 85.00 ± 7.07 % |" in card
+    assert "none held out, with another seed than trial 1" in card
     assert "one seed each" not in card
+    assert "64 pictures of the training split" in card
+    assert study.export("--trial", 1, *LIGHT).exit_code == 0
+    card = (study.folder / "export" / "MODEL_CARD.md").read_text()
+    assert "| **this student** | 90.00 % | 85.00 % |" in card
 
 
 def test_places_and_files_of_others_stay_out_of_the_card(tmp_path: Path) -> None:

@@ -54,6 +54,23 @@ def test_what_decides_is_found() -> None:
     assert sum(shares.values()) == pytest.approx(1)
 
 
+@pytest.mark.parametrize("has_alpha", [range(0, 40, 2), range(3), range(20, 40), range(0)])
+def test_what_only_some_trials_drew_has_a_share_too(has_alpha: range) -> None:
+    """Every other one, very few, a half, none."""
+    rows: list[TrialRow] = []
+    for number, row in enumerate(searched(40).rows):
+        drawn = dict(row.params)
+        if number not in has_alpha:
+            del drawn["distill.alpha"]
+        value = (row.value or 0.0) / 100 + float(drawn["optim.lr"])
+        rows.append(row.model_copy(update={"params": drawn, "value": value}))
+    shares = importances(results_of(*rows), SEARCH)
+    assert isinstance(shares, dict)
+    assert shares["optim.lr"] > 0
+    assert ("distill.alpha" in shares) == bool(has_alpha)
+    assert sum(shares.values()) == pytest.approx(1)
+
+
 def test_why_there_are_no_importances() -> None:
     one = {"optim.lr": SEARCH["optim.lr"]}
     assert "fewer than two were searched" in importances(searched(40), one)
