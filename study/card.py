@@ -45,21 +45,15 @@ def model_card(choice: Choice, facts: tasks.Exported, sizes: Mapping[str, int]) 
 
 
 def _accuracies(choice: Choice, facts: tasks.Exported) -> Iterator[str]:
-    row, results, searched = choice.row, choice.results, choice.searched
+    row = choice.row
     lines = [("**this student**", _share(row.value), _share(row.test_accuracy))]
-    if searched is not row:
-        name = f"{searched.label}, whose hyperparameters it has"
-        lines.append((name, _share(searched.value), _share(searched.test_accuracy)))
-    if seeds := _replicates(choice):
-        name = f"these hyperparameters over {len(seeds)} seeds, mean ± sd"
-        lines.append((name, "", _spread(test_accuracies(results, searched))))
-    compared = [(BASELINES[other.of], other) for other in baselines_of(results)]
-    compared += [(f"the teacher, {_teacher(choice)}", other) for other in results.of("teacher")]
-    lines += [
-        (name, _share(other.value), _spread(test_accuracies(results, other)))
-        for name, other in compared
-        if other.state == "complete"
-    ]
+    if row.role == "replicate":
+        searched = choice.searched
+        lines.append((f"{searched.label}, which it repeats", _share(searched.value), ""))
+    if len(replicates := _replicates(choice)) > 1:
+        tested = _spread(one.test_accuracy for one in replicates)
+        lines.append((f"its hyperparameters over {len(replicates)} seeds, mean ± sd", "", tested))
+    lines += _compared(choice)
     yield _table(("accuracy", "validation", "test"), lines)
     yield " ".join(_measured(choice, facts))
     if row.val_eer is not None or row.test_eer is not None:
@@ -67,44 +61,47 @@ def _accuracies(choice: Choice, facts: tasks.Exported) -> Iterator[str]:
         yield _table(("equal error rate of unseen classes", "validation", "test"), eers)
 
 
+def _compared(choice: Choice) -> Iterator[tuple[str, str, str]]:
+    """The baselines, over seeds where they have replicates, and the teacher."""
+    results = choice.results
+    for row in (*baselines_of(results), *results.of("teacher")):
+        if row.state == "complete":
+            name = f"the teacher, {_teacher(choice)}"
+            if row.role == "baseline":
+                name = BASELINES[row.of]
+            yield name, _share(row.value), _spread(test_accuracies(results, row))
+
+
 def _measured(choice: Choice, facts: tasks.Exported) -> Iterator[str]:
-    row, results, searched = choice.row, choice.results, choice.searched
-    if row is not searched:
+    row = choice.row
+    if row.role == "replicate":
         yield (
-            f"It was trained on all training pictures, none held out, with another seed than {searched.label}, and "
-            "its last epoch's weights were kept: it has no validation accuracy of its own."
+            f"It has the hyperparameters of {choice.searched.label}, which by its validation accuracy is number "
+            f"{_rank(choice)} of {len(choice.results.of('trial'))}, and another seed. It was trained on all training "
+            "pictures and is its last epoch's student: nothing was selected by its own accuracy."
         )
-    if searched.value is not None:
-        epoch = (
-            f", which was epoch {searched.best_epoch} of {searched.epochs}"
-            if searched.best_epoch
-            else ""
-        )
-        held = (
-            ""
-            if results.val_pictures is None
-            else f", on {results.val_pictures:,} pictures held out of training"
-        )
+    elif row.value is not None:
+        epoch = f", which was epoch {row.best_epoch} of {row.epochs}" if row.best_epoch else ""
         yield (
-            f"Validation accuracy is that of a trial's best epoch{epoch}{held}. By it {searched.label} is number "
-            f"{_rank(choice)} of {len(results.of('trial'))}."
+            f"Validation accuracy is that of the trial's best epoch{epoch}, on {facts.splits['val']:,} pictures held "
+            f"out of training. By it the trial is number {_rank(choice)} of {len(choice.results.of('trial'))}."
         )
     if row.test_accuracy is None:
-        yield "The test split was not read for this student."
+        yield "The test split was not read for this trial."
     else:
         yield (
-            f"The test split, {facts.splits['test']:,} pictures, was read once for each of them, at the study's end, "
-            "when its winner was chosen."
+            f"The test split, {facts.splits['test']:,} pictures, was read once, at the study's end, when its winner "
+            "was chosen."
         )
 
 
 def _unsaid(choice: Choice, facts: tasks.Exported) -> Iterator[str]:
-    if choice.searched.value is not None:
+    if choice.row.value is not None:
         yield (
             "The validation accuracy is the best of several epochs and trials, picked by that very number: on new "
             "pictures expect less. The test split had no part in any choice."
         )
-    if not _replicates(choice):
+    if len(_replicates(choice)) < 2:
         yield "All are of one seed each: another gives other numbers, and small differences can be within noise."
     yield (
         "Validation and test pictures come from the same source as those of training: how it does on others, how "
@@ -183,7 +180,7 @@ def _folded(facts: tasks.Exported) -> str:
 
 
 def _replicates(choice: Choice) -> list[TrialRow]:
-    """Of these hyperparameters, complete."""
+    """Of this trial, complete."""
     rows = choice.results.of("replicate", choice.searched.label)
     return [row for row in rows if row.state == "complete"]
 
@@ -205,12 +202,11 @@ def _teacher(choice: Choice) -> str:
     return f"`{teacher.model}` {how}"
 
 
-def _spread(accuracies: Sequence[float]) -> str:
-    """A mean, with its standard deviation where there are several."""
-    if not accuracies:
-        return ""
-    around = f" ± {percent(stdev(accuracies))}" if len(accuracies) > 1 else ""
-    return f"{percent(mean(accuracies))}{around} %"
+def _spread(values: Iterable[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if len(known) < 2:
+        return _share(known[0]) if known else ""
+    return f"{percent(mean(known))} ± {percent(stdev(known))} %"
 
 
 def _share(value: float | None) -> str:

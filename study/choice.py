@@ -1,7 +1,4 @@
-"""The student that a finished study hands out: its answer, or a trial whose weights are kept.
-
-The answer is the winner's first replicate, where the study has replicates: it was trained on all pictures.
-"""
+"""The student that a finished study hands out: its answer, or another trial whose weights are kept."""
 
 from __future__ import annotations
 
@@ -21,22 +18,24 @@ from trainable.errors import InputError, input_error
 
 @dataclass(frozen=True)
 class Choice:
-    """A trial of a study, and what it has kept."""
+    """A training of a study, and what it has kept."""
 
     config: StudyConfig
     results: StudyResults
     row: TrialRow
+    """A trial of the search, or a replicate of the winner."""
+
+    @property
+    def searched(self) -> TrialRow:
+        """The trial of the search that it is, or repeats."""
+        if self.row.role == "trial":
+            return self.row
+        return next(row for row in self.results.best_trials if row.label == self.row.of)
 
     @property
     def trial(self) -> TrialConfig:
         """Everything that the trial depended on."""
         return Job.of_row(self.row, self.config).config(self.config)
-
-    @property
-    def searched(self) -> TrialRow:
-        """The trial that the search found: of a replicate, the one whose hyperparameters it has."""
-        trials = self.results.of("trial")
-        return next((row for row in trials if row.label == self.row.of), self.row)
 
     @property
     def weights(self) -> Path:
@@ -45,7 +44,10 @@ class Choice:
 
 
 def choose(root: Path, name: str, trial: int | None = None) -> Choice:
-    """The answer of the study `name` under `root`, or this trial; InputError if it cannot be had."""
+    """The answer of the study `name` under `root`, or this trial; InputError if it cannot be had.
+
+    The answer is the winner's first replicate, which has learned from all training pictures; without any, the winner.
+    """
     results = find_results(root, name)
     row = _answer(results) if trial is None else _trial(results, trial)
     choice = Choice(kept_config(root, name), results, row)

@@ -81,7 +81,7 @@ def bring_back(bucket: Bucket, study: str, root: Path) -> bool:
 def looked_at(uri: str, study: str, trial: int | None = None) -> Path:
     """A folder of studies with a copy of one in a bucket, for who only reads it, whoever drives it.
 
-    Of the weights it has those that are the study's answer, or those of `trial`.
+    Of the weights it has those of the study's answer, or of `trial`.
 
     InputError if the bucket cannot be used, or holds no such study.
     """

@@ -13,7 +13,7 @@ from study.config import StudyConfig
 from study.export import CARD, Export
 from study.folder import connect, tracking_uri
 from study.store import refused_in_words
-from study.telling import TAG_OF, TAG_ROLE, TAG_STUDY, TAG_TRIAL
+from study.telling import TAG_STUDY, TAG_TRIAL
 from study.tracking import Registration, Tracker
 from trainable.errors import InputError, input_error
 
@@ -75,9 +75,7 @@ def _tags(done: Export, config: StudyConfig) -> dict[str, str]:
     row, trial = done.choice.row, done.choice.trial
     known = {
         TAG_STUDY: config.study.name,
-        TAG_ROLE: row.role,
-        TAG_TRIAL: row.number,
-        TAG_OF: row.of or None,
+        TAG_TRIAL: done.choice.searched.number,
         "kd.student": trial.student.model,
         "kd.teacher": None if trial.teacher is None else trial.teacher.model,
         "kd.method": trial.distill.method,

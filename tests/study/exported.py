@@ -30,14 +30,17 @@ class MadeUp:
     def __init__(self, storage: Path, **sections: Any) -> None:
         self.storage = storage
         self.folder = write_study(storage, trials=3, epochs=3)
-        tree = TREE | {"storage": {"path": str(storage)}} | sections
-        (self.folder / RESOLVED).write_text(dump_config(parse_config(tree)))
+        self.configure(**sections)
         for number, value in ((0, 0.8), (1, 0.9), (2, 0.7)):
             test = {"test_accuracy": 0.85 if number == 1 else None}
             self.put(number, state="complete", value=value, error=None, **test)
-        self.config = parse_config(tree)
         for number in (0, 1):
             keep(self.trial(number), self.weights(number))
+
+    def configure(self, **sections: Any) -> None:
+        """Begin as with these sections of the config."""
+        self.config = parse_config(TREE | {"storage": {"path": str(self.storage)}} | sections)
+        (self.folder / RESOLVED).write_text(dump_config(self.config))
 
     def row(self, number: int) -> TrialRow:
         found = self.results.row("trial", number)

@@ -15,9 +15,10 @@ import pytest
 from study.jobs import Job
 from study.results import TrialRow
 from tests.study.exported import MadeUp, invoke
+from tests.study.studies import TREE
 from tests.trainable.exports import keep
-from trainable import tasks
 from trainable.export import write
+from trainable.tasks import best_weights
 
 LIGHT = ("--formats", "safetensors")
 
@@ -61,7 +62,7 @@ def test_the_card_tells_what_is_known(study: MadeUp) -> None:
         accuracies(teacher),
     ):
         assert row in card
-    assert "By it trial 1 is number 1 of 3." in card
+    assert "By it the trial is number 1 of 3." in card
     assert "All are of one seed each" in card
     assert f"`optim.lr` | {study.row(1).params['optim.lr']:.3g}" in card
     assert f"lr: {study.row(1).params['optim.lr']}" in card
@@ -81,36 +82,46 @@ def test_the_card_leaves_out_what_is_not_known(study: MadeUp) -> None:
     assert study.export("--trial", 0, *LIGHT).exit_code == 0
     card = (study.folder / "export" / "MODEL_CARD.md").read_text()
     assert "| **this student** | 80.00 % |  |" in card
-    assert "The test split was not read for this student." in card
-    assert "By it trial 0 is number 2 of 3." in card
+    assert "The test split was not read for this trial." in card
+    assert "By it the trial is number 2 of 3." in card
     assert "student without a teacher" not in card
     assert "None" not in card
 
 
-def test_the_winners_first_replicate_is_the_answer(study: MadeUp) -> None:
-    results, place = study.results, study.folder / "replicates"
+def with_replicates(study: MadeUp) -> None:
+    """Two of the winner, the first with weights."""
+    changes = {"replicates": {"finalists": 1, "seeds": 2}}
+    study.configure(study=TREE["study"] | changes)
+    results = study.results
     for number, accuracy in enumerate((0.8, 0.9)):
-        fields = {"role": "replicate", "number": number, "of": "trial 1", "test_accuracy": accuracy}
-        fields |= {"value": None, "directory": str(place / "trial-1" / f"000{number}")}
-        row = study.row(1).model_copy(update=fields)
-        results = results.with_row(row)
-        keep(
-            Job.of_row(row, study.config).config(study.config),
-            tasks.best_weights(Path(row.directory)),
-        )
+        whose = {"role": "replicate", "of": "trial 1", "number": number}
+        found = {"test_accuracy": accuracy, "value": None, "best_epoch": None}
+        results = results.with_row(study.row(1).model_copy(update=whose | found))
     study.change(results)
+    row = study.results.of("replicate", "trial 1")[0]
+    keep(Job.of_row(row, study.config).config(study.config), best_weights(Path(row.directory)))
+
+
+def test_with_replicates_the_first_of_the_winner_is_the_answer(study: MadeUp) -> None:
+    with_replicates(study)
     assert study.export(*LIGHT).exit_code == 0
     card = (study.folder / "export" / "MODEL_CARD.md").read_text()
     assert card.startswith("# made-up, trial 1 replicate 0\n")
     assert "| **this student** |  | 80.00 % |" in card
-    assert "| trial 1, whose hyperparameters it has | 90.00 % | 85.00 % |" in card
-    assert "| these hyperparameters over 2 seeds, mean ± sd |  | 85.00 ± 7.07 % |" in card
-    assert "none held out, with another seed than trial 1" in card
+    assert "| trial 1, which it repeats | 90.00 % |  |" in card
+    assert "| its hyperparameters over 2 seeds, mean ± sd |  | 85.00 ± 7.07 % |" in card
+    assert "by its validation accuracy is number 1 of 3, and another seed" in card
+    assert "nothing was selected by its own accuracy" in card
+    assert "The validation accuracy is the best of several" not in card
     assert "one seed each" not in card
-    assert "64 pictures of the training split" in card
+
+
+def test_with_replicates_a_trial_of_the_search_can_be_had_all_the_same(study: MadeUp) -> None:
+    with_replicates(study)
     assert study.export("--trial", 1, *LIGHT).exit_code == 0
     card = (study.folder / "export" / "MODEL_CARD.md").read_text()
-    assert "| **this student** | 90.00 % | 85.00 % |" in card
+    assert card.startswith("# made-up, trial 1\n")
+    assert "which it repeats" not in card
 
 
 def test_places_and_files_of_others_stay_out_of_the_card(tmp_path: Path) -> None:
