@@ -1,4 +1,4 @@
-"""What a study runs, in its order: the references, the search, and the test of what came of them.
+"""What a study runs, in its order: the references, the search, those of its baselines, and the test of what came.
 
 All of it is work for one run of Tune, whose processes go from job to job: to start one takes seconds. The
 test split is read by the last jobs only.
@@ -14,12 +14,15 @@ from typing import Protocol, TypeVar
 
 import optuna
 
+from study.budget import has_room
 from study.config import StudyConfig
 from study.jobs import Job
 from study.leftovers import KEPT_TRIALS, Leftovers
 from study.optuna_storage import AwayError
 from study.recorder import Recorder, Watcher
-from study.search import Step, ended_states, prune, unfinished
+from study.replicates import finalists, found_baselines
+from study.results import TrialRow
+from study.search import NO_BASELINES, Beside, Draw, Step, ended_states, prune, unfinished
 from study.yaml import dump_yaml
 from trainable import tasks
 
@@ -44,10 +47,11 @@ class Agenda:
         teacher_weights: Path | None,
         recorder: Recorder,
         watcher: Watcher,
+        beside: Beside = NO_BASELINES,
     ) -> None:
         """`study` is Optuna's where there is a search; `teacher_weights` exist, or are to be made."""
         self._config, self._study, self._weights = config, study, teacher_weights
-        self._recorder, self._watcher = recorder, watcher
+        self._recorder, self._watcher, self._beside = recorder, watcher, beside
         self._begun: list[Job] = []
         self._to_be_tested: list[Job] = []
         self.is_over = False
@@ -73,12 +77,15 @@ class Agenda:
         yield from self._references()
         if not self._lacks_teacher:
             yield from self._students(clock)
+        if not self._lacks_teacher and self._recorder.results.winner is not None:
+            yield from self._baselines()
         yield from self._until_all_ended()
-        if not self._lacks_teacher:
+        if not self._lacks_teacher and self._recorder.results.winner is not None:
+            yield from self._replicates()
             yield from self._tests()
 
     def _leftovers(self) -> Leftovers:
-        return Leftovers(self._study, self._weights, self._recorder.mirror)
+        return Leftovers(self._study, self._weights, self._recorder.mirror, self._beside)
 
     @property
     def _lacks_teacher(self) -> bool:
@@ -122,32 +129,87 @@ class Agenda:
 
     def _search(self, study: optuna.Study, clock: Clock) -> Iterator[Step]:
         seconds, trials = self._seconds_left(), self._config.study.trials
-        remaining = trials - len((yield from self._asked(lambda: ended_states(study))))
-        if remaining <= 0 or (seconds is not None and seconds <= 0):
+        ended = len((yield from self._asked(lambda: ended_states(study))))
+        if ended >= trials or (seconds is not None and seconds <= 0):
             return
         self._watcher.phase(f"searching: {trials} trials")
         clock.within(seconds)
-        for _ in range(remaining):
+        begun, taken_up = ended, len((yield from self._asked(lambda: unfinished(study))))
+        while begun < trials:
+            # What a driver that died had begun is within the budget.
+            if begun >= ended + taken_up and not (yield from self._has_room(study, begun)):
+                break
+            begun += 1
             yield "trial"
-        yield from self._until(lambda: self._is_searched(study))
+        yield from self._until(lambda: self._is_searched(study, begun))
         clock.within(None)
 
-    def _tests(self) -> Iterator[Step]:
-        """Read the test split, once for each of the winner, the baseline and the teacher."""
-        results = self._recorder.results
-        if results.winner is None:
+    def _has_room(self, study: optuna.Study, begun: int) -> Generator[Step, None, bool]:
+        """Whether another trial is within the budget of epochs, once it is known what those that run leave of it."""
+        while True:
+            ended = yield from self._asked(lambda: ended_states(study))
+            running = begun - len(ended)
+            if has_room(self._config, self._recorder.results, ended, running):
+                return True
+            if running == 0:
+                return False
+            yield "wait"
+
+    def _baselines(self) -> Iterator[Step]:
+        """The searches of the baselines, all at once: they end together, or nearly so."""
+        wanted, left = self._config.study.baselines, list[Step]()
+        for name, study in self._beside.items():
+            ended = yield from self._asked(lambda study=study: ended_states(study))
+            left += [Draw(name)] * (wanted[name] - len(ended))
+        if left:
+            budgets = ", ".join(f"{name} with {trials} trials" for name, trials in wanted.items())
+            self._watcher.phase(f"searching the baselines: {budgets}")
+            yield from left
+        for name, study in self._beside.items():
+            yield from self._until(
+                lambda name=name, study=study: self._is_searched(study, wanted[name], name)
+            )
+
+    def _replicates(self) -> Iterator[Step]:
+        """Train what is to be tested with other seeds."""
+        section = self._config.study.replicates
+        if section is None:
             return
+        originals = [Job.of_row(row, self._config) for row in self._to_be_answered_for()]
+        jobs = [one.replicate(number) for number in range(section.seeds) for one in originals]
+        jobs = [job for job in jobs if not self._has_ended(job)]
+        if jobs:
+            self._watcher.phase(f"training {len(jobs)} replicates with other seeds")
+        yield from self._begin(*jobs)
+        yield from self._until_all_ended()
+
+    def _to_be_answered_for(self) -> list[TrialRow]:
+        """Those whose test accuracy the study tells, but for the teacher."""
+        config, results = self._config, self._recorder.results
+        return [*finalists(config, results), *found_baselines(config, results)]
+
+    def _tests(self) -> Iterator[Step]:
+        """Read the test split, once for each of the replicates and the teacher; without replicates, for what they would
+        have repeated."""
+        results = self._recorder.results
         self._watcher.phase("testing the winner and what it is compared with")
-        for row in results.best_trials[:KEPT_TRIALS]:
-            job = Job.of(row, self._config)
-            text = dump_yaml(job.config(self._config).model_dump(mode="json", exclude_none=True))
-            self._recorder.keep_artifacts(job, tasks.best_weights(job.folder(self._config)), text)
-        for job in (Job.of(results.winner, self._config), _BASELINE, _TEACHER):
-            row = self._recorder.row(job)
-            if row is not None and row.state == "complete" and row.test_accuracy is None:
+        kept = [*results.best_trials[:KEPT_TRIALS], *results.replicates_of_winner]
+        for row in kept:
+            self._keep(Job.of_row(row, self._config))
+        answers = self._to_be_answered_for()
+        if self._config.study.replicates is not None:
+            answers = [one for row in answers for one in results.of("replicate", row.label)]
+        for row in (*answers, *results.of("teacher")):
+            if row.state == "complete" and row.test_accuracy is None:
+                job = Job.of_row(row, self._config)
                 yield replace(job, split="test")
                 self._to_be_tested.append(job)
         yield from self._until(lambda: all(map(self._recorder.is_tested, self._to_be_tested)))
+
+    def _keep(self, job: Job) -> None:
+        """The weights and the config, with the MLflow run."""
+        text = dump_yaml(job.config(self._config).model_dump(mode="json", exclude_none=True))
+        self._recorder.keep_artifacts(job, tasks.best_weights(job.folder(self._config)), text)
 
     def _begin(self, *jobs: Job) -> Iterator[Step]:
         for job in jobs:
@@ -171,10 +233,10 @@ class Agenda:
             except AwayError:
                 yield "wait"
 
-    def _is_searched(self, study: optuna.Study) -> bool:
-        """Whether all trials have ended, as far as Optuna's storage can be asked."""
+    def _is_searched(self, study: optuna.Study, begun: int, of: str = "") -> bool:
+        """Whether all trials that have begun have ended, as far as Optuna's storage can be asked."""
         with suppress(AwayError):
-            return self._no_trial_runs and len(ended_states(study)) >= self._config.study.trials
+            return self._none_runs(of) and len(ended_states(study)) >= begun
         return False
 
     def _seconds_left(self) -> float | None:
@@ -183,9 +245,9 @@ class Agenda:
         budget = self._config.study.time_budget_s
         return None if budget is None else budget - searched
 
-    @property
-    def _no_trial_runs(self) -> bool:
-        return all(row.state != "running" for row in self._recorder.results.of("trial"))
+    def _none_runs(self, of: str) -> bool:
+        rows = self._recorder.results.of("baseline" if of else "trial", of)
+        return all(row.state != "running" for row in rows)
 
     def _is_complete(self, job: Job) -> bool:
         row = self._recorder.row(job)

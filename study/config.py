@@ -136,8 +136,11 @@ def without_search(config: StudyConfig) -> StudyConfig:
     alone = {
         "name": f"{config.study.name}-train",
         "trials": 1,
+        "epoch_budget": None,
         "first_trials": (),
         "warm_start": (),
+        "baselines": {},
+        "replicates": None,
     }
     section = config.study.model_copy(update=alone)
     single = config.model_copy(update={"study": section, "search": {}})

@@ -41,7 +41,15 @@ from study.report.links import PAGE
 from study.report.page import write_report
 from study.results import StudyResults, TrialRow
 from study.scheduler import build_scheduler
-from study.search import Step, StudySearch, ended_curves, ended_states, open_study
+from study.search import (
+    NO_BASELINES,
+    Step,
+    StudySearch,
+    ended_curves,
+    ended_states,
+    open_baselines,
+    open_study,
+)
 from study.spool import SPOOL, Spool
 from study.stopping import Stop, sigterm_interrupts
 from study.store import Store
@@ -166,9 +174,14 @@ def _recording(
             spool.released = 0  # until they are kept: the next driver would tell of them once more
         mirror.keep()  # the name by which the store knows the study
         results = open_results(config, store, spool)
-        ended = [row for row in results.of("trial") if row.state != "running"]
+        ended = [row for row in results.rows if _is_counted(row) and row.state != "running"]
         with open_display(slots, ended) as display, Writer(spool, Tracker(store)) as writer:
             yield Recorder(config, results, writer, display, mirror), display
+
+
+def _is_counted(row: TrialRow) -> bool:
+    """By a display: all but the teacher and the student without one."""
+    return row.is_searched or row.role == "replicate"
 
 
 def _report(recorder: Recorder, watcher: Watcher, folder: Path) -> None:
@@ -187,11 +200,14 @@ class _Run:
         self._plan, self._config = plan, plan.config
         self._teacher_weights = _teacher_weights(plan)
         self._recorder, self._watcher = recorder, watcher
+        self._beside = NO_BASELINES
 
     def run(self) -> StudyResults:
         try:
             study = open_study(self._config, self._watcher.message) if self._config.search else None
-            self._recorder.take_up(ended_states(study) if study else {})
+            self._beside = open_baselines(self._config, study) if study else NO_BASELINES
+            ended = {name: ended_states(baseline) for name, baseline in self._beside.items()}
+            self._recorder.take_up(ended_states(study) if study else {}, ended)
             self._work(study)
         except StudyFailedError:
             self._recorder.stopped("failed")
@@ -201,7 +217,7 @@ class _Run:
             raise
         # A page that is there belongs to a study that had not finished; one that is missing is written.
         (self._config.folder / PAGE).unlink(missing_ok=True)
-        self._recorder.finished(self._plan.data.test)
+        self._recorder.finished(self._plan.data.val, self._plan.data.test)
         _report(self._recorder, self._watcher, self._config.folder)
         self._recorder.settle()
         return self._recorder.results
@@ -209,7 +225,7 @@ class _Run:
     def _work(self, study: optuna.Study | None) -> None:
         """Take all steps; once more those that are left if the search's time was up."""
         weights = self._teacher_weights
-        agenda = Agenda(self._config, study, weights, self._recorder, self._watcher)
+        agenda = Agenda(self._config, study, weights, self._recorder, self._watcher, self._beside)
         stop = Stop(self._watcher.phase)
         self._tune(agenda.steps(stop), study, stop)
         if stop.reason == "out of time":
@@ -221,7 +237,7 @@ class _Run:
             self._must_be_complete(Job("teacher"))
 
     def _tune(self, steps: Iterator[Step], study: optuna.Study | None, stop: Stop) -> None:
-        search = StudySearch(self._config, study, steps)
+        search = StudySearch(self._config, study, steps, self._beside)
         how = TuneConfig(
             search_alg=search,
             scheduler=build_scheduler(self._config, ended_curves(study) if study else {}),

@@ -21,6 +21,7 @@ from zipfile import ZipFile
 
 from study.config import StudyConfig
 from study.curves import CURVE
+from study.replicates import representative
 from study.report.links import PAGE
 from study.report.trials_file import TRIALS
 from study.results import LEDGER, load_results
@@ -94,9 +95,9 @@ def looked_at(uri: str, study: str) -> Path:
         if not found or not (root / study / LEDGER).exists():  # it may just begin
             rule, remedy = "must hold the study", "check its name, the bucket and the prefix"
             raise input_error(InputError, uri, rule, remedy, study)
-        winner = load_results(root / study / LEDGER).winner
-        if winner is not None:
-            best = tasks.best_weights(Path(winner.directory))
+        answer = representative(load_results(root / study / LEDGER))
+        if answer is not None:
+            best = tasks.best_weights(Path(answer.directory))
             bucket.fetch(str(best.relative_to(root)), best)
     except BucketError as error:
         raise _unusable(uri, str(error)) from error

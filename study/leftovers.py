@@ -4,6 +4,8 @@
 |--------------------------------------------------------------------|-----------------|------------------|
 | that runs, or that a resumed study goes on with                    | stay            | stays            |
 | of the `KEPT_TRIALS` best so far, or tested; teacher and baseline  | go at its end   | stays            |
+| the best of a baseline's own search so far                         | go at its end   | stays            |
+| a complete replicate: of the winner, or not tested yet             | go at its end   | stays            |
 | any other                                                          | go at its end   | goes at its end  |
 
 The curve, the statistics and the ledger's row of all of them stay. Cut short anywhere, it is done again by
@@ -13,14 +15,14 @@ the next look.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import optuna
 
 from study.mirror import Mirror
-from study.results import Role, State, StudyResults, TrialRow
-from study.search import ended_states
+from study.results import Key, State, StudyResults, TrialRow
+from study.search import NO_BASELINES, Beside, ended_states
 from trainable import tasks
 
 KEPT_TRIALS = 3
@@ -33,13 +35,21 @@ class Leftovers:
     """Of a study's trials, as one look after the other finds them."""
 
     def __init__(
-        self, study: optuna.Study | None, teacher_weights: Path | None, mirror: Mirror
+        self,
+        study: optuna.Study | None,
+        teacher_weights: Path | None,
+        mirror: Mirror,
+        beside: Beside = NO_BASELINES,
     ) -> None:
         """`study` is Optuna's where there is a search; `teacher_weights` are where the teacher's are kept."""
-        self._study, self._weights, self._mirror = study, teacher_weights, mirror
+        self._weights, self._mirror = teacher_weights, mirror
+        self._studies: dict[str, optuna.Study] = {**beside}
+        """By `TrialRow.of`: the study's own has no name."""
+        if study is not None:
+            self._studies[""] = study
         self._seen: tuple[TrialRow, ...] = ()
-        self._done: set[tuple[Role, int, bool]] = set()
-        """Role, number, and whether the best student stayed."""
+        self._done: set[tuple[Key, bool]] = set()
+        """Which row, and whether its best student stayed."""
 
     def clear(self, results: StudyResults) -> None:
         """Remove what nobody will read again; what cannot be removed is said in the study's log.
@@ -48,12 +58,10 @@ class Leftovers:
         """
         if results.rows is self._seen:
             return
-        known = None if self._study is None else ended_states(self._study)
+        known = {of: ended_states(study) for of, study in self._studies.items()}
         self._seen = results.rows
-        best = {row.number for row in results.best_trials[:KEPT_TRIALS]}
-        for row in results.rows:
-            is_best = row.role != "trial" or row.number in best or row.test_accuracy is not None
-            key = (row.role, row.number, is_best)
+        for row, is_best in _with_fate(results):
+            key = (row.key, is_best)
             if key in self._done or not self._is_over(row, known):
                 continue
             try:
@@ -63,11 +71,28 @@ class Leftovers:
             self._mirror.forget(Path(row.directory), keep_best=is_best)
             self._done.add(key)
 
-    def _is_over(self, row: TrialRow, known: Mapping[int, State] | None) -> bool:
+    def _is_over(self, row: TrialRow, known: Mapping[str, Mapping[int, State]]) -> bool:
         """Whether no driver will go on with it: Optuna hands out again what it was not told the end of."""
         if row.role == "teacher":
             is_kept = self._weights is not None and self._weights.exists()
             return row.state == "complete" and is_kept
-        if row.role == "trial" and known is not None:
-            return row.state != "running" and row.number in known
+        if row.is_searched and row.of in known:
+            return row.state != "running" and row.number in known[row.of]
         return row.state != "running"
+
+
+def _with_fate(results: StudyResults) -> Iterator[tuple[TrialRow, bool]]:
+    """Every row, and whether its best student stays."""
+    searched = {row.of for row in results.rows if row.role == "baseline" and row.of}
+    of_baselines = (results.best_of_baseline(name) for name in searched)
+    best = {row.key for row in (*results.best_trials[:KEPT_TRIALS], *of_baselines) if row}
+    winner = results.winner
+    for row in results.rows:
+        is_tested = row.test_accuracy is not None
+        if row.is_searched:
+            yield row, row.key in best or is_tested
+        elif row.role == "replicate":
+            is_answer = winner is not None and row.of == winner.label
+            yield row, row.state == "complete" and (is_answer or not is_tested)
+        else:
+            yield row, True

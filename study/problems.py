@@ -33,6 +33,8 @@ _MAPPED = {
 }
 """What to write where values by dotted path are meant."""
 _OF_ANOTHER_FORM = ("string_type", "string_pattern_mismatch", "literal_error", "float_type")
+_KEY = "[key]"
+"""How pydantic's errors say that it is a mapping's key that is wrong."""
 _SHOWN = 80
 
 
@@ -72,7 +74,7 @@ def problems_of(error: ValidationError, model: type[BaseModel]) -> list[Problem]
 
 def place_of(details: ErrorDetails) -> tuple[str, ...]:
     """The keys on the way to an error; positions in lists are numbers."""
-    place = tuple(str(part) for part in details["loc"] if part not in (NUMBER, WORD))
+    place = tuple(str(part) for part in details["loc"] if part not in (NUMBER, WORD, _KEY))
     return place[:-1] if _is_of_union(details) else place
 
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Protocol
 
 from study import telling
@@ -22,7 +23,8 @@ from study.entries import Entry, Line
 from study.folder import LOG, note_of
 from study.jobs import Job, decomposition_params
 from study.mirror import Mirror
-from study.results import LEDGER, Ledger, Role, State, StudyResults, TrialRow, Value
+from study.replicates import test_accuracies
+from study.results import LEDGER, Key, Ledger, State, StudyResults, TrialRow, Value
 from study.spool import SPOOL
 from study.writer import Remains
 from trainable import records, tasks
@@ -36,6 +38,8 @@ REST_S = 3600.0
 """The same for who came back to have the rest sent: a large file takes its time, and Ctrl-C ends it."""
 _SOON_S = 1.0
 """Whoever waits longer is told why."""
+
+_NONE_BESIDE: Mapping[str, Mapping[int, State]] = {}
 
 _LOG = logging.getLogger(__name__)
 
@@ -78,8 +82,8 @@ class Recorder:
         """Where the study's files are kept beside its folder."""
         self.results = results
         self._ledger = Ledger(config.folder / LEDGER)
-        self._started: dict[tuple[Role, int], float] = {}
-        self._tested: set[tuple[Role, int]] = set()
+        self._started: dict[Key, float] = {}
+        self._tested: set[Key] = set()
         self._is_kept = False
         """Whether this driver has written the ledger."""
         self._before = results.seconds
@@ -87,14 +91,17 @@ class Recorder:
 
     def row(self, job: Job) -> TrialRow | None:
         """What is known of a job."""
-        return self.results.row(job.role, job.number)
+        return self.results.row(job.role, job.number, job.of)
 
-    def take_up(self, ended: Mapping[int, State]) -> None:
+    def take_up(
+        self, ended: Mapping[int, State], beside: Mapping[str, Mapping[int, State]] = _NONE_BESIDE
+    ) -> None:
         """Begin, begin to have more trials, or put right what a driver that died left half told.
 
         The curve is told first of an epoch, and Optuna of the end of a trial; `ended` are those that
-        Optuna knows to have ended, by number.
+        Optuna knows to have ended, by number, and `beside` those of each baseline that is searched.
         """
+        known = {"": ended, **beside}
         results, told = self.results, telling.study_goes_on(_now_ms())
         trials = self._config.study.trials
         if results.trials_planned != trials:
@@ -104,11 +111,11 @@ class Recorder:
         for row in self.results.rows:
             if row.state != "running":
                 continue
-            job = Job.of(row, self._config)
+            job = Job.of_row(row, self._config)
             for record in read_curve(Path(row.directory)):
                 if record.epoch > row.epochs:
                     self._take_in(job, record)
-            if job.role == "trial" and (state := ended.get(job.number)) is not None:
+            if job.is_searched and (state := known.get(job.of, {}).get(job.number)) is not None:
                 error = "the driver died before it wrote down why" if state == "failed" else None
                 self.ended(job, state, error)
 
@@ -122,11 +129,12 @@ class Recorder:
     def started(self, job: Job) -> None:
         """A job begins, or begins again."""
         known = self.row(job)
-        self._started[job.role, job.number] = time.monotonic() - (known.seconds if known else 0.0)
+        self._started[job.key] = time.monotonic() - (known.seconds if known else 0.0)
         if known is None:
             row = TrialRow(
                 role=job.role,
                 number=job.number,
+                of=job.of,
                 params=job.shown_params(),
                 directory=str(job.folder(self._config)),
             )
@@ -193,7 +201,7 @@ class Recorder:
         told = telling.trial_ended(
             row, error, statistics if statistics.is_file() else None, _now_ms()
         )
-        if job.role == "trial":
+        if job.role == "trial" or job.of:
             told += telling.study_advances(self.results.with_row(row), self._gpus, _now_ms())
         self._put(row, told)
         self._watcher.trial_ended(row)
@@ -203,11 +211,11 @@ class Recorder:
         accuracy, eer = metrics.get(records.TEST_ACCURACY), metrics.get(records.TEST_EER)
         row = self._known(job).model_copy(update={"test_accuracy": accuracy, "test_eer": eer})
         self._put(row, telling.metrics_measured(row, metrics, _now_ms()))
-        self._tested.add((job.role, job.number))
+        self._tested.add(job.key)
 
     def is_tested(self, job: Job) -> bool:
         """Whether this driver has had the test split read for it."""
-        return (job.role, job.number) in self._tested
+        return job.key in self._tested
 
     def scored(self, job: Job, metrics: Mapping[str, float]) -> None:
         """A network that was not trained here was validated, as far as there are pictures for it."""
@@ -225,13 +233,18 @@ class Recorder:
         """Keep the study's report with its parent run."""
         self._save(self.results, telling.study_reported(page))
 
-    def finished(self, test_pictures: int) -> None:
+    def finished(self, val_pictures: int, test_pictures: int) -> None:
         """The study is over; its parent run gets the winner's figures, and what is wrong. Then `settle`.
 
-        `test_pictures` is the size of the split on which the networks were tested.
+        The pictures are those of the splits on which the networks were validated and tested.
         """
-        findings = self._diagnosed_study(test_pictures)
-        results = self.results.model_copy(update={"finished": True, "findings": findings})
+        update = {
+            "finished": True,
+            "findings": self._diagnosed_study(test_pictures),
+            "val_pictures": val_pictures,
+            "test_pictures": test_pictures,
+        }
+        results = self.results.model_copy(update=update)
         state = "complete" if results.winner is not None else "failed"
         self._save(results, telling.study_ends(state, results, _now_ms()))
 
@@ -298,9 +311,10 @@ class Recorder:
     def _diagnosed_study(self, test_pictures: int) -> tuple[Finding, ...]:
         results = self.results
         students = [row for row in (results.winner, *results.of("baseline")) if row is not None]
-        tested = {r.label: r.test_accuracy for r in students if r.test_accuracy is not None}
+        accuracies = {row.label: test_accuracies(results, row) for row in students}
+        tested = {label: fmean(found) for label, found in accuracies.items() if found}
         teacher = next((row.test_accuracy for row in results.of("teacher")), None)
-        trials = [Job.of(row, self._config).config(self._config) for row in results.of("trial")]
+        trials = [Job.of_row(row, self._config).config(self._config) for row in results.of("trial")]
         try:
             return tasks.diagnose_study(
                 self._config.search,
@@ -316,12 +330,12 @@ class Recorder:
     def _known(self, job: Job) -> TrialRow:
         row = self.row(job)
         if row is None:
-            raise RuntimeError(f"{job.role} {job.number} reported before it began")
+            raise RuntimeError(f"{job.label} reported before it began")
         return row
 
     def _elapsed(self, job: Job) -> float:
         """Seconds of a job under all drivers."""
-        started = self._started.get((job.role, job.number))
+        started = self._started.get(job.key)
         return self._known(job).seconds if started is None else time.monotonic() - started
 
     def _seconds(self) -> float:

@@ -11,7 +11,7 @@ driver does.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
@@ -25,11 +25,31 @@ from trainable.records import Finding
 Role = Literal["teacher", "baseline", "trial", "replicate"]
 State = Literal["running", "complete", "pruned", "failed"]
 Value = bool | int | float | str
+Key = tuple[Role, str, int]
+"""Tells a study's rows apart: role, `TrialRow.of`, number."""
 
 
-def place_of(role: Role, number: int) -> Path:
+def place_of(role: Role, number: int, of: str = "") -> Path:
     """Where a trial's folder lies in that of its study."""
-    return Path(f"{role}s") / f"{number:04d}" if role in ("trial", "replicate") else Path(role)
+    if not of and role in ("teacher", "baseline"):
+        return Path(role)
+    return Path(f"{role}s", of.replace(" ", "-"), f"{number:04d}")
+
+
+def label_of(role: Role, number: int, of: str = "") -> str:
+    """`trial 3`, `baseline kd 3`, `trial 3 replicate 0`; roles that exist once have no number."""
+    match role:
+        case "trial":
+            return f"trial {number}"
+        case "replicate":
+            return f"{of} replicate {number}".lstrip()
+        case _:
+            return f"{role} {of} {number}" if of else role
+
+
+def is_searched(role: Role, of: str) -> bool:
+    """Whether Optuna draws it: a trial, or one of a baseline's own search."""
+    return role == "trial" or (role == "baseline" and bool(of))
 
 
 class TrialRow(BaseModel):
@@ -39,7 +59,9 @@ class TrialRow(BaseModel):
 
     role: Role
     number: int
-    """Counted from 0 within its role."""
+    """Counted from 0 within its role, and what it is `of`."""
+    of: str = ""
+    """Of a replicate, the label of the row whose hyperparameters it has; of a baseline that is searched, its name."""
     state: State = "running"
     params: dict[str, Value] = {}
     """The searched values by dotted path, and `distill.k`/`distill.n` beside a searched decomposition."""
@@ -69,8 +91,18 @@ class TrialRow(BaseModel):
 
     @property
     def label(self) -> str:
-        """`trial 3`; roles that exist once have no number."""
-        return f"{self.role} {self.number}" if self.role in ("trial", "replicate") else self.role
+        """`trial 3`, `baseline kd 3`, `trial 3 replicate 0`; roles that exist once have no number."""
+        return label_of(self.role, self.number, self.of)
+
+    @property
+    def key(self) -> Key:
+        """Which of the study's rows it is."""
+        return self.role, self.of, self.number
+
+    @property
+    def is_searched(self) -> bool:
+        """Whether Optuna drew it: a trial, or one of a baseline's own search."""
+        return is_searched(self.role, self.of)
 
 
 class StudyResults(BaseModel):
@@ -87,6 +119,12 @@ class StudyResults(BaseModel):
     """Wall time of the study so far, without the time between two drivers."""
     search_began: float | None = None
     """`seconds` when the search first began."""
+    epochs_before: int = 0
+    """Epochs of the search before it was extended."""
+    val_pictures: int | None = None
+    """On how many pictures trials are validated."""
+    test_pictures: int | None = None
+    """On how many the networks are tested."""
     tracking_uri: str
     experiment: str
     experiment_id: str | None = None
@@ -101,29 +139,39 @@ class StudyResults(BaseModel):
     """What MLflow is told of the last change. The ledger is written before the spool: a driver that dies
     between the two leaves it here for the next."""
 
-    def of(self, role: Role) -> tuple[TrialRow, ...]:
-        """The rows of one role, in their order."""
-        return tuple(row for row in self.rows if row.role == role)
+    def of(self, role: Role, of: str = "") -> tuple[TrialRow, ...]:
+        """The rows of one role, in their order; of replicates and searched baselines, those of one label or name."""
+        return tuple(row for row in self.rows if (row.role, row.of) == (role, of))
 
     @property
     def best_trials(self) -> tuple[TrialRow, ...]:
         """The complete trials, best validation accuracy first, the earlier of equals first."""
-        usable = [row for row in self.of("trial") if row.state == "complete"]
-        return tuple(sorted(usable, key=lambda row: (-(row.value or 0.0), row.number)))
+        return _best_first(self.of("trial"))
+
+    def best_of_baseline(self, name: str) -> TrialRow | None:
+        """The best trial of a baseline's own search, if any is complete."""
+        return next(iter(_best_first(self.of("baseline", name))), None)
 
     @property
     def winner(self) -> TrialRow | None:
         """The best trial, if any is complete."""
         return next(iter(self.best_trials), None)
 
-    def row(self, role: Role, number: int) -> TrialRow | None:
+    @property
+    def replicates_of_winner(self) -> tuple[TrialRow, ...]:
+        """The complete ones, in their order."""
+        rows = () if self.winner is None else self.of("replicate", self.winner.label)
+        complete = [row for row in rows if row.state == "complete"]
+        return tuple(sorted(complete, key=lambda row: row.number))
+
+    def row(self, role: Role, number: int, of: str = "") -> TrialRow | None:
         """The row of a role and number, if there is one."""
-        at = self._place(role, number)
+        at = self._place((role, of, number))
         return None if at is None else self.rows[at]
 
     def with_row(self, row: TrialRow) -> StudyResults:
-        """These results with `row` in place of the one of its role and number, or added."""
-        at = self._place(row.role, row.number)
+        """These results with `row` in place of the one of its key, or added."""
+        at = self._place(row.key)
         rows = (*self.rows, row) if at is None else (*self.rows[:at], row, *self.rows[at + 1 :])
         return self.model_copy(update={"rows": rows})
 
@@ -136,14 +184,22 @@ class StudyResults(BaseModel):
     def lying_in(self, folder: Path) -> StudyResults:
         """These results with their trials in the study's folder `folder`, wherever that lay before."""
         rows = [
-            row.model_copy(update={"directory": str(folder / place_of(row.role, row.number))})
+            row.model_copy(
+                update={"directory": str(folder / place_of(row.role, row.number, row.of))}
+            )
             for row in self.rows
         ]
         return self.model_copy(update={"rows": tuple(rows)})
 
     def extended_to(self, trials: int) -> StudyResults:
-        """These results of a study that is to have so many trials; its time budget counts anew."""
-        update = {"trials_planned": trials, "finished": False, "search_began": None, "findings": ()}
+        """These results of a study that is to have so many trials; its budgets count anew."""
+        update = {
+            "trials_planned": trials,
+            "finished": False,
+            "search_began": None,
+            "epochs_before": sum(row.epochs for row in self.of("trial")),
+            "findings": (),
+        }
         return self.model_copy(update=update)
 
     def with_run_ids(self, ids: Mapping[str, str]) -> StudyResults:
@@ -158,12 +214,17 @@ class StudyResults(BaseModel):
         rows = tuple(named.get(at, row) for at, row in enumerate(self.rows))
         return self.model_copy(update={"rows": rows})
 
-    def _place(self, role: Role, number: int) -> int | None:
+    def _place(self, key: Key) -> int | None:
         """Where a row is; the last ones are asked for most."""
         for at in range(len(self.rows) - 1, -1, -1):
-            if self.rows[at].number == number and self.rows[at].role == role:
+            if self.rows[at].number == key[2] and self.rows[at].key == key:
                 return at
         return None
+
+
+def _best_first(rows: Sequence[TrialRow]) -> tuple[TrialRow, ...]:
+    usable = [row for row in rows if row.state == "complete"]
+    return tuple(sorted(usable, key=lambda row: (-(row.value or 0.0), row.number)))
 
 
 LEDGER = "results.json"
@@ -260,7 +321,7 @@ def _with_changes(results: StudyResults, path: Path) -> StudyResults | None:
     if not path.exists():
         return results
     *lines, _ = path.read_bytes().split(b"\n")
-    rows = {(row.role, row.number): row for row in results.rows}
+    rows = {row.key: row for row in results.rows}
     for line in lines:
         change = StudyResults.model_validate_json(line)
         if change.changes <= results.changes:
@@ -268,5 +329,5 @@ def _with_changes(results: StudyResults, path: Path) -> StudyResults | None:
         if change.changes > results.changes + 1:
             return None
         results = change
-        rows |= {(row.role, row.number): row for row in change.rows}
+        rows |= {row.key: row for row in change.rows}
     return results.model_copy(update={"rows": tuple(rows.values())})

@@ -69,7 +69,7 @@ class Retries:
         return why if tries.failures <= self._max_failures else None
 
     def _of(self, job: Job) -> _Tries:
-        return self._tries.setdefault((job.role, job.number, job.split), _Tries())
+        return self._tries.setdefault((job.key, job.split), _Tries())
 
 
 def _alive(nodes: Mapping[str, bool]) -> frozenset[str]:

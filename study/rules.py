@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
+from study.baselines import baseline_search
+from study.budget import epochs_of_a_trial
 from study.draws import BlocksOf, Draws
 from study.problems import all_paths, keys_of, near_key
 from study.results import Value
-from study.schema import StudyConfig
+from study.schema import BaselineName, StudyConfig
 from study.space import SearchRange, Space
 from trainable import rules
 from trainable.config import TrialConfig
 from trainable.errors import ConfigError, Problem
+from trainable.methods import METHODS
 
 _SHARED = ("data.", "teacher.", "resources.", "train.workers", "train.launcher")
 _NOT_SHARED = ("data.batch_size", "data.augment.")
@@ -57,6 +60,8 @@ def cross_problems(
             found += draws.broken(rule)
     found += _teacher_training_problems(config, unknown)
     found += _baseline_problems(config, blocks_of, unknown)
+    found += _answer_problems(config, unknown)
+    found += _searched_baseline_problems(config, blocks_of, unknown, found)
     return list(dict.fromkeys(found))
 
 
@@ -178,3 +183,73 @@ def _baseline_problems(
     common = [problem for problem in base if problem.path not in config.search]
     fresh = [p for p in rules.problems(trial, blocks_of(trial), unknown) if p not in common]
     return [in_baseline(problem, values) for problem in fresh]
+
+
+def _answer_problems(config: StudyConfig, unknown: Collection[str]) -> list[Problem]:
+    """What is wrong with how long the search goes on, and how many of its trials are trained again."""
+    found: list[Problem] = []
+    study, searches = config.study, bool(config.search)
+    if searches and not _reads("study.epoch_budget", "train.epochs", unknown=unknown):
+        budget, needed = study.epoch_budget, epochs_of_a_trial(config)
+        if budget is not None and budget < needed:
+            rule = f"must be >= {needed}, the epochs of one trial"
+            found.append(Problem("study.epoch_budget", rule, "raise it", str(budget)))
+    replicates = study.replicates
+    if replicates is not None and not _reads("study.replicates", "study.trials", unknown=unknown):
+        most = study.trials if searches else 1
+        if replicates.finalists > most:
+            rule = f"must be <= {most}, the trials of the study"
+            place = "study.replicates.finalists"
+            found.append(Problem(place, rule, "lower it", str(replicates.finalists)))
+    return found
+
+
+def _searched_baseline_problems(
+    config: StudyConfig, blocks_of: BlocksOf, unknown: Collection[str], known: Collection[Problem]
+) -> list[Problem]:
+    """What is wrong with the searches of baselines beyond what is `known` to be wrong with the study's."""
+    found: list[Problem] = []
+    if _reads("study.baseline", "study.baselines", "search", unknown=unknown):
+        return found
+    for name in config.study.baselines:
+        place, remedy = f"study.baselines.{name}", "remove it"
+        if not config.search:
+            rule = "needs a search of the study, beside which it is searched"
+            found.append(Problem(place, rule, remedy))
+        elif METHODS[name].teacher and config.teacher is None:
+            found.append(Problem(place, "needs a teacher", f"give teacher.model, or {remedy}"))
+        elif any(problem.path.startswith(("search.", _BASELINE)) for problem in known):
+            continue  # its ranges, or its base values, are not known
+        elif not baseline_search(config, name).search:
+            rule = "has nothing to search: its trials read none of the searched paths"
+            found.append(Problem(place, rule, f"search e.g. optim.lr, or {remedy}"))
+        else:
+            wrong = _baseline_search_problems(config, name, blocks_of, unknown)
+            found += [
+                replace(problem, rule=f"{problem.rule} (for the baseline {name})")
+                for problem in wrong
+                if problem not in known
+            ]
+    return found
+
+
+def _baseline_search_problems(
+    config: StudyConfig, name: BaselineName, blocks_of: BlocksOf, unknown: Collection[str]
+) -> list[Problem]:
+    """What is wrong with the trials that are drawn for a baseline."""
+    searched = baseline_search(config, name)
+    draws = Draws(searched, searched.space, blocks_of)
+    found = draws.without_base(unknown)
+    for rule in rules.RULES:
+        if not rule.reads_any([*unknown, *(problem.path for problem in found)]):
+            found += draws.broken(rule)
+    return found
+
+
+def _reads(*paths: str, unknown: Collection[str]) -> bool:
+    """Whether one of these keys or sections, or a part of one, is not known."""
+    return any(
+        path == wrong or path.startswith(f"{wrong}.") or wrong.startswith(f"{path}.")
+        for path in paths
+        for wrong in unknown
+    )

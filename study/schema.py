@@ -35,6 +35,19 @@ class PrunerConfig(Config):
     reduction_factor: Annotated[float, Field(gt=1, allow_inf_nan=False)] = 3.0
 
 
+class ReplicatesConfig(Config):
+    """How often what the search found is trained again, to tell a difference from luck (docs/trust.md)."""
+
+    finalists: Annotated[int, Field(ge=1, le=100)] = 1
+    """Best trials of the search, by validation accuracy, that are trained again."""
+    seeds: Annotated[int, Field(ge=1, le=100)]
+    """Trainings of each finalist and of each baseline, on all training pictures, the held-out ones with them."""
+
+
+BaselineName = Literal["none", "kd"]
+"""The methods that a baseline at its own best may have."""
+
+
 class StudySection(Config):
     """The search as a whole."""
 
@@ -43,8 +56,11 @@ class StudySection(Config):
     trials: PositiveInt = 20
     time_budget_s: PositiveFloat | None = None
     """Seconds after which the search starts no trial and stops those that run; None has no limit."""
+    epoch_budget: PositiveInt | None = None
+    """Epochs that the trials of the search train altogether: none begins that could exceed it, and those that run
+    go on to their end; None has no limit."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Seed of the sampler; the trials' own is train.seed."""
+    """Seed of the sampler; the trials' own is train.seed, and replicates' follow from this one."""
     sampler: Literal["tpe", "random"] = "tpe"
     pruner: PrunerConfig = PrunerConfig()
     concurrency: PositiveInt | None = None
@@ -59,6 +75,11 @@ class StudySection(Config):
     are trials that this search could draw. They are copied when the study begins (docs/search.md)."""
     baseline: dict[str, Value] = Field(default_factory=dict[str, Value])
     """Dotted paths that the student without a teacher trains with, over the base values."""
+    baselines: dict[BaselineName, PositiveInt] = Field(default_factory=dict[BaselineName, int])
+    """Baselines that are searched themselves, with so many trials each: `none`, the student without a teacher, and
+    `kd`, vanilla distillation."""
+    replicates: ReplicatesConfig | None = None
+    """None tests the winner itself, one training with one seed."""
 
 
 def folder_or_bucket(place: str) -> str:

@@ -13,27 +13,42 @@ import logging
 import pickle
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import optuna
 from optuna.samplers import BaseSampler
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
+from study.baselines import baseline_search
 from study.config import StudyConfig
 from study.drawing import sampler_of
 from study.jobs import Job
 from study.optuna_storage import AwayError, OptunaError, open_storage
 from study.results import State
+from study.schema import BaselineName
 from study.warm_start import keep_known_trials, known_trials
 from trainable.records import EPOCH, EPOCHS, VALUE
 
-Step = Job | Literal["trial", "wait"]
-"""A job, the next trial of the search, or nothing yet: something has to end first."""
+
+@dataclass(frozen=True)
+class Draw:
+    """The next trial of a baseline's own search."""
+
+    of: BaselineName
+
+
+Step = Job | Draw | Literal["trial", "wait"]
+"""A job, the next trial of a baseline's search or of the study's, or nothing yet: something has to end first."""
+Beside = Mapping[BaselineName, optuna.Study]
+"""Optuna's studies of the baselines that are searched, beside that of the study itself."""
+NO_BASELINES: Beside = {}
 
 _FINISHED: dict[TrialState, State] = {
     TrialState.COMPLETE: "complete",
@@ -53,14 +68,24 @@ def open_study(config: StudyConfig, say: Callable[[str], None] = _LOG.warning) -
     the storage goes away and is back.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.create_study(
-        storage=open_storage(config, say),
-        study_name=config.study.name,
-        direction="maximize",
-        load_if_exists=True,
-    )
+    study = _opened(config.study.name, open_storage(config, say))
     keep_known_trials(study, config, say)
     return study
+
+
+def open_baselines(config: StudyConfig, study: optuna.Study) -> Beside:
+    """The Optuna studies of the baselines that are searched, in the storage of `study`."""
+    storage = study._storage  # pyright: ignore[reportPrivateUsage]
+    return {
+        name: _opened(baseline_search(config, name).study.name, storage)
+        for name in config.study.baselines
+    }
+
+
+def _opened(name: str, storage: BaseStorage) -> optuna.Study:
+    return optuna.create_study(
+        storage=storage, study_name=name, direction="maximize", load_if_exists=True
+    )
 
 
 def ended_states(study: optuna.Study) -> dict[int, State]:
@@ -85,22 +110,47 @@ def prune(study: optuna.Study, job: Job) -> None:
     study.tell(job.number, state=TrialState.PRUNED, skip_if_finished=True)
 
 
+class _Search:
+    """One Optuna study, and what is drawn for it."""
+
+    def __init__(self, study: optuna.Study, config: StudyConfig) -> None:
+        self.study, self.space, self._config = study, config.space, config
+        self._known: list[FrozenTrial] | None = None
+        """Trials of other studies; None before they are read."""
+
+    def sampler_of(self, number: int) -> BaseSampler:
+        """A fresh sampler for each trial."""
+        if self._known is None:
+            self._known = known_trials(self.study, self._config)
+        conditional = bool(self.space.conditions)
+        return sampler_of(self._config, number, self._known, conditional=conditional)
+
+
 class StudySearch(OptunaSearch):
     """Ray's searcher over one Optuna study, which takes the steps of a study one after the other."""
 
     def __init__(
-        self, config: StudyConfig, study: optuna.Study | None, steps: Iterator[Step]
+        self,
+        config: StudyConfig,
+        study: optuna.Study | None,
+        steps: Iterator[Step],
+        beside: Beside = NO_BASELINES,
     ) -> None:
         """None is the study of `steps` without a trial."""
-        self._study, self._section, self._steps = study, config.study, steps
-        self._suggest_all, self._config = config.space, config
-        self._known: list[FrozenTrial] | None = None
-        """Trials of other studies; None before they are read."""
+        self._steps = steps
+        self._searches: dict[str, _Search] = {
+            name: _Search(baseline, baseline_search(config, name))
+            for name, baseline in beside.items()
+        }
+        """By `Job.of`: the study's own has no name."""
+        if study is not None:
+            self._searches[""] = _Search(study, config)
         self._step: Step | str | None = None
         self._trials: dict[str, Trial] = {}
         self._untold: deque[Callable[[], None]] = deque()
         """In their order; each can be done again where a call was cut short."""
-        self._failed: dict[int, Trial] = {}
+        self._failed: dict[tuple[str, int], Trial] = {}
+        """By the names of their Optuna studies, and number."""
         self._again: list[Job] = []
         self._failure: Exception | None = None
         # No space is given: Ray's class then opens no study of its own.
@@ -165,19 +215,21 @@ class StudySearch(OptunaSearch):
             case Job() as job:
                 return {"job": job.to_dict()}
             case "trial":
-                return {"job": self._draw(trial_id).to_dict()}
+                return {"job": self._draw(trial_id, "").to_dict()}
+            case Draw(of=name):
+                return {"job": self._draw(trial_id, name).to_dict()}
             case "wait":
                 return None
             case finished:
                 return finished
 
-    def _draw(self, trial_id: str) -> Job:
+    def _draw(self, trial_id: str, of: str) -> Job:
         """A trial: an unfinished one if there is any, else a new one."""
-        assert self._study is not None
-        trial = self._next(self._study)
-        self._suggest_all(trial)
+        search = self._searches[of]
+        trial = self._next(search)
+        search.space(trial)
         self._trials[trial_id] = trial
-        return Job("trial", trial.number, dict(trial.params))
+        return Job("baseline" if of else "trial", trial.number, dict(trial.params), of=of)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Let Optuna see the curve."""
@@ -193,7 +245,7 @@ class StudySearch(OptunaSearch):
             return
         trial = self._trials.pop(trial_id)
         if error:
-            self._failed[trial.number] = trial
+            self._failed[_key(trial)] = trial
         else:
             self._untold.append(partial(self._tell, trial, result))
             self._tell_what_waits()
@@ -209,8 +261,10 @@ class StudySearch(OptunaSearch):
             self._tell_what_waits()
 
     def _failed_of(self, job: Job) -> Trial | None:
-        is_searched = job.role == "trial" and job.split is None
-        return self._failed.pop(job.number, None) if is_searched else None
+        if not job.is_searched:
+            return None
+        name = self._searches[job.of].study.study_name
+        return self._failed.pop((name, job.number), None)
 
     def _tell_what_waits(self) -> None:
         """Tune would take an error here as the trial's own; it is told when the next step is asked for."""
@@ -235,23 +289,18 @@ class StudySearch(OptunaSearch):
             best = max(self._curve(trial).values())
             trial.study.tell(trial, best, skip_if_finished=True)
 
-    def _next(self, study: optuna.Study) -> Trial:
+    def _next(self, search: _Search) -> Trial:
         """One that nobody has, left by a driver that died or by a call whose answer was lost; else a new one."""
+        study = search.study
         known = _trials(study)
-        held = {*self._failed, *(trial.number for trial in self._trials.values())}
+        held = {*self._failed, *map(_key, self._trials.values())}
         for trial in known:
-            if trial.state == TrialState.RUNNING and trial.number not in held:
-                study.sampler = self._sampler_of(study, trial.number)
+            is_held = (study.study_name, trial.number) in held
+            if trial.state == TrialState.RUNNING and not is_held:
+                study.sampler = search.sampler_of(trial.number)
                 return _taken_up(study, trial)
-        study.sampler = self._sampler_of(study, len(known))
+        study.sampler = search.sampler_of(len(known))
         return study.ask()
-
-    def _sampler_of(self, study: optuna.Study, number: int) -> BaseSampler:
-        """A fresh sampler for each trial."""
-        if self._known is None:
-            self._known = known_trials(study, self._config)
-        conditional = bool(self._suggest_all.conditions)
-        return sampler_of(self._config, number, self._known, conditional=conditional)
 
     def _report(self, trial: Trial, result: dict[str, Any]) -> None:
         """An epoch that is reported again, by a trial that goes on, is known."""
@@ -261,6 +310,10 @@ class StudySearch(OptunaSearch):
     def _curve(self, trial: Trial) -> dict[int, float]:
         """Value by epoch, also of the epochs before this driver."""
         return _trials(trial.study)[trial.number].intermediate_values
+
+
+def _key(trial: Trial) -> tuple[str, int]:
+    return trial.study.study_name, trial.number
 
 
 def _taken_up(study: optuna.Study, drawn: FrozenTrial) -> Trial:

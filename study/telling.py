@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Literal, cast
 
 from study.entries import (
@@ -22,6 +23,7 @@ from study.entries import (
     Text,
     Untagging,
 )
+from study.replicates import test_accuracies
 from study.results import State, StudyResults, TrialRow, Value
 from study.secrets import without_passwords
 from trainable import errors, records
@@ -33,6 +35,7 @@ TAG_STUDY = "kd.study"
 TAG_STUDY_ID = "kd.study_id"
 TAG_TRIAL = "kd.trial"
 TAG_ROLE = "kd.role"
+TAG_OF = "kd.of"
 TAG_STATE = "kd.state"
 TAG_HEALTH = "kd.health"
 TAG_ERROR = "kd.error"
@@ -86,7 +89,8 @@ def study_goes_on(time_ms: int) -> list[Entry]:
 
 
 def study_ends(state: StudyState, results: StudyResults, time_ms: int) -> list[Entry]:
-    """The parent run is closed: once the study is over, with its health and the winner's test accuracy.
+    """The parent run is closed: once the study is over, with its health and the winner's test accuracy: the mean
+    over its replicates, and their standard deviation, where it has some.
 
     That is told at step = trials that have ended: a study that is extended has another.
     """
@@ -95,8 +99,11 @@ def study_ends(state: StudyState, results: StudyResults, time_ms: int) -> list[E
     if results.finished:
         looked_at = any(row.findings is not None for row in results.of("trial"))
         told += _health(STUDY_RUN, results.findings or (() if looked_at else None))
-    if state != "interrupted" and winner is not None and winner.test_accuracy is not None:
-        metrics = {records.BEST_TEST_ACCURACY: winner.test_accuracy}
+    accuracies = () if winner is None else test_accuracies(results, winner)
+    if state != "interrupted" and accuracies:
+        metrics = {records.BEST_TEST_ACCURACY: fmean(accuracies)}
+        if len(accuracies) > 1:
+            metrics[records.BEST_TEST_ACCURACY_SD] = stdev(accuracies)
         told.append(_points_of_study(results, metrics, time_ms))
     return [*told, *_state(STUDY_RUN, state, time_ms)]
 
@@ -131,6 +138,8 @@ def trial_begins(
         TAG_ROLE: row.role,
         TAG_TRIAL: str(row.number),
     }
+    if row.of:
+        own[TAG_OF] = row.of
     tags = {**own, TAG_STUDY: results.name, TAG_STATE: "running"}
     return [
         Opening(run=row.label, name=row.label, tags=tags, found_by=own, time_ms=time_ms),

@@ -94,7 +94,9 @@ BEST_VAL_ACCURACY = "best/val_accuracy"
 """Validation accuracy of a trial's best epoch so far, at that epoch; of a study, that of its best complete trial so
 far, at the number of trials that have ended."""
 BEST_TEST_ACCURACY = "best/test_accuracy"
-"""Of a study, the test accuracy of its best trial, measured once."""
+"""Of a study, the test accuracy of its best trial, measured once; the mean over its replicates, where it has some."""
+BEST_TEST_ACCURACY_SD = "best/test_accuracy_sd"
+"""Of a study, the standard deviation of its best trial's test accuracy over two replicates or more."""
 STUDY_TRIALS = {
     "complete": "study/complete",
     "pruned": "study/pruned",
@@ -103,9 +105,9 @@ STUDY_TRIALS = {
 }
 """Of a study, the trials in each state, at the number of trials that have ended."""
 STUDY_GPU_HOURS = "study/gpu_hours"
-"""Of a study, the hours of all its trials, its teacher and its baseline so far, times the GPUs of one."""
+"""Of a study, the hours of all its trainings so far, times the GPUs of one."""
 STUDY_TRIAL_HOURS = "study/trial_hours"
-"""Of a study without GPUs, the hours of all its trials, its teacher and its baseline so far."""
+"""Of a study without GPUs, the hours of all its trainings so far."""
 
 STATISTICS = "statistics.parquet"
 """File in a trial's folder with the statistics of every layer after each epoch (`engine.series`)."""

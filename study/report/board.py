@@ -35,15 +35,17 @@ class Board:
     """Dotted path → heading."""
     compared: tuple[Line, ...]
     trials: tuple[Line, ...]
+    beside: dict[str, tuple[Line, ...]]
+    """Heading → trials of baselines' own searches, and replicates."""
 
 
 def board_of(results: StudyResults) -> Board:
     """Trials in the order of the terminal's leaderboard, all hyperparameters in columns of their own."""
     trials = ranked(results)
     others = {name: row for role, name in COMPARED.items() for row in results.of(role)}
-    others |= {row.label: row for row in results.of("replicate")}
-    rows = [*trials, *others.values()]
-    names = short_names(trials)
+    beside = _beside(results)
+    rows = [*trials, *others.values(), *(row for group in beside.values() for row in group)]
+    names = short_names(rows)
     measures = measured(rows, "val %", "test %")
     columns = {path: aligned([row.params.get(path) for row in rows]) for path in names}
 
@@ -61,7 +63,22 @@ def board_of(results: StudyResults) -> Board:
             line(at, row, row.label, at + 1 if row.state == "complete" else None)
             for at, row in enumerate(trials)
         ),
+        beside={
+            heading: tuple(line(rows.index(row), row, row.label, None) for row in group)
+            for heading, group in beside.items()
+        },
     )
+
+
+def _beside(results: StudyResults) -> dict[str, list[TrialRow]]:
+    """What is no trial of the study's own search, by what it is."""
+    groups: dict[str, list[TrialRow]] = {}
+    for row in results.rows:
+        if row.role == "replicate":
+            groups.setdefault(f"Replicates of {row.of}", []).append(row)
+        elif row.role == "baseline" and row.of:
+            groups.setdefault(f"Baseline {row.of}, a search of its own", []).append(row)
+    return groups
 
 
 def aligned(values: Sequence[Value | None]) -> list[str]:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from study.config import RESOLVED, StudyConfig, parse_config
 from study.curves import read_curve
+from study.jobs import Job
 from study.packing import as_packed
-from study.results import Role, StudyResults, TrialRow
+from study.results import Key, StudyResults, TrialRow
 from study.yaml import parse_yaml
 from trainable.errors import InputError
 from trainable.records import EpochRecord
@@ -28,11 +29,11 @@ class Evidence:
     """The resolved config as it was kept; None where there is none."""
     config: StudyConfig | None
     """None where the text is missing, or is not one that this version reads."""
-    curves: dict[tuple[Role, int], tuple[EpochRecord, ...]]
+    curves: dict[Key, tuple[EpochRecord, ...]]
 
     def curve(self, row: TrialRow) -> tuple[EpochRecord, ...]:
         """The epochs of a trial."""
-        return self.curves.get((row.role, row.number), ())
+        return self.curves.get(row.key, ())
 
     def series(self, row: TrialRow, metric: str) -> Series:
         """A metric over a trial's epochs, without what is not finite."""
@@ -46,8 +47,8 @@ class Evidence:
         if row.role == "teacher":
             training = self.config.teacher.train if self.config.teacher is not None else None
             return None if training is None else training.epochs
-        if row.role == "baseline":
-            return self.config.baseline().train.epochs
+        if row.role == "baseline" or row.of:
+            return Job.of_row(row, self.config).config(self.config).train.epochs
         searched = row.params.get("train.epochs")
         return int(searched) if searched is not None else self.config.train.epochs
 
@@ -68,7 +69,7 @@ def gather(results: StudyResults, folder: Path) -> Evidence:
         folder=folder,
         config_text=text,
         config=config,
-        curves={(row.role, row.number): read_curve(Path(row.directory)) for row in rows},
+        curves={row.key: read_curve(Path(row.directory)) for row in rows},
     )
 
 

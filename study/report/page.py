@@ -28,8 +28,10 @@ from study.report.learning import learning_curves
 from study.report.links import LOCAL_SERVER, PAGE, open_command, server_of, study_page
 from study.report.panels import MOST_SICK, health_panels
 from study.report.slices import accuracy_slices, chosen_pair, numeric_axes, scatter
+from study.report.strips import strips
 from study.report.text import duration, percent, short_names, size
 from study.report.trials_file import TRIALS, write_trials
+from study.report.trust import trust_of
 from study.report.verdict import verdict
 from study.results import StudyResults
 from study.secrets import without_passwords
@@ -123,6 +125,9 @@ def _details(evidence: Evidence) -> dict[str, Any]:
     server = server_of(results.tracking_uri)
     return {
         "board": board_of(results),
+        "trust": trust_of(results),
+        "strips": strips(results),
+        "repeated": bool(results.replicates_of_winner),
         "curves": learning_curves(evidence),
         "panels": health_panels(evidence),
         "most_sick": MOST_SICK,

@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from study.baselines import baseline_search
+from study.budget import epochs_of_a_trial
 from study.cluster import uses_torch_trainer, worker_resources
 from study.config import StudyConfig
 from study.preflight import StudyPlan, stages_by_decomposition
@@ -166,8 +168,25 @@ def _resources(plan: StudyPlan) -> str:
         f"the cluster {capacity.cpus:g} CPU(s) and {capacity.gpus:g} GPU(s): {at_a_time}",
         f"trials      {config.study.trials}, seed {config.study.seed}, sampler {config.study.sampler}, "
         f"pruner {config.study.pruner.name}",
+        *_answer(config),
     ]
     return "\n".join(lines)
+
+
+def _answer(config: StudyConfig) -> Iterator[str]:
+    """What is trained beside the trials of the search, so that its answer can be trusted."""
+    study = config.study
+    if study.epoch_budget is not None:
+        yield f"budget      {study.epoch_budget} epochs of the search, {epochs_of_a_trial(config)} a trial at most"
+    for name, trials in study.baselines.items():
+        searched = ", ".join(baseline_search(config, name).search)
+        yield f"baseline    {name}: {trials} trials, searching {searched}"
+    if (replicates := study.replicates) is not None:
+        repeated = replicates.finalists + (1 if config.search else 0) + len(study.baselines)
+        yield (
+            f"replicates  {replicates.seeds} of each of {replicates.finalists} finalist(s) and of each baseline: "
+            f"{repeated * replicates.seeds} trainings more, on all training pictures"
+        )
 
 
 def _table(*columns: str) -> Table:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
@@ -17,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from study.report.text import UNKNOWN, duration, one_line, params_text, percent, short_names
-from study.results import Role, TrialRow
+from study.results import Key, TrialRow
 from trainable.records import VAL_ACCURACY, EpochRecord
 
 _QUIET_S = 10.0
@@ -26,8 +27,6 @@ _SHOWN_RUNNING = 20
 """To draw a hundred, four times a second, would take a seventh of a core."""
 _TOLD_SHARE = 2 / 3
 _FEWEST_TOLD = 6
-
-Key = tuple[Role, int]
 
 
 @dataclass(frozen=True)
@@ -135,7 +134,7 @@ class Progress:
         self._phase = ""
         # Replaced, never changed in place: the live display reads them from its own thread.
         self._running: dict[Key, RunningTrial] = {}
-        self._ended = {_key(row): EndedTrial(row) for row in ended}
+        self._ended = {row.key: EndedTrial(row) for row in ended}
         self._left: list[float] = []
         """When places were left that no trial has taken yet."""
         self._idle: list[float] = []
@@ -176,11 +175,11 @@ class Progress:
         if self._left:
             left, *self._left = self._left
             self._idle = [*self._idle, trial.started - left]
-        self._running = {**self._running, _key(row): trial}
+        self._running = {**self._running, row.key: trial}
 
     def epoch(self, row: TrialRow, record: EpochRecord, epochs_total: int) -> None:
         """A trial has reported an epoch."""
-        key, now = _key(row), self._clock()
+        key, now = row.key, self._clock()
         trial = replace(
             self._running.get(key, RunningTrial(row, now)),
             epoch=record.epoch,
@@ -194,7 +193,7 @@ class Progress:
 
     def trial_ended(self, row: TrialRow) -> None:
         """A trial is over: complete, pruned or failed."""
-        key = _key(row)
+        key = row.key
         ran = self._running.get(key)
         self._running = {other: trial for other, trial in self._running.items() if other != key}
         self._ended = {**self._ended, key: EndedTrial(row, None if ran is None else ran.share)}
@@ -209,20 +208,26 @@ class Progress:
         self._console.print(Text(text), soft_wrap=True, highlight=False)
 
     def status(self) -> str:
-        """`4/12 trials, 1 pruned, best trial 2 91.31 %, 4 min 05 s left`."""
+        """`4/12 trials, 1 pruned, best trial 2 91.31 %, 4 min 05 s left`; after the search what came of the rest."""
         ended = [trial.row for trial in self._searched()]
-        counts = {
-            state: [row.state for row in ended].count(state) for state in ("pruned", "failed")
-        }
-        stopped = [f"{count} {state}" for state, count in counts.items() if count]
+        counts = Counter(row.state for row in ended)
+        stopped = [f"{counts[state]} {state}" for state in ("pruned", "failed") if counts[state]]
         return ", ".join(
             [
                 f"{len(ended)}/{self._planned} trials",
                 *stopped,
                 f"best {_best(ended)}",
-                f"{duration(self.seconds_left())} left",
+                self._beside() or f"{duration(self.seconds_left())} left",
             ]
         )
+
+    def _beside(self) -> str:
+        """`20 baseline trials, 3 replicates` that have ended, where no trial of the search runs."""
+        if any(trial.row.role == "trial" for trial in self._running.values()):
+            return ""
+        counts = Counter(trial.row.role for trial in self._ended.values() if trial.row.of)
+        named = (("baseline trial", counts["baseline"]), ("replicate", counts["replicate"]))
+        return ", ".join(f"{count} {name}{'s' * (count > 1)}" for name, count in named if count)
 
     def seconds_left(self) -> float | None:
         """Of the search; None while there is nothing to judge by."""
@@ -267,10 +272,8 @@ def _ending(row: TrialRow) -> str:
     """`trial 3 complete: val 91.31 %, 20 epochs, 1 min 01 s, lr=0.05, k/n=5/2`."""
     if row.state == "failed":
         return f"{row.label} failed: {one_line(row.error)}"
-    facts = [f"val {percent(row.value)} %", f"{row.epochs} epochs", duration(row.seconds)]
+    facts = [f"{row.epochs} epochs", duration(row.seconds)]
+    if row.role != "replicate":  # which has no validation
+        facts = [f"val {percent(row.value)} %", *facts]
     params = params_text(row.params, short_names([row]))
     return f"{row.label} {row.state}: {', '.join([*facts, params] if params else facts)}"
-
-
-def _key(row: TrialRow) -> Key:
-    return row.role, row.number

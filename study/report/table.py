@@ -11,6 +11,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from study.replicates import representative
 from study.report.cost import bytes_on_disk
 from study.report.health import failures, grouped, health_summary, health_text, sick
 from study.report.links import LOCAL_SERVER, open_command, runs_page, server_of
@@ -23,6 +24,7 @@ from study.report.text import (
     size,
     value_text,
 )
+from study.report.trust import BASELINES, Trust, baselines_of, trust_of
 from study.report.verdict import verdict
 from study.results import Role, State, StudyResults, TrialRow
 
@@ -42,7 +44,7 @@ MEASURES: dict[str, Callable[[TrialRow], float | None]] = {
 }
 """Heading → share in [0, 1]; the equal error rates are of studies with unseen classes."""
 COMPARED: dict[Role, str] = {
-    "baseline": "student without a teacher",
+    "baseline": BASELINES[""],
     "teacher": "teacher",
 }
 
@@ -88,6 +90,10 @@ class _Leaderboard:
             yield Text()
         if compared := _comparison(results):
             yield compared
+            yield Text()
+        if trust := _over_seeds(results):
+            yield _standings(trust)
+            yield from (Text(warning, style="yellow") for warning in trust.warnings)
             yield Text()
         failed = failures(results)
         for labels, reason in failed[:_SHOWN_FAILURES]:
@@ -184,9 +190,13 @@ def _style(row: TrialRow, rank: int) -> str:
 
 
 def _comparison(results: StudyResults) -> Table | None:
-    """The winner beside the student alone and the teacher."""
-    named = {name: row for role, name in COMPARED.items() for row in results.of(role)}
-    named |= {row.label: row for row in results.of("replicate")}
+    """The winner beside the student alone, other baselines and the teacher."""
+    named = {
+        BASELINES[row.of] + (f" ({row.of} {row.number})" if row.of else ""): row
+        for row in baselines_of(results)
+    }
+    for teacher in results.of("teacher"):
+        named[COMPARED["teacher"]] = teacher
     if not named:
         return None
     if winner := results.winner:
@@ -200,6 +210,24 @@ def _comparison(results: StudyResults) -> Table | None:
         label = name if row.state == "complete" else f"{name} ({row.state})"
         shares = (percent(MEASURES[heading](row)) for heading in measures)
         table.add_row(label, *shares, str(row.epochs), f"{row.seconds:.0f}")
+    return table
+
+
+def _over_seeds(results: StudyResults) -> Trust | None:
+    """Of a study with replicates; what others were tested for stands in the tables above."""
+    has_replicates = any(row.role == "replicate" for row in results.rows)
+    return trust_of(results) if has_replicates else None
+
+
+def _standings(trust: Trust) -> Table:
+    """Test accuracies over seeds, and the winner's lead."""
+    table = _table(gap=2)
+    table.add_column("trained again")
+    for heading in ("seeds", "test %", "best ahead by (95 %)"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    leads = ["", *(one.text for one in trust.comparisons)]
+    for one, lead in zip(trust.standings, leads, strict=True):
+        table.add_row(one.name, str(len(one.accuracies)), one.text, lead)
     return table
 
 
@@ -227,8 +255,8 @@ def _places(results: StudyResults, report: Path | None) -> Iterator[Text]:
     """Paths, commands and addresses to copy: never wrapped, so that they can be."""
     if report is not None:
         yield _place("Report", str(report))
-    if winner := results.winner:
-        yield _place("Checkpoint", str(Path(winner.directory) / "best.safetensors"))
+    if answer := representative(results):
+        yield _place("Checkpoint", str(Path(answer.directory) / "best.safetensors"))
     if report is not None:
         folder = report.parent
         yield _place("Disk", f"{size(bytes_on_disk(folder))} in {folder}")

@@ -23,6 +23,7 @@ _Told = Callable[[TrialRow], Any]
 _FIELDS: tuple[tuple[str, pa.DataType, _Told], ...] = (
     ("role", pa.string(), lambda row: row.role),
     ("number", pa.int64(), lambda row: row.number),
+    ("of", pa.string(), lambda row: row.of),
     ("state", pa.string(), lambda row: row.state),
     ("epochs", pa.int64(), lambda row: row.epochs),
     ("best_epoch", pa.int64(), lambda row: row.best_epoch),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from study.report.text import percent
+from study.report.trust import Trust, trust_of
 from study.results import StudyResults
 
 
@@ -13,6 +14,8 @@ def verdict(results: StudyResults) -> str:
     winner = results.winner
     if winner is None:
         return _why_no_winner(results)
+    if results.of("replicate", winner.label) and (trust := trust_of(results)) is not None:
+        return _over_seeds(trust)
     head = f"Best: {winner.label}"
     alone = next((row for row in results.of("baseline") if row.state == "complete"), None)
     if alone is None:
@@ -26,6 +29,18 @@ def verdict(results: StudyResults) -> str:
         gain = _gain(winner.value, alone.value, "validation")
         return f"{head}, {gain} One seed each, and the search chose by this number: not proof."
     return f"{head}; there are no accuracies to compare with the student without a teacher."
+
+
+def _over_seeds(trust: Trust) -> str:
+    winner, against = trust.winner, trust.strongest
+    seeds = f"{trust.seeds} seeds" if trust.seeds > 1 else "one seed"
+    head = f"Best: {winner.row.label}, {winner.text} % of the test split over {seeds}"
+    if against is None:
+        return f"{head}."
+    count = len(trust.baselines)
+    who = against.other.in_words + (f", the strongest of {count} baselines" if count > 1 else "")
+    level = "" if against.interval is None else " at 95 %"
+    return f"{head}; its lead over {who}: {against.text} points{level}."
 
 
 def _gain(ours: float, theirs: float, split: str) -> str:

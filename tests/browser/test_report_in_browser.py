@@ -78,7 +78,13 @@ def test_report_of_a_real_study_shows_all_of_it(window: webdriver.Chrome, ran: R
     assert f"Best: {winner.label}" in text
     headings = [heading.text for heading in window.find_elements(By.TAG_NAME, "h2")]
     assert headings == [
-        *("Leaderboard", "Learning curves", "What mattered", "Decompositions"),
+        *(
+            "Leaderboard",
+            "Can it be trusted?",
+            "Learning curves",
+            "What mattered",
+            "Decompositions",
+        ),
         *("Where the trials lie", "Gradients and BatchNorm", "Findings", "Cost", "Do it again"),
     ]
     trials = window.find_elements(By.CSS_SELECTOR, "#leaderboard tbody:last-of-type tr")

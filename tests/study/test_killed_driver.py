@@ -83,8 +83,8 @@ def drive(folder: Path) -> None:
             winner = recorder.results.winner
             assert winner is not None
             if winner.test_accuracy is None:
-                recorder.tested(Job.of(winner, config), {"test/accuracy": 0.5})
-            recorder.finished(100)
+                recorder.tested(Job.of_row(winner, config), {"test/accuracy": 0.5})
+            recorder.finished(50, 100)
             recorder.settle()
 
 

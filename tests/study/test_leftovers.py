@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -17,7 +18,7 @@ from study.leftovers import Leftovers
 from study.mirror import NoMirror
 from study.optuna_storage import AwayError
 from study.results import Role, State, StudyResults, TrialRow
-from study.search import open_study
+from study.search import open_baselines, open_study
 from tests.study.studies import results_of
 from tests.study.test_recorder import build
 from trainable import tasks
@@ -35,27 +36,41 @@ class Study:
     """A study whose trials end as the test says."""
 
     def __init__(self, folder: Path) -> None:
-        self.config: StudyConfig = build(folder)
+        study = {"name": "s", "baselines": {"none": 5}}
+        self.config: StudyConfig = build(folder, study=study)
         self.config.folder.mkdir()
         self.optuna: optuna.Study = open_study(self.config)
+        self.beside = open_baselines(self.config, self.optuna)
         self.results: StudyResults = results_of()
         self.teacher = folder / "teachers" / "teacher.safetensors"
         self.leftovers = self.next_driver()
 
     def next_driver(self) -> Leftovers:
-        return Leftovers(self.optuna, self.teacher, NoMirror())
+        return Leftovers(self.optuna, self.teacher, NoMirror(), self.beside)
 
     def add(
-        self, role: Role, number: int = 0, state: State = "complete", value: float | None = None
+        self,
+        role: Role,
+        number: int = 0,
+        state: State = "complete",
+        value: float | None = None,
+        of: str = "",
+        **fields: Any,
     ) -> None:
         """A job, and what it wrote."""
-        folder = Job(role, number).folder(self.config)
+        folder = Job(role, number, of=of).folder(self.config)
         checkpoint = folder / "checkpoints" / "000000240"
         checkpoint.mkdir(parents=True)
         for path in (checkpoint / "state.pt", folder / "best.safetensors", folder / "epochs.jsonl"):
             path.write_text("…")
-        row = TrialRow(role=role, number=number, state=state, value=value, directory=str(folder))
+        known = {"role": role, "number": number, "state": state, "value": value, "of": of}
+        row = TrialRow.model_validate(known | {"directory": str(folder)} | fields)
         self.results = self.results.with_row(row)
+
+    def tested(self, role: Role, number: int, of: str) -> None:
+        row = self.results.row(role, number, of)
+        assert row is not None
+        self.results = self.results.with_row(row.model_copy(update={"test_accuracy": 0.5}))
 
     def trial(self, number: int, value: float = 0.5, state: State = "complete") -> None:
         """A trial of which Optuna was told, too."""
@@ -63,8 +78,8 @@ class Study:
         told = value if state == "complete" else None
         self.optuna.add_trial(create_trial(state=_STATES[state], value=told))
 
-    def left(self, role: Role, number: int = 0) -> set[str]:
-        folder = Job(role, number).folder(self.config)
+    def left(self, role: Role, number: int = 0, of: str = "") -> set[str]:
+        folder = Job(role, number, of=of).folder(self.config)
         assert (folder / "epochs.jsonl").exists()
         found = {path.name for path in folder.iterdir()} - {"epochs.jsonl"}
         return {name.removesuffix(".safetensors") for name in found}
@@ -140,6 +155,41 @@ def test_a_study_without_a_search_keeps_its_student(study: Study) -> None:
     study.add("trial", 0)
     Leftovers(None, None, NoMirror()).clear(study.results)
     assert study.left("trial", 0) == WEIGHTS
+
+
+def test_of_a_baselines_search_the_best_alone_keeps_its_weights(study: Study) -> None:
+    for number, value in enumerate((0.5, 0.9, 0.7)):
+        study.add("baseline", number, value=value, of="none")
+    study.trial(0, 0.1)
+    told = [create_trial(state=TrialState.COMPLETE, value=0.5)] * 2
+    study.beside["none"].add_trials(told)
+    study.leftovers.clear(study.results)
+    left = [study.left("baseline", number, "none") for number in range(3)]
+    assert left == [NOTHING, WEIGHTS, WHOLE]  # Optuna will hand out the last again
+    study.beside["none"].add_trial(told[0])
+    study.next_driver().clear(study.results)
+    assert study.left("baseline", 2, "none") == NOTHING
+    assert study.left("trial", 0) == WEIGHTS
+
+
+def test_replicates_keep_their_weights_until_they_are_tested_and_the_winners_for_good(
+    study: Study,
+) -> None:
+    study.trial(0, 0.9)
+    study.trial(1, 0.8)
+    for of in ("trial 0", "trial 1"):
+        for number in range(2):
+            study.add("replicate", number, of=of)
+        study.add("replicate", 2, "failed", of=of)
+        study.add("replicate", 3, "running", of=of)
+    study.leftovers.clear(study.results)
+    for of in ("trial 0", "trial 1"):
+        left = [study.left("replicate", number, of) for number in range(4)]
+        assert left == [WEIGHTS, WEIGHTS, NOTHING, WHOLE]
+        study.tested("replicate", 0, of)
+    study.leftovers.clear(study.results)
+    assert [study.left("replicate", n, "trial 0") for n in range(2)] == [WEIGHTS, WEIGHTS]
+    assert [study.left("replicate", n, "trial 1") for n in range(2)] == [NOTHING, WEIGHTS]
 
 
 @pytest.mark.parametrize("removals", range(4))

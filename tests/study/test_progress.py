@@ -98,6 +98,23 @@ def test_status_counts_trials_of_the_search_only(plain: Progress) -> None:
     assert plain.status() == "3/4 trials, 1 pruned, 1 failed, best trial 0 50.00 %, 5 s left"
 
 
+def test_after_the_search_status_counts_what_it_is_compared_with(plain: Progress) -> None:
+    plain.trial_ended(trial(0, "complete", 10.0, value=0.5))
+    for number in range(2):
+        plain.trial_ended(TrialRow(role="baseline", number=number, of="kd", directory="/d"))
+    replicate = TrialRow(role="replicate", number=0, of="trial 0", directory="/d", state="complete")
+    plain.trial_ended(replicate)
+    assert plain.status() == "1/4 trials, best trial 0 50.00 %, 2 baseline trials, 1 replicate"
+    plain.trial_started(trial(1))  # of an extension
+    assert plain.status().endswith(" left")
+
+
+def test_a_replicate_ends_without_a_validation(plain: Progress, out: io.StringIO) -> None:
+    row = {"role": "replicate", "number": 1, "of": "trial 0", "directory": "/d", "epochs": 5}
+    plain.trial_ended(TrialRow.model_validate(row | {"state": "complete", "seconds": 9.0}))
+    assert out.getvalue() == "trial 0 replicate 1 complete: 5 epochs, 9 s\n"
+
+
 def test_resumed_study_counts_what_ended_before() -> None:
     ended = [trial(0, "complete", 10.0, value=0.5), trial(1, "complete", 10.0, value=0.6)]
     progress = Progress(4, 1, ended=ended, console=Console(file=io.StringIO()))

@@ -287,11 +287,57 @@ def test_winners_figures_close_the_study(config: StudyConfig, outlet: Outlet) ->
     recorder.reported(TRIAL, record(1, 0.4), 1)
     recorder.ended(TRIAL, "complete")
     recorder.tested(TRIAL, {"test/accuracy": 0.3})
-    recorder.finished(100)
+    recorder.finished(50, 100)
     assert outlet.points("study")[-1] == (1, {"best/test_accuracy": 0.3})
     assert outlet.tags("study")["kd.state"] == "complete"
     assert outlet.points("trial 0")[-1] == (1, {"test/accuracy": 0.3})
     assert load_results(config.folder / LEDGER).finished
+
+
+def test_replicates_figures_close_the_study(config: StudyConfig, outlet: Outlet) -> None:
+    recorder = driver(config, outlet)
+    recorder.started(TRIAL)
+    recorder.reported(TRIAL, record(1, 0.4), 1)
+    recorder.ended(TRIAL, "complete")
+    for number, accuracy in enumerate((0.25, 0.75)):
+        replicate = TRIAL.replicate(number)
+        recorder.started(replicate)
+        recorder.reported(replicate, EpochRecord(1, {}, 1), 1)
+        recorder.ended(replicate, "complete")
+        recorder.tested(replicate, {"test/accuracy": accuracy})
+    recorder.finished(50, 100)
+    _, told = outlet.points("study")[-1]
+    assert told["best/test_accuracy"] == 0.5
+    assert told["best/test_accuracy_sd"] == pytest.approx(0.125**0.5)
+    assert outlet.tags("trial 0 replicate 1") == {
+        "mlflow.parentRunId": "parent",
+        "kd.study": "s",
+        "kd.role": "replicate",
+        "kd.trial": "1",
+        "kd.of": "trial 0",
+        "kd.state": "complete",
+        "kd.health": "healthy",
+    }
+    kept = load_results(config.folder / LEDGER)
+    assert (kept.val_pictures, kept.test_pictures) == (50, 100)
+
+
+def test_what_a_dead_driver_left_of_a_baselines_search_is_put_right(
+    tmp_path: Path, outlet: Outlet
+) -> None:
+    config = build(tmp_path, study={"name": "s", "baselines": {"none": 2}})
+    config.folder.mkdir()
+    jobs = [Job("baseline", number, {"optim.lr": 0.1}, of="none") for number in range(2)]
+    for job in (TRIAL, *jobs):
+        driver(config, outlet).started(job)
+    recorder = driver(config, outlet)
+    recorder.take_up({}, {"none": {1: "complete"}})
+    states = {row.label: row.state for row in recorder.results.rows}
+    assert states == {
+        "trial 0": "running",
+        "baseline none 0": "running",
+        "baseline none 1": "complete",
+    }
 
 
 def test_a_finished_study_that_is_to_have_more_trials(tmp_path: Path, outlet: Outlet) -> None:
@@ -302,7 +348,7 @@ def test_a_finished_study_that_is_to_have_more_trials(tmp_path: Path, outlet: Ou
     before.seconds_searched()
     before.started(TRIAL)
     before.ended(TRIAL, "complete")
-    before.finished(100)
+    before.finished(50, 100)
     assert not [entry for entry in outlet.entries("study") if isinstance(entry, Text)]
 
     longer = build(tmp_path, study={"name": "s", "trials": 3, "time_budget_s": 60.0})
@@ -348,7 +394,7 @@ def test_a_teacher_behind_its_student_is_said_of_the_study(tmp_path: Path, outle
         recorder.started(job)
         recorder.ended(job, "complete")
         recorder.tested(job, {"test/accuracy": accuracy})
-    recorder.finished(1000)
+    recorder.finished(500, 1000)
     (finding,) = load_results(config.folder / LEDGER).findings
     assert finding.name == "teacher_worse_than_student"
     assert "trial 0 90 %" in finding.evidence
@@ -362,7 +408,7 @@ def test_a_study_whose_end_was_not_told_tells_it_when_it_is_run_again(
     recorder.started(TRIAL)
     outlet.broken = True
     with pytest.raises(KeyboardInterrupt):
-        recorder.finished(100)
+        recorder.finished(50, 100)
     outlet.broken = False
     again = driver(config, outlet)
     assert again.results.finished

@@ -30,7 +30,7 @@ from trainable.records import Finding
 
 VOID = {"meta", "link", "br", "circle", "path", "use", "line", "polyline"}
 SECTIONS = [
-    *("leaderboard", "learning", "importances", "decompositions", "slices"),
+    *("leaderboard", "trust", "learning", "importances", "decompositions", "slices"),
     *("health", "findings", "cost", "repeat"),
 ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -107,3 +108,30 @@ def test_a_block_is_printed_with_shape_parameters_share_and_projector(plan: Stud
     rows = [line.split() for line in teacher.splitlines()]
     assert ["group1", "65×192", "911,808", "25.2%"] in rows
     assert ["all", "3,583,306", "487", "M"] in rows
+
+
+def test_what_an_answer_takes_beside_the_search_is_printed(plan: StudyPlan) -> None:
+    config = parse_config(
+        {
+            "study": {
+                "name": "small",
+                "trials": 9,
+                "epoch_budget": 100,
+                "baselines": {"kd": 7},
+                "replicates": {"finalists": 2, "seeds": 5},
+            },
+            "data": {"source": "digits", "image_size": SIDE},
+            "student": {"model": "resnet18"},
+            "teacher": {"model": "vit_t8", "train": {"epochs": 1}},
+            "distill": {"method": "kd", "alpha": 0.5},
+            "search": {"optim.lr": {"uniform": [0.1, 1]}, "train.epochs": {"int": [5, 30]}},
+        }
+    )
+    console = Console(width=200, force_terminal=False)
+    with console.capture() as capture:
+        print_plan(replace(plan, config=config), console)
+    lines = capture.get().splitlines()
+    assert "budget      100 epochs of the search, 30 a trial at most" in lines
+    assert "baseline    kd: 7 trials, searching optim.lr, train.epochs, distill.alpha" in lines
+    (told,) = [line for line in lines if line.startswith("replicates")]
+    assert told.endswith("each baseline: 20 trainings more, on all training pictures")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import repeat
+from itertools import cycle, repeat
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,12 @@ from ray.tune.search import ConcurrencyLimiter, Searcher
 from study.config import StudyConfig, parse_config
 from study.jobs import Job
 from study.search import (
+    Draw,
     OptunaError,
     StudySearch,
     ended_curves,
     ended_states,
+    open_baselines,
     open_study,
     prune,
     unfinished,
@@ -283,3 +285,62 @@ def test_a_storage_that_takes_no_end_of_a_trial_ends_the_study_and_not_the_trial
     assert ended_states(open_study(here)) == {}
     after = StudySearch(here, open_study(here), repeat("trial"))
     assert suggest(after, "c") == job
+
+
+def compared(folder: Path) -> StudyConfig:
+    """With a search of its own for the student without a teacher, which is the same one here."""
+    return config(folder, baselines={"none": 20})
+
+
+def test_a_baselines_trials_are_drawn_as_a_study_of_its_own_would_draw_them(tmp_path: Path) -> None:
+    """Whatever the study's own trials did in between: both have numbers from 0, and are told apart."""
+    alone = journalled(tmp_path / "alone")
+    search = StudySearch(alone, open_study(alone), repeat("trial"))
+    wanted = [play(search, str(n), [0.5, n / 100]).sample for n in range(12)]
+    settings = journalled(tmp_path / "beside", baselines={"none": 20})
+    study = open_study(settings)
+    beside = open_baselines(settings, study)
+    search = StudySearch(settings, study, cycle(["trial", Draw("none")]), beside)
+    drawn = []
+    for number in range(12):  # TPE draws at random until it knows ten
+        own = suggest(search, f"own {number}")
+        job = play(search, f"none {number}", [0.5, number / 100])
+        search.on_trial_complete(f"own {number}", result(EPOCHS, 0.9))
+        assert (own.role, own.of, own.number) == ("trial", "", number)
+        assert (job.role, job.of, job.number) == ("baseline", "none", number)
+        drawn.append(job.sample)
+    assert drawn == wanted
+    assert beside["none"].study_name == "s.none"
+    assert set(ended_states(beside["none"]).values()) == {"pruned"}
+    assert study.best_value == 0.9
+
+
+def test_a_baselines_trial_that_fails_begins_again_or_is_told_to_its_own_study(
+    tmp_path: Path,
+) -> None:
+    settings = compared(tmp_path)
+    study = open_study(settings)
+    beside = open_baselines(settings, study)
+    search = StudySearch(settings, study, iter(["trial", Draw("none")]), beside)
+    own, job = suggest(search, "own"), suggest(search, "none")
+    for trial_id in ("own", "none"):
+        search.on_trial_complete(trial_id, error=True)
+    search.begins_again(job)
+    assert suggest(search, "again") == job
+    search.on_trial_complete("again", error=True)
+    search.failed(job)
+    assert ended_states(beside["none"]) == {0: "failed"}
+    assert ended_states(study) == {}
+    search.failed(own)
+    assert ended_states(study) == {0: "failed"}
+
+
+def test_what_a_dead_driver_left_running_is_handed_out_by_its_own_study(tmp_path: Path) -> None:
+    settings = compared(tmp_path)
+    study = open_study(settings)
+    steps = [Draw("none"), "trial"]
+    first = StudySearch(settings, study, iter(steps), open_baselines(settings, study))
+    left = [suggest(first, str(number)) for number in range(2)]
+    again = open_study(settings)
+    search = StudySearch(settings, again, iter(steps), open_baselines(settings, again))
+    assert [suggest(search, str(number)) for number in range(2)] == left

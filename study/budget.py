@@ -1,0 +1,30 @@
+"""What a search may spend in epochs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from study.results import StudyResults
+from study.schema import StudyConfig
+
+
+def epochs_of_a_trial(config: StudyConfig) -> int:
+    """The most that a trial of the search trains for."""
+    searched = config.search.get("train.epochs")
+    return config.train.epochs if searched is None else int(max(map(float, searched.candidates)))
+
+
+def has_room(
+    config: StudyConfig, results: StudyResults, ended: Collection[int], running: int
+) -> bool:
+    """Whether one more trial keeps within `study.epoch_budget`, whatever becomes of those that run.
+
+    `ended` are the numbers of those that have; what they trained counts, under other drivers too, and each that
+    runs as if it were not stopped. What an extended study had trained before does not count.
+    """
+    if config.study.epoch_budget is None:
+        return True
+    whole = epochs_of_a_trial(config)
+    rows = {row.number: row for row in results.of("trial") if row.state != "running"}
+    spent = sum(rows[number].epochs if number in rows else whole for number in ended)
+    return spent - results.epochs_before + (running + 1) * whole <= config.study.epoch_budget
