@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
+from study.arguments import OUT, Anywhere, Config, Name, Port, Set, Storage, readable
+from study.cli_export import export, predict
 from study.config import (
     StudyConfig,
     draft_config,
@@ -23,7 +24,6 @@ from study.config import (
 )
 from study.exits import INTERRUPTED, NO_USABLE_TRIAL, bad_input_exits, exit_bad
 from study.results import StudyResults, TrialRow, all_results, find_results
-from study.tree import is_uri
 from trainable.errors import InputError, input_error
 
 if TYPE_CHECKING:
@@ -37,66 +37,27 @@ _app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-_Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file; see configs/.")]
-_Set = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", metavar="PATH=VALUE", help="Change a key, e.g. optim.lr=5e-4; repeatable."
-    ),
-]
-_Name = Annotated[str, typer.Argument(metavar="NAME", help="A study's name.")]
-
-
-def _folder(storage: str | Path) -> Path:
-    """The folder of studies; exits where they are kept in a bucket."""
-    if is_uri(str(storage)):
-        exit_bad(
-            f"--storage: must be a folder, got {str(storage)!r}; of a bucket, `kd-study report` shows a "
-            "study, and `kd-study run CONFIG` goes on with it"
-        )
-    return Path(storage)
-
-
-_Storage = Annotated[
-    Path,
-    typer.Option(
-        parser=_folder, envvar="KD_STUDY_STORAGE", metavar="PATH", help="Folder of the studies."
-    ),
-]
-_Anywhere = Annotated[
-    str,
-    typer.Option(
-        envvar="KD_STUDY_STORAGE",
-        metavar="PATH",
-        help="Folder of the studies, or s3://bucket/prefix or gs://bucket/prefix.",
-    ),
-]
-
-_Port = Annotated[int, typer.Option(min=1, max=65535, metavar="N", help="Where to listen.")]
-
-_OUT = Console()
-
 
 @_app.command()
-def run(config: _Config, set_: _Set = None) -> None:
+def run(config: Config, set_: Set = None) -> None:
     """Run the study of CONFIG, go on with it, or print its leaderboard if it has finished."""
     with bad_input_exits():
         _study(load_config(config, set_ or []))
 
 
 @_app.command()
-def train(config: _Config, set_: _Set = None) -> None:
+def train(config: Config, set_: Set = None) -> None:
     """Train one student at CONFIG's base values, without a search."""
     with bad_input_exits():
         single, defaults = load_single(config, set_ or [])
         for path, value in defaults.items():
             shown = "nothing" if value is None else value
-            _OUT.print(f"{path} is searched and has no base value: its default is {shown}")
+            OUT.print(f"{path} is searched and has no base value: its default is {shown}")
         _study(single)
 
 
 @_app.command()
-def resume(name: _Name, storage: _Storage = Path("runs")) -> None:
+def resume(name: Name, storage: Storage = Path("runs")) -> None:
     """Go on with the study NAME after any end of its driver, or print its leaderboard if it has finished.
 
     It goes on with the config that its folder keeps, wherever that folder lay before.
@@ -109,11 +70,11 @@ def resume(name: _Name, storage: _Storage = Path("runs")) -> None:
 
 @_app.command()
 def extend(
-    name: _Name,
+    name: Name,
     trials: Annotated[
         int, typer.Option(min=1, metavar="N", help="How many trials more than planned so far.")
     ],
-    storage: _Storage = Path("runs"),
+    storage: Storage = Path("runs"),
 ) -> None:
     """Search N more trials in the study NAME, finished or not, with all that it has learned.
 
@@ -129,7 +90,7 @@ def extend(
 
 
 @_app.command()
-def validate(config: _Config, set_: _Set = None) -> None:
+def validate(config: Config, set_: Set = None) -> None:
     """Check CONFIG, its data and its networks, and print what would run."""
     with bad_input_exits():
         draft = draft_config(config, set_ or [])
@@ -137,14 +98,14 @@ def validate(config: _Config, set_: _Set = None) -> None:
         from study.preflight import preflight_draft
         from study.report.plan import print_plan
 
-        print_plan(preflight_draft(draft, local_capacity()), _OUT)
+        print_plan(preflight_draft(draft, local_capacity()), OUT)
 
 
 @_app.command()
-def report(name: _Name, storage: _Anywhere = "runs") -> None:
+def report(name: Name, storage: Anywhere = "runs") -> None:
     """Print the leaderboard of a study, and write its report.html and trials.parquet."""
     with bad_input_exits():
-        root = _readable(storage, name)
+        root = readable(storage, name)
         folder, results = root / name, find_results(root, name)
         from study.report.page import write_report
 
@@ -158,11 +119,15 @@ def report(name: _Name, storage: _Anywhere = "runs") -> None:
         _print_results(results, folder)
 
 
+_app.command()(export)
+_app.command()(predict)
+
+
 @_app.command()
 def ui(
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="A study's name.")] = None,
-    storage: _Storage = Path("runs"),
-    port: _Port = 5000,
+    storage: Storage = Path("runs"),
+    port: Port = 5000,
 ) -> None:
     """Serve MLflow's pages of the studies under --storage until Ctrl-C, and print their addresses.
 
@@ -179,14 +144,14 @@ def ui(
             shown = [find_results(folder, name)]
             uri = shown[0].tracking_uri
             if server := server_of(uri):
-                _OUT.print(study_page(server, shown[0]), soft_wrap=True, highlight=False)
+                OUT.print(study_page(server, shown[0]), soft_wrap=True, highlight=False)
                 return
 
         def ready(address: str) -> None:
             for results in shown:
                 page = f"{results.name}  {study_page(address, results)}"
-                _OUT.print(page, soft_wrap=True, highlight=False)
-            _OUT.print(f"MLflow at {address}; Ctrl-C stops it", highlight=False)
+                OUT.print(page, soft_wrap=True, highlight=False)
+            OUT.print(f"MLflow at {address}; Ctrl-C stops it", highlight=False)
 
         try:
             serve(uri, port, ready)
@@ -197,12 +162,12 @@ def ui(
 
 @_app.command()
 def submit(
-    config: _Config,
+    config: Config,
     address: Annotated[
         str,
         typer.Option(metavar="URL", help="The cluster's dashboard, e.g. http://127.0.0.1:8265."),
     ],
-    set_: _Set = None,
+    set_: Set = None,
     code: Annotated[
         list[Path] | None,
         typer.Option(
@@ -257,12 +222,12 @@ def _study(
     from study.report.progress import Progress
 
     def display(slots: int, ended: Sequence[TrialRow]) -> Progress:
-        return Progress(config.study.trials, slots, ended=ended, console=_OUT)
+        return Progress(config.study.trials, slots, ended=ended, console=OUT)
 
     try:
         results = (conduct or run_study)(config, display)
     except StudyInterruptedError:
-        _OUT.print(f"interrupted: {again}", soft_wrap=True, highlight=False)
+        OUT.print(f"interrupted: {again}", soft_wrap=True, highlight=False)
         raise typer.Exit(INTERRUPTED) from None
     except StudyFailedError as error:
         print(error, file=sys.stderr)
@@ -270,15 +235,6 @@ def _study(
     _print_results(results, config.folder)
     if results.winner is None:
         raise typer.Exit(NO_USABLE_TRIAL)
-
-
-def _readable(storage: str, name: str) -> Path:
-    """The folder of the studies; for a bucket one with a copy of this study, as far as it is kept."""
-    if not is_uri(storage):
-        return Path(storage).absolute()
-    from study.fetching import looked_at
-
-    return looked_at(storage, name)
 
 
 def _must_search(config: StudyConfig) -> None:
@@ -291,4 +247,4 @@ def _print_results(results: StudyResults, folder: Path) -> None:
     from study.report.table import print_leaderboard
 
     page = folder / PAGE
-    print_leaderboard(results, _OUT, page if page.exists() else None)
+    print_leaderboard(results, OUT, page if page.exists() else None)

@@ -78,8 +78,10 @@ def bring_back(bucket: Bucket, study: str, root: Path) -> bool:
     return True
 
 
-def looked_at(uri: str, study: str) -> Path:
+def looked_at(uri: str, study: str, trial: int | None = None) -> Path:
     """A folder of studies with a copy of one in a bucket, for who only reads it, whoever drives it.
+
+    Of the weights it has those of the study's answer, or of `trial`.
 
     InputError if the bucket cannot be used, or holds no such study.
     """
@@ -95,9 +97,10 @@ def looked_at(uri: str, study: str) -> Path:
         if not found or not (root / study / LEDGER).exists():  # it may just begin
             rule, remedy = "must hold the study", "check its name, the bucket and the prefix"
             raise input_error(InputError, uri, rule, remedy, study)
-        answer = representative(load_results(root / study / LEDGER))
-        if answer is not None:
-            best = tasks.best_weights(Path(answer.directory))
+        results = load_results(root / study / LEDGER)
+        row = representative(results) if trial is None else results.row("trial", trial)
+        if row is not None:
+            best = tasks.best_weights(Path(row.directory))
             bucket.fetch(str(best.relative_to(root)), best)
     except BucketError as error:
         raise _unusable(uri, str(error)) from error

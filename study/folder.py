@@ -144,7 +144,7 @@ def log_file(folder: Path) -> Generator[None]:
 
 def connect(config: StudyConfig) -> Store:
     """The MLflow store: the config's, or the embedded one; ConfigError if it cannot be used."""
-    uri = _tracking_uri(config)
+    uri = tracking_uri(config)
     return open_store(uri, config.tracking.experiment, _artifact_root(config))
 
 
@@ -155,7 +155,7 @@ def has_unsent(folder: Path, results: StudyResults) -> bool:
 
 def open_results(config: StudyConfig, store: Store, spool: Spool) -> StudyResults:
     """The ledger of the study as it stands, with its MLflow parent run there."""
-    path, uri = config.folder / LEDGER, _tracking_uri(config)
+    path, uri = config.folder / LEDGER, tracking_uri(config)
     tracker = Tracker(store)
     with must_answer(uri):
         if path.exists():
@@ -188,7 +188,7 @@ def _read_config(path: Path) -> StudyConfig:
 def _load_ledger(config: StudyConfig) -> StudyResults:
     """The ledger, with its places as they are now: a study's folder may have been moved."""
     results = load_results(config.folder / LEDGER).lying_in(config.folder)
-    return results.model_copy(update={"tracking_uri": _tracking_uri(config)})
+    return results.model_copy(update={"tracking_uri": tracking_uri(config)})
 
 
 def _difference(key: str, old: StudySection, new: StudySection) -> Problem:
@@ -210,7 +210,8 @@ def _must_hold(tracker: Tracker, parent_run_id: str) -> None:
         raise input_error(ConfigError, "tracking.uri", rule, remedy, parent_run_id)
 
 
-def _tracking_uri(config: StudyConfig) -> str:
+def tracking_uri(config: StudyConfig) -> str:
+    """Of the MLflow store: the config's, or the embedded one."""
     if config.tracking.uri is not None:
         return config.tracking.uri
     return embedded_store(_store_folder(config))

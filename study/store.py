@@ -16,9 +16,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-# Before mlflow is imported: it neither reports usage to its makers nor prints links to runs.
+# Before mlflow is imported: it neither reports usage to its makers nor prints links to runs or bars of copied files.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 
 import sqlalchemy
@@ -27,7 +28,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
 
-from trainable.errors import ConfigError, input_error
+from study.secrets import without_passwords
+from trainable.errors import ConfigError, ExportError, input_error
 
 _REASON_CHARACTERS = 500
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
@@ -68,10 +70,24 @@ def must_answer(uri: str) -> Generator[None]:
         with _impatient():
             yield
     except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
-        reason = str(error).partition("\n")[0][:_REASON_CHARACTERS]
+        reason = _reason(error)
         rule = f"must be the address of an MLflow store that answers ({reason})"
         remedy = "start the server, correct the address, or remove it to use the study's storage"
         raise input_error(ConfigError, "tracking.uri", rule, remedy, uri) from error
+
+
+@contextmanager
+def refused_in_words(uri: str, what: str) -> Generator[None]:
+    """In this block, which may take long, a store that fails is an ExportError."""
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        text = f"{uri}: must take {what} ({_reason(error)}); correct that, and run the same command again"
+        raise ExportError(without_passwords(text)) from error
+
+
+def _reason(error: Exception) -> str:
+    return str(error).partition("\n")[0][:_REASON_CHARACTERS]
 
 
 def _check_address(uri: str) -> None:

@@ -5,7 +5,7 @@ Every call names its run, and the client its store. All of them can be made agai
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,8 @@ from study.entries import (
 from study.store import Store
 from trainable.storage import is_full
 
+WINNER = "winner"
+"""Alias of the version of a registered model that was registered last."""
 VALUES_A_CALL = 1000
 """MLflow's limit for `log_batch`."""
 
@@ -53,6 +55,21 @@ class Refusal:
     """How many params, points, tags or other things it is."""
     what: str
     reason: str
+
+
+@dataclass(frozen=True)
+class Registration:
+    """A version of a registered model that is to be."""
+
+    name: str
+    run_id: str
+    """Of the trial that it comes from."""
+    folder: Path
+    """The model, in MLflow's own form."""
+    place: str
+    """Where it goes among the run's artifacts."""
+    tags: Mapping[str, str]
+    description: str
 
 
 def is_refusal(error: Exception) -> bool:
@@ -120,6 +137,26 @@ class Tracker:
                 raise
             return [refusal_of(entries, error)]
         return []
+
+    def register(self, model: Registration) -> str:
+        """Keep a model with its run, and as the newest version of its name, which `WINNER` then leads to; its URI."""
+        client = self._client
+        client.log_artifacts(model.run_id, str(model.folder), model.place)
+        try:
+            client.create_registered_model(model.name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        artifacts = client.get_run(model.run_id).info.artifact_uri
+        version = client.create_model_version(
+            model.name,
+            f"{artifacts}/{model.place}",
+            model.run_id,
+            tags=dict(model.tags),
+            description=model.description,
+        ).version
+        client.set_registered_model_alias(model.name, WINNER, str(version))
+        return f"models:/{model.name}/{version}"
 
     def _do(self, run_id: str, entry: Entry) -> None:
         match entry:

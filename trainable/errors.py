@@ -65,6 +65,10 @@ class StorageError(KdStudyError):
     """
 
 
+class ExportError(KdStudyError):
+    """A student cannot be written in a format, or what was written does not say what it says."""
+
+
 class OutOfMemoryError(TrainingError):
     """A trial ran out of memory: of its device's, or of the host's."""
 

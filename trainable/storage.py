@@ -25,19 +25,23 @@ _AWAY = (
 )
 _OF_TORCH = ("inline_container", "Parent directory")
 _GIB = 2**30
+_GOES_ON = "run the same command again: it goes on"
 
 
 @contextmanager
-def writing_to(folder: Path) -> Generator[None]:
+def writing_to(
+    folder: Path, what: str = "the study's files", then: str = _GOES_ON
+) -> Generator[None]:
     """In this block a disk that is full, or a folder that is away or cannot be written, is a StorageError.
 
-    Of errors that name a file, only of those in `folder`.
+    Of errors that name a file, only of those in `folder`. `what` it must take is said, and `then` what to do
+    once it does.
     """
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
         if _is_of_storage(error) and _lies_in(folder, error):
-            raise StorageError(str(_problem(folder, error))) from error
+            raise StorageError(str(_problem(folder, error, what, then))) from error
         raise
 
 
@@ -58,14 +62,14 @@ def _lies_in(folder: Path, error: Exception) -> bool:
     return name is None or Path(os.fsdecode(name)).is_relative_to(folder)
 
 
-def _problem(folder: Path, error: Exception) -> Problem:
+def _problem(folder: Path, error: Exception, what: str, then: str) -> Problem:
     reason = f"{type(error).__name__}: {error}"
     if isinstance(error, OSError):
         reason = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
     return Problem(
         str(folder),
-        f"must take the study's files ({' '.join(reason.split())})",
-        "make room there, or bring the folder back, and run the same command again: it goes on",
+        f"must take {what} ({' '.join(reason.split())})",
+        f"make room there, or bring the folder back, and {then}",
         _state(folder),
     )
 

@@ -39,6 +39,9 @@ from trainable.engine.neighbours import SharedGpu, notes_of, run_on
 from trainable.engine.rehearsal import Footprint, rehearse
 from trainable.engine.settings import apply_settings
 from trainable.engine.verify import Verifier
+from trainable.export.classify import Answer, classify
+from trainable.export.program import FILES, FORMATS, Format, check_packages
+from trainable.export.write import AGREEMENT, Exported, export_student
 from trainable.methods import METHODS
 from trainable.networks.blocks import BlockNetwork
 from trainable.networks.build import (
@@ -56,9 +59,15 @@ from trainable.records import EpochRecord, Finding
 from trainable.statistics import diagnosis
 
 __all__ = [
+    "AGREEMENT",
+    "FILES",
+    "FORMATS",
+    "Answer",
     "BlockSummary",
     "DataSummary",
+    "Exported",
     "Footprint",
+    "Format",
     "NetworkSummary",
     "SharedGpu",
     "TrialTask",
@@ -66,7 +75,9 @@ __all__ = [
     "check_checkpoint",
     "check_features",
     "check_method",
+    "check_packages",
     "check_teacher_cache",
+    "classify",
     "clear",
     "clear_kept",
     "default_device",
@@ -74,6 +85,7 @@ __all__ = [
     "describe_teacher",
     "diagnose",
     "diagnose_study",
+    "export_student",
     "inspect_data",
     "keep_teacher",
     "measure",

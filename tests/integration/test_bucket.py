@@ -13,16 +13,18 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import pytest
 from mlflow.tracking import MlflowClient
 from typer.testing import CliRunner
 
 from study.cli import _app
-from study.config import StudyConfig, dump_config
-from study.fetching import looked_at
-from study.results import StudyResults, find_results
+from study.config import RESOLVED, StudyConfig, dump_config
+from study.fetching import ROOT, STATE, looked_at
+from study.results import LEDGER, StudyResults, find_results
 from tests.integration.test_mlflow_away import must_be_there_once
+from tests.study.exported import MadeUp, invoke
 from tests.study.s3_server import S3Server, running_s3
 from trainable.bucket import Bucket
 from trainable.errors import InputError
@@ -305,3 +307,27 @@ def test_a_study_that_is_not_there(s3: S3Server) -> None:
     assert ended.stderr == (
         f"{s3.uri}: must hold the study, got 'nobody'; check its name, the bucket and the prefix\n"
     )
+
+
+def test_a_student_leaves_a_bucket(s3: S3Server, tmp_path: Path) -> None:
+    """Its winner, or another trial whose weights are there."""
+    study, bucket = MadeUp(tmp_path / "runs"), Bucket(s3.uri)
+    with ZipFile(tmp_path / STATE, "w") as archive:
+        archive.writestr(ROOT, str(study.storage))
+        for name in (RESOLVED, LEDGER):
+            archive.write(study.folder / name, name)
+    bucket.put(f"{study.name}/{STATE}", tmp_path / STATE)
+    for number in (0, 1):
+        kept = study.weights(number)
+        bucket.put(str(kept.relative_to(study.storage)), kept)
+    light = ("--storage", s3.uri, "--formats", "safetensors")
+    for trial in ((), ("--trial", 0)):
+        to = tmp_path / "-".join(["export", *map(str, trial)])
+        ended = invoke("export", study.name, *light, *trial, "--to", to)
+        assert (ended.exit_code, ended.stderr) == (0, "")
+        card = (to / "MODEL_CARD.md").read_text()
+        assert card.startswith(f"# made-up, trial {0 if trial else 1}\n")
+    gone = invoke("export", study.name, *light, "--trial", 2, "--to", tmp_path / "gone")
+    assert gone.stderr.startswith("--trial: must be one whose weights are kept")
+    unregistered = invoke("export", study.name, "--storage", s3.uri, "--to", to, "--register")
+    assert unregistered.stderr.startswith("--register: needs a study with tracking.uri")

@@ -132,14 +132,14 @@ class Normalizer:
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device) -> None:
         """`mean` and `std` of x / 255, one a channel."""
-        self._scale, self._shift = _scale_and_shift(
+        self.scale, self.shift = _scale_and_shift(
             torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
         )
-        self._scale, self._shift = self._scale.to(device), self._shift.to(device)
+        self.scale, self.shift = self.scale.to(device), self.shift.to(device)
 
     def __call__(self, images: Tensor) -> Tensor:
         """uint8 (B, C, H, W) → float32 (B, C, H, W)."""
-        return (images * self._scale).add_(self._shift)
+        return (images * self.scale).add_(self.shift)
 
 
 def _scale_and_shift(mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:

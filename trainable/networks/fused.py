@@ -3,9 +3,6 @@
 The forward is recorded operation by operation, whatever Python it is written in, and rewritten: what depends on
 weights alone is computed once, BatchNorm goes into the convolution before it, and a convolution, the addition of a
 shortcut and ReLU become one kernel, of cuDNN or oneDNN.
-
-In eval mode BatchNorm is y·s + β − μ·s with s = γ/√(σ² + eps), from its running mean μ and variance σ². After a
-convolution w∗x + b that is a convolution again: (s·w)∗x + (b − μ)·s + β.
 """
 
 from __future__ import annotations
@@ -13,12 +10,13 @@ from __future__ import annotations
 import logging
 import operator
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.fx.passes.shape_prop import ShapeProp
 
+from trainable.networks.folding import Convolution, Statistics, convolution_of, merged, pairs
 from trainable.networks.record import Forward, Record
 
 aten, mkldnn = torch.ops.aten, torch.ops.mkldnn
@@ -27,13 +25,6 @@ _log = logging.getLogger(__name__)
 BOUND, ROUNDING = 1.5, 1e-4
 """A fused forward may be as many times as far from fp32 as the recorded one is, or this far where that is fp32."""
 
-_TRAINED = (aten.cudnn_batch_norm.default, aten.native_batch_norm.default)
-_NORMS = (
-    *_TRAINED,
-    aten._native_batch_norm_legit_no_training.default,
-    aten._batch_norm_no_update.default,
-)
-"""BatchNorm's operators take its input, γ, β, μ, σ², in the first two whether it trains, momentum and eps."""
 _LANES = 8
 """Channels come in multiples of these in the convolutions that cuDNN fuses well."""
 
@@ -79,33 +70,6 @@ def _rewritten(record: Record, example: Tensor) -> Forward | None:
         return record.finished() if _join(record, example) else None
 
 
-class _Convolution(NamedTuple):
-    """An ordinary convolution of constant weights."""
-
-    node: fx.Node
-    x: fx.Node
-    weight: fx.Node
-    bias: fx.Node | None
-    stride: Any
-    padding: Any
-    dilation: Any
-    groups: int
-
-    @property
-    def is_taken_once(self) -> bool:
-        return len(self.node.users) == 1
-
-
-def _convolution(node: Any) -> _Convolution | None:
-    if not isinstance(node, fx.Node) or node.target is not aten.convolution.default:
-        return None
-    args: tuple[Any, ...] = node.args
-    x, weight, bias, stride, padding, dilation, is_transposed, _, groups = args
-    if is_transposed or any(n is not None and n.op != "get_attr" for n in (weight, bias)):
-        return None
-    return _Convolution(node, x, weight, bias, stride, padding, dilation, groups)
-
-
 def _compute_constants(record: Record) -> None:
     """What is made of constants alone is a constant, such as a weight cast to half precision."""
     for node in record.nodes():
@@ -122,24 +86,13 @@ def _compute_constants(record: Record) -> None:
 
 def _fold(record: Record) -> None:
     """Every BatchNorm that alone takes the output of a convolution goes into it, computed in fp64."""
-    for norm in record.nodes():
-        args: tuple[Any, ...] = norm.args
-        if norm.target not in _NORMS or (norm.target in _TRAINED and args[5]):
-            continue
-        before, (gamma, beta, mean, variance) = _convolution(args[0]), args[1:5]
-        if before is None or not before.is_taken_once or mean is None or variance is None:
-            continue
-        scale = (record.exact(variance) + args[-1]).rsqrt()
-        if gamma is not None:
-            scale = scale * record.exact(gamma)
-        shift = -record.exact(mean)
-        if before.bias is not None:
-            shift = shift + record.exact(before.bias)
-        shift = shift * scale
-        if beta is not None:
-            shift = shift + record.exact(beta)
-        weight, dtype = record.exact(before.weight), record.value(before.weight).dtype
-        weight = weight * scale.view(-1, *[1] * (weight.dim() - 1))
+    for before, norm, gamma, beta, mean, variance, eps in pairs(record):
+        bias, gamma, beta = (
+            None if node is None else record.exact(node) for node in (before.bias, gamma, beta)
+        )
+        statistics = Statistics(gamma, beta, record.exact(mean), record.exact(variance), eps)
+        weight, shift = merged(record.exact(before.weight), bias, statistics)
+        dtype = record.value(before.weight).dtype
         if _holds(dtype, weight) and _holds(dtype, shift):
             for index, value in enumerate((weight, shift), start=1):
                 constant = record.constant(before.node, value.to(dtype), value)
@@ -165,7 +118,7 @@ def _join(record: Record, example: Tensor) -> int:
     return count
 
 
-def _before(record: Record, node: fx.Node) -> tuple[_Convolution | None, fx.Node | None]:
+def _before(record: Record, node: fx.Node) -> tuple[Convolution | None, fx.Node | None]:
     """The convolution that a kernel can have together with the ReLU after `node`, and the shortcut between them."""
     if node.target is not aten.add.Tensor:
         return _joinable(record, node), None
@@ -180,8 +133,8 @@ def _before(record: Record, node: fx.Node) -> tuple[_Convolution | None, fx.Node
     return found[place], inputs[1 - place]
 
 
-def _joinable(record: Record, node: fx.Node) -> _Convolution | None:
-    found = _convolution(node)
+def _joinable(record: Record, node: fx.Node) -> Convolution | None:
+    found = convolution_of(node)
     if found is None or not found.is_taken_once or len(found.stride) != 2:
         return None
     weight = record.value(found.weight)
@@ -202,13 +155,13 @@ def _takes(dtype: torch.dtype) -> bool:
     return is_supported or dtype == torch.float32
 
 
-def _joint_bias(record: Record, convolution: _Convolution, shortcut: fx.Node | None) -> fx.Node:
+def _joint_bias(record: Record, convolution: Convolution, shortcut: fx.Node | None) -> fx.Node:
     """The bias of a convolution, and with it that of one in the shortcut, which alone would be a kernel more."""
     weight = record.value(convolution.weight)
     bias = torch.zeros(len(weight), dtype=torch.float64, device=weight.device)
     if convolution.bias is not None:
         bias += record.exact(convolution.bias)
-    other = _convolution(shortcut)
+    other = convolution_of(shortcut)
     if other is not None and other.is_taken_once and other.bias is not None:
         bias += record.exact(other.bias)
         other.node.update_arg(2, None)
@@ -218,14 +171,14 @@ def _joint_bias(record: Record, convolution: _Convolution, shortcut: fx.Node | N
 Operation = tuple[Callable[..., Any], tuple[Any, ...]]
 
 
-def _on_cuda(c: _Convolution, bias: fx.Node, shortcut: fx.Node | None) -> Operation:
+def _on_cuda(c: Convolution, bias: fx.Node, shortcut: fx.Node | None) -> Operation:
     shape = (c.stride, c.padding, c.dilation, c.groups)
     if shortcut is None:
         return aten.cudnn_convolution_relu.default, (c.x, c.weight, bias, *shape)
     return aten.cudnn_convolution_add_relu.default, (c.x, c.weight, shortcut, 1.0, bias, *shape)
 
 
-def _on_cpu(c: _Convolution, bias: fx.Node, shortcut: fx.Node | None) -> Operation:
+def _on_cpu(c: Convolution, bias: fx.Node, shortcut: fx.Node | None) -> Operation:
     shape, relu = (c.padding, c.stride, c.dilation, c.groups), ("relu", [], "")
     if shortcut is None:
         return mkldnn._convolution_pointwise.default, (c.x, c.weight, bias, *shape, *relu)

@@ -85,6 +85,16 @@ def projectors(widths: Mapping[int, Widths], *, folded: bool) -> nn.ModuleDict:
     return made
 
 
+def widths_of(made: nn.ModuleDict) -> dict[int, Widths]:
+    """What `projectors` made these of; of folded ones the teacher's width is the student's own."""
+    found: dict[int, Widths] = {}
+    for index, layers in made.items():
+        first = next(layers.children())
+        teacher, student = first.get_parameter("weight").shape[:2]
+        found[int(index)] = Widths(student, teacher, isinstance(first, nn.Conv2d))
+    return found
+
+
 @torch.no_grad()
 def fold(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A student's weights with each pair's product W_back·W_out, (C_s, C_s), in its place, computed in float64."""
