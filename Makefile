@@ -13,7 +13,7 @@ NOT_FAST := slow or chaos or browser or service or gpu
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help study test test-all golden recorded-runs screenshots bench bench-check tables check format clean
+.PHONY: help study test test-all golden recorded-runs screenshots bench tables bench-check check format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

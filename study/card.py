@@ -186,8 +186,9 @@ def _replicates(choice: Choice) -> list[TrialRow]:
 
 
 def _rank(choice: Choice) -> int:
-    ranked = [row.number for row in choice.results.best_trials]
-    return ranked.index(choice.searched.number) + 1
+    """By validation accuracy, from 1, among the trials that ran to their end; equals share theirs."""
+    complete = [row for row in choice.results.of("trial") if row.state == "complete"]
+    return 1 + sum((row.value or 0.0) > (choice.searched.value or 0.0) for row in complete)
 
 
 def _teacher(choice: Choice) -> str:

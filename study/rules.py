@@ -26,6 +26,11 @@ _LISTS = (
     "distill.stage_epochs",
     "optim.milestones",
 )
+_ONE_NUMBER = {
+    "distill.feature_weights": "distill.feature_scale",
+    "distill.stage_epochs": "distill.stage_split",
+}
+"""Keys that stand for a list in a search."""
 _BASELINE = "study.baseline"
 KNOWS_OTHERS = ("tpe", "gp")
 """The samplers that draw by trials of other studies."""
@@ -105,7 +110,10 @@ def _path_problem(path: str, prefix: str) -> Problem | None:
         rule = "belongs to what all trials of a study share, and cannot be set for one"
         return Problem(place, rule, f"set {path} for the whole study")
     if path in _LISTS:
-        return Problem(place, "holds no single value", f"set {path} for the whole study")
+        remedy = f"set {path} for the whole study"
+        if prefix == "search" and path in _ONE_NUMBER:
+            remedy = f"search {_ONE_NUMBER[path]} in its place, or {remedy}"
+        return Problem(place, "holds no single value", remedy)
     return None
 
 

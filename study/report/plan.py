@@ -19,7 +19,13 @@ from study.space import SearchRange
 from trainable.plan import Stage
 from trainable.tasks import BlockSummary, DataSummary, NetworkSummary
 
-_SHAPING_STAGES = ("train.epochs", "optim.schedule", "optim.peak_decay", "student.model")
+_SHAPING_STAGES = (
+    "train.epochs",
+    "distill.stage_split",
+    "optim.schedule",
+    "optim.peak_decay",
+    "student.model",
+)
 
 
 def print_plan(plan: StudyPlan, console: Console) -> None:

@@ -586,6 +586,12 @@ def test_the_peak_is_printed_as_the_search_and_the_batch_size_make_it(
     assert f" 3 (1–3) 1 {peak} layer1 " in text
 
 
+def test_a_searched_split_of_the_stages_is_printed_as_the_one_that_is_shown() -> None:
+    stablekd = "distill={method: stablekd, lam: 1, decomposition: 5/1}"
+    text = printed(plan_of(stablekd, "search.distill.stage_split={uniform: [0.5, 2]}"))
+    assert "stages of 5/1: 5 → 3 group(s), where distill.stage_split is 0.5" in text
+
+
 def test_a_warm_start_is_checked_before_the_first_trial() -> None:
     (line,) = wrong("study.warm_start=[gone]", "search.optim.lr={uniform: [0.1, 1]}")
     assert line.startswith("study.warm_start: must name finished studies, but gone: ")

@@ -327,6 +327,7 @@ def test_every_draw_of_a_wide_search_is_a_valid_trial() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_ten_thousand_draws_of_a_wide_search_are_valid_trials() -> None:
     assert_valid(10_000)
 

@@ -159,7 +159,8 @@ def test_every_family_of_networks(name: str, fold: bool, tmp_path: Path) -> None
 @FOLDED
 @pytest.mark.parametrize("name", FAMILIES)
 def test_onnx(name: str, fold: bool, tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime")
+    for package in ("onnxruntime", "onnxscript"):
+        pytest.importorskip(package)
     onnx = pytest.importorskip("onnx")
     check(FAMILIES[name], tmp_path, ("onnx",), fold=fold)
     graph = onnx.load(tmp_path / "export" / "student.onnx").graph
