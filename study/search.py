@@ -301,7 +301,7 @@ class StudySearch(OptunaSearch):
             self._tell_what_waits()
 
     def _failed_of(self, job: Job) -> Trial | None:
-        if not job.is_searched:
+        if not job.is_searched or job.of not in self._searches:  # a single trial is nobody's
             return None
         name = self._searches[job.of].study.study_name
         return self._failed.pop((name, job.number), None)

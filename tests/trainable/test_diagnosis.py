@@ -144,15 +144,15 @@ def test_no_history_makes_it_raise(metrics, name) -> None:
 # ------------------------------------------------------------------------------------------ gradients
 def test_exploded_gradients_are_told_with_the_block_and_a_bound() -> None:
     finding = the_finding("exploding_gradients", SICK["lr-50"].config, recorded("lr-50"))
-    assert finding.evidence == "grad/norm was 3.13e+07 in epoch 3, and 11.4 before; most in layer2"
-    assert finding.remedy == "set train.clip, e.g. to 20, or lower optim.lr (now 50)"
+    assert finding.evidence == "grad/norm was 84.3 in epoch 2, and 1.65 before; most in layer3"
+    assert finding.remedy == "set train.clip, e.g. to 3, or lower optim.lr (now 50)"
 
 
 def test_who_clips_is_not_told_to_clip() -> None:
     sick = recorded("lr-50")
     far = config(optim={"lr": 50.0}, train={"epochs": 12, "clip": 1000.0})
     remedy = the_finding("exploding_gradients", far, sick).remedy
-    assert remedy == "lower optim.lr (now 50), or lower train.clip (now 1e+03), e.g. to 20"
+    assert remedy == "lower optim.lr (now 50), or lower train.clip (now 1e+03), e.g. to 3"
     near = config(optim={"lr": 50.0}, train={"epochs": 12, "clip": 5.0})
     for finding in diagnose(near, sick):
         assert "train.clip" not in finding.remedy
