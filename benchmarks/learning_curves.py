@@ -28,7 +28,8 @@ import pyarrow.parquet as pq
 from environment import environment
 
 from study.curves import read_curve
-from study.results import StudyResults, TrialRow, find_results
+from study.ledger import find_results
+from study.results import StudyResults, TrialRow
 
 RESULTS = Path(__file__).parent / "results"
 CONFIG = Path(__file__).parent.parent / "configs" / "cifar100_stablekd.yaml"

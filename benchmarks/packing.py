@@ -32,8 +32,8 @@ import torch
 from environment import keep
 from mlflow.tracking import MlflowClient
 
+from study.ledger import find_results
 from study.packing import packing_of
-from study.results import find_results
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"

@@ -20,7 +20,8 @@ from environment import environment
 from mlflow.tracking import MlflowClient
 
 from study.config import StudyConfig, load_config, load_single
-from study.results import StudyResults, TrialRow, find_results
+from study.ledger import find_results
+from study.results import StudyResults, TrialRow
 
 RESULTS = Path(__file__).parent / "results"
 FIGURES = {

@@ -24,7 +24,7 @@ from typing import Any
 from environment import environment
 from scipy.special import stdtrit
 
-from study.results import find_results
+from study.ledger import find_results
 
 RESULTS = Path(__file__).parent / "results"
 CONFIGS = Path(__file__).parent.parent / "configs"

@@ -38,7 +38,8 @@ from stablekd_listing import kept_records, listing
 
 from study.cluster import connected
 from study.curves import read_curve
-from study.results import StudyResults, TrialRow, find_results
+from study.ledger import find_results
+from study.results import StudyResults, TrialRow
 
 RESULTS = Path(__file__).parent / "results"
 CONFIGS = Path(__file__).parent.parent / "configs"

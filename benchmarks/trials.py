@@ -46,7 +46,8 @@ from ray.tune import RunConfig, TuneConfig, Tuner
 
 from study.cluster import connected
 from study.curves import read_curve
-from study.results import StudyResults, find_results
+from study.ledger import find_results
+from study.results import StudyResults
 from trainable import tasks
 from trainable.config import TrialConfig
 

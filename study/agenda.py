@@ -19,10 +19,11 @@ from study.config import StudyConfig
 from study.jobs import Job
 from study.leftovers import Leftovers, kept_trials
 from study.optuna_storage import AwayError
+from study.optuna_study import NO_BASELINES, Beside, ended_states, prune, unfinished
 from study.recorder import Recorder, Watcher
 from study.replicates import finalists, found_baselines
 from study.results import TrialRow
-from study.search import NO_BASELINES, Beside, Draw, Step, ended_states, prune, unfinished
+from study.search import Draw, Step
 from study.yaml import dump_yaml
 from trainable import tasks
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from study.config import StudyConfig
 from study.folder import kept_config
 from study.jobs import Job
+from study.ledger import find_results
 from study.leftovers import KEPT_TRIALS, kept_trials
 from study.replicates import representative
-from study.results import StudyResults, TrialRow, find_results
+from study.results import StudyResults, TrialRow
 from trainable import tasks
 from trainable.config import TrialConfig
 from trainable.errors import InputError, input_error

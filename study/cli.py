@@ -23,7 +23,8 @@ from study.config import (
     load_single,
 )
 from study.exits import INTERRUPTED, NO_USABLE_TRIAL, bad_input_exits, exit_bad
-from study.results import StudyResults, TrialRow, all_results, find_results
+from study.ledger import all_results, find_results
+from study.results import StudyResults, TrialRow
 from trainable.errors import InputError, input_error
 
 if TYPE_CHECKING:

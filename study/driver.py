@@ -16,6 +16,7 @@ from ray.tune import TuneConfig
 from ray.tune.experiment import Trial
 
 from study.agenda import Agenda
+from study.books import REST_S
 from study.cluster import connected, may_reuse_processes
 from study.config import StudyConfig
 from study.folder import (
@@ -34,22 +35,15 @@ from study.measuring import packed
 from study.mirror import KeepingError, Mirror, mirrored
 from study.nodes import cluster_problems
 from study.optuna_storage import OptunaError, database_problems
+from study.optuna_study import NO_BASELINES, ended_curves, ended_states, open_baselines, open_study
 from study.packing import as_packed
 from study.preflight import StudyPlan, preflight
-from study.recorder import REST_S, Recorder, Watcher
+from study.recorder import Recorder, Watcher
 from study.report.links import PAGE
 from study.report.page import write_report
 from study.results import StudyResults, TrialRow
 from study.scheduler import build_scheduler
-from study.search import (
-    NO_BASELINES,
-    Step,
-    StudySearch,
-    ended_curves,
-    ended_states,
-    open_baselines,
-    open_study,
-)
+from study.search import Step, StudySearch
 from study.sieve import Sieve
 from study.spool import SPOOL, Spool
 from study.stopping import Stop, sigterm_interrupts

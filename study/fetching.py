@@ -21,10 +21,10 @@ from zipfile import ZipFile
 
 from study.config import StudyConfig
 from study.curves import CURVE
+from study.ledger import LEDGER, load_results
 from study.replicates import representative
 from study.report.links import PAGE
 from study.report.trials_file import TRIALS
-from study.results import LEDGER, load_results
 from study.spool import files_to_send
 from trainable import tasks
 from trainable.bucket import Bucket, BucketError

@@ -21,7 +21,8 @@ from study.config import (
     parse_config,
 )
 from study.entries import STUDY_RUN, Line
-from study.results import LEDGER, StudyResults, load_results, no_such_study, save_results
+from study.ledger import LEDGER, load_results, no_such_study, save_results
+from study.results import StudyResults
 from study.spool import SPOOL, Spool, unsent
 from study.store import Store, must_answer, open_store
 from study.telling import study_begins, study_opening

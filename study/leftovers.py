@@ -21,8 +21,8 @@ from pathlib import Path
 import optuna
 
 from study.mirror import Mirror
+from study.optuna_study import NO_BASELINES, Beside, ended_states
 from study.results import Key, State, StudyResults, TrialRow
-from study.search import NO_BASELINES, Beside, ended_states
 from trainable import tasks
 
 KEPT_TRIALS = 3

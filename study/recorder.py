@@ -5,40 +5,25 @@ The only place that joins the three, so that they cannot tell different stories.
 
 from __future__ import annotations
 
-import errno
 import logging
-import os
-import shlex
 import time
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
-from statistics import fmean
 from typing import Any, Protocol
 
 from study import telling
+from study.books import HURRY_S, PATIENCE_S, Books, Outlet
 from study.config import StudyConfig, dump_config
 from study.curves import add_epoch, read_curve
-from study.entries import Entry, Line
-from study.folder import LOG, note_of
+from study.diagnosed import diagnosed, diagnosed_study
+from study.entries import Entry
+from study.folder import note_of
 from study.jobs import Job, decomposition_params
 from study.mirror import Mirror
 from study.objectives import Values, broken, costs_in, objective
-from study.replicates import test_accuracies
-from study.results import LEDGER, Key, Ledger, State, StudyResults, TrialRow, Value
-from study.spool import SPOOL
-from study.writer import Remains
+from study.results import Key, State, StudyResults, TrialRow, Value
 from trainable import records, tasks
-from trainable.records import EpochRecord, Finding
-
-_PATIENCE_S = 60.0
-"""How long a study waits in its end for MLflow to take what it was not told yet."""
-_HURRY_S = 2.0
-"""The same for a study that is stopped: what stopped it may kill it three seconds later."""
-REST_S = 3600.0
-"""The same for who came back to have the rest sent: a large file takes its time, and Ctrl-C ends it."""
-_SOON_S = 1.0
-"""Whoever waits longer is told why."""
+from trainable.records import EpochRecord
 
 _NONE_BESIDE: Mapping[str, Mapping[int, State]] = {}
 
@@ -55,20 +40,8 @@ class Watcher(Protocol):
     def trial_ended(self, row: TrialRow) -> None: ...
 
 
-class Outlet(Protocol):
-    """Takes lines for MLflow without delay, and sends them when it can; see `study.writer`."""
-
-    @property
-    def runs(self) -> Mapping[str, str]: ...
-    @property
-    def last_number(self) -> int: ...
-    def add(self, line: Line) -> None: ...
-    def release(self, number: int) -> None: ...
-    def drain(self, patience_s: float) -> Remains: ...
-
-
 class Recorder:
-    """Keeps the ledger of one study, tells MLflow by its `outlet`, and tells the watcher."""
+    """Enters what happens in the books of one study, tells MLflow by its `outlet`, and tells the watcher."""
 
     def __init__(
         self,
@@ -78,17 +51,20 @@ class Recorder:
         watcher: Watcher,
         mirror: Mirror,
     ) -> None:
-        self._config, self._outlet, self._watcher = config, outlet, watcher
-        self.mirror = mirror
-        """Where the study's files are kept beside its folder."""
-        self.results = results
-        self._ledger = Ledger(config.folder / LEDGER)
+        self._config, self._watcher = config, watcher
+        self._books = Books(config, results, outlet, mirror)
         self._started: dict[Key, float] = {}
         self._tested: set[Key] = set()
-        self._is_kept = False
-        """Whether this driver has written the ledger."""
-        self._before = results.seconds
-        self._opened = time.monotonic()
+
+    @property
+    def results(self) -> StudyResults:
+        """What is known by now."""
+        return self._books.results
+
+    @property
+    def mirror(self) -> Mirror:
+        """Where the study's files are kept beside its folder."""
+        return self._books.mirror
 
     def row(self, job: Job) -> TrialRow | None:
         """What is known of a job."""
@@ -108,7 +84,7 @@ class Recorder:
         if results.trials_planned != trials:
             results = results.extended_to(trials)
             told += telling.study_extended(note_of(self._config), dump_config(self._config))
-        self._save(results, told)
+        self._books.save(results, told)
         for row in self.results.rows:
             if row.state != "running":
                 continue
@@ -122,9 +98,9 @@ class Recorder:
 
     def seconds_searched(self) -> float:
         """Wall time since the search first began, without the time between two drivers."""
-        now = self._seconds()
+        now = self._books.seconds()
         if self.results.search_began is None:
-            self._save(self.results.model_copy(update={"search_began": now}))
+            self._books.save(self.results.model_copy(update={"search_began": now}))
         return now - (self.results.search_began or 0.0)
 
     def started(self, job: Job) -> None:
@@ -146,7 +122,7 @@ class Recorder:
             told = telling.trial_goes_on(row, _now_ms())
         self._put(row, told)
         Path(row.directory).mkdir(parents=True, exist_ok=True)
-        self.keep()
+        self._books.keep()
         self._watcher.trial_started(row)
 
     def begins_again(self, job: Job, why: str, reason: str) -> None:
@@ -165,7 +141,7 @@ class Recorder:
         add_epoch(Path(row.directory), record)
         row = self._take_in(job, record)
         if self._config.storage.optuna is not None:
-            self.keep()  # that database may be told next that the trial has ended
+            self._books.keep()  # that database may be told next that the trial has ended
         self._watcher.epoch(row, record, epochs)
 
     def look_around(self) -> None:
@@ -173,15 +149,11 @@ class Recorder:
         for row in self.results.rows:
             if row.state == "running":
                 self._take_in_notes(row)
-        self.mirror.keep_soon(self._release())
+        self._books.keep_soon()
 
     def keep(self) -> None:
         """Returns when a driver on another machine would find all that was told until now."""
-        self.mirror.keep(self._release())
-
-    def _release(self) -> Callable[[], None]:
-        """What was told until now may be sent to MLflow."""
-        return partial(self._outlet.release, self._outlet.last_number)
+        self._books.keep()
 
     def ended(self, job: Job, state: State, error: str | None = None) -> None:
         """A job is over, one whose process died as it began, too."""
@@ -196,7 +168,7 @@ class Recorder:
             "violates": broken(self._config.study.constraints.bounds, _judged(row, state)),
             "error": None if error is None else telling.reason_of(error),
             "seconds": self._elapsed(job),
-            "findings": self._diagnosed(job, row),
+            "findings": diagnosed(self._config, job, row),
         }
         row = row.model_copy(update=update)
         statistics = Path(row.directory) / records.STATISTICS
@@ -241,11 +213,11 @@ class Recorder:
     def keep_artifacts(self, job: Job, weights: Path, config_text: str) -> None:
         """Keep a job's weights and config with its MLflow run."""
         self.mirror.bring(weights)
-        self._save(self.results, telling.trial_kept(self._known(job), weights, config_text))
+        self._books.save(self.results, telling.trial_kept(self._known(job), weights, config_text))
 
     def keep_report(self, page: Path) -> None:
         """Keep the study's report with its parent run."""
-        self._save(self.results, telling.study_reported(page))
+        self._books.save(self.results, telling.study_reported(page))
 
     def finished(self, val_pictures: int, test_pictures: int) -> None:
         """The study is over; its parent run gets the winner's figures, and what is wrong. Then `settle`.
@@ -254,32 +226,23 @@ class Recorder:
         """
         update = {
             "finished": True,
-            "findings": self._diagnosed_study(test_pictures),
+            "findings": diagnosed_study(self._config, self.results, test_pictures),
             "val_pictures": val_pictures,
             "test_pictures": test_pictures,
         }
         results = self.results.model_copy(update=update)
         state = "complete" if results.winner is not None else "failed"
         told = telling.front_found(results) + telling.study_ends(state, results, _now_ms())
-        self._save(results, told)
+        self._books.save(results, told)
+
+    def settle(self, patience_s: float = PATIENCE_S) -> None:
+        """Wait for MLflow to take the rest, and say it if it does not; Ctrl-C ends the waiting."""
+        self._books.settle(self._watcher, patience_s)
 
     def stopped(self, state: telling.StudyState) -> None:
         """The driver stops before the study's end; what runs can be resumed."""
-        self._save(self.results, telling.study_ends(state, self.results, _now_ms()))
-        self.settle(_HURRY_S if state == "interrupted" else _PATIENCE_S)
-
-    def settle(self, patience_s: float = _PATIENCE_S) -> None:
-        """Wait for MLflow to take the rest, and say it if it does not; Ctrl-C ends the waiting."""
-        self._hand_over()
-        self.keep()
-        remains = self._outlet.drain(_SOON_S)
-        if remains.unsent:
-            self._watcher.phase(f"waiting up to {patience_s:g} s for MLflow")
-            remains = self._outlet.drain(patience_s - _SOON_S)
-        self.results = self.results.with_run_ids(self._outlet.runs)
-        self._ledger.write(self.results)
-        if remains.unsent or remains.refused:
-            self._watcher.message(_words(remains, self._config))
+        self._books.save(self.results, telling.study_ends(state, self.results, _now_ms()))
+        self.settle(HURRY_S if state == "interrupted" else PATIENCE_S)
 
     @property
     def _gpus(self) -> float:
@@ -313,36 +276,6 @@ class Recorder:
         _LOG.warning("%s: %s", text, notes[-1])
         self._watcher.message(text)
 
-    def _diagnosed(self, job: Job, row: TrialRow) -> tuple[Finding, ...] | None:
-        """What is wrong with a trial; None where nothing can be said."""
-        curve = read_curve(Path(row.directory))
-        if not curve:
-            return None
-        try:
-            return tasks.diagnose(job.config(self._config), curve)
-        except Exception:  # a study must not fail of what is said about it
-            _LOG.exception("the diagnosis of %s failed", row.label)
-            return None
-
-    def _diagnosed_study(self, test_pictures: int) -> tuple[Finding, ...]:
-        results = self.results
-        students = [row for row in (results.winner, *results.of("baseline")) if row is not None]
-        accuracies = {row.label: test_accuracies(results, row) for row in students}
-        tested = {label: fmean(found) for label, found in accuracies.items() if found}
-        teacher = next((row.test_accuracy for row in results.of("teacher")), None)
-        trials = [Job.of_row(row, self._config).config(self._config) for row in results.of("trial")]
-        try:
-            return tasks.diagnose_study(
-                self._config.search,
-                trials,
-                teacher=teacher,
-                students=tested,
-                pictures=test_pictures,
-            )
-        except Exception:  # as above
-            _LOG.exception("the diagnosis of the study failed")
-            return ()
-
     def _known(self, job: Job) -> TrialRow:
         row = self.row(job)
         if row is None:
@@ -354,30 +287,8 @@ class Recorder:
         started = self._started.get(job.key)
         return self._known(job).seconds if started is None else time.monotonic() - started
 
-    def _seconds(self) -> float:
-        return self._before + time.monotonic() - self._opened
-
     def _put(self, row: TrialRow, told: list[Entry]) -> None:
-        self._save(self.results.with_row(row), told)
-
-    def _save(self, results: StudyResults, told: list[Entry] | None = None) -> None:
-        """Write the ledger with what MLflow is told in it, and only then the spool."""
-        path = self._config.folder / LEDGER
-        if self._is_kept and not path.exists():  # another folder in its place must not be written
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
-        self._hand_over()  # of a driver, or a call, that was cut short
-        update: dict[str, Any] = {"seconds": self._seconds(), "changes": results.changes + 1}
-        if told:
-            line = Line(number=self._outlet.last_number + 1, entries=tuple(told))
-            update["outbox"] = line
-        self.results = results.with_run_ids(self._outlet.runs).model_copy(update=update)
-        self._ledger.add(self.results)
-        self._is_kept = True
-        self._hand_over()
-
-    def _hand_over(self) -> None:
-        if self.results.outbox is not None:
-            self._outlet.add(self.results.outbox)
+        self._books.save(self.results.with_row(row), told)
 
 
 def trial_params(config: StudyConfig, job: Job) -> dict[str, Value]:
@@ -400,20 +311,6 @@ def _judged(row: TrialRow, state: State) -> Values:
     if state == "complete":
         return row.values
     return {name: value for name, value in row.costs.items() if name == "parameters"}
-
-
-def _words(remains: Remains, config: StudyConfig) -> str:
-    said: list[str] = []
-    folder, again = config.folder, "the same command"
-    if remains.unsent:
-        if config.bucket is None:
-            resume = ["kd-study", "resume", config.study.name, "--storage", config.storage.path]
-            again = f"`{shlex.join(resume)}`"
-        where = f"kept in {folder / SPOOL}; {again} sends them"
-        said.append(f"{remains.unsent} entries could not be sent to MLflow and are {where}")
-    if remains.refused:
-        said.append(f"MLflow refused {remains.refused} values, which {folder / LOG} names")
-    return "; ".join(said)
 
 
 def _now_ms() -> int:

@@ -12,11 +12,10 @@ is told to the samplers that draw by it.
 
 from __future__ import annotations
 
-import logging
 import pickle
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,7 +23,6 @@ from typing import Any, Literal
 
 import optuna
 from optuna.samplers import BaseSampler
-from optuna.storages import BaseStorage
 from optuna.trial import FixedTrial, FrozenTrial, Trial, TrialState
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
@@ -34,11 +32,11 @@ from study.config import StudyConfig, StudySection
 from study.drawing import sampler_of
 from study.jobs import Job
 from study.objectives import Values, costs_in
-from study.optuna_storage import AwayError, OptunaError, open_storage
-from study.outcomes import curve_of, directions, report, stored, tell_excesses
-from study.results import State
+from study.optuna_storage import AwayError, OptunaError
+from study.optuna_study import NO_BASELINES, Beside, prune, trials_of
+from study.outcomes import curve_of, report, stored, tell_excesses
 from study.schema import BaselineName
-from study.warm_start import keep_known_trials, known_trials
+from study.warm_start import known_trials
 from trainable.records import EPOCH, EPOCHS, METRICS, VALUE
 
 
@@ -51,75 +49,14 @@ class Draw:
 
 Step = Job | Draw | Literal["trial", "wait"]
 """A job, the next trial of a baseline's search or of the study's, or nothing yet: something has to end first."""
-Beside = Mapping[BaselineName, optuna.Study]
-"""Optuna's studies of the baselines that are searched, beside that of the study itself."""
-NO_BASELINES: Beside = {}
 KnownBefore = Callable[[Job], Values]
 """Values of a trial that break a constraint whatever it would learn, so that it is not to be trained; else none."""
 
-_FINISHED: dict[TrialState, State] = {
-    TrialState.COMPLETE: "complete",
-    TrialState.PRUNED: "pruned",
-    TrialState.FAIL: "failed",
-}
 _LOOK_S = 0.25
 """Between two looks whether a storage is back."""
 
 _KEPT_BACK = object()
 """Instead of a suggestion: the step's trial was over before it began."""
-
-_LOG = logging.getLogger(__name__)
-
-
-def open_study(config: StudyConfig, say: Callable[[str], None] = _LOG.warning) -> optuna.Study:
-    """The Optuna study, made if there is none: in the config's storage, or a journal in the study's folder.
-
-    It keeps the trials of other studies that the config names, since it is made. `say` is told of them, and when
-    the storage goes away and is back.
-    """
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = _opened(config, open_storage(config, say))
-    keep_known_trials(study, config, say)
-    return study
-
-
-def open_baselines(config: StudyConfig, study: optuna.Study) -> Beside:
-    """The Optuna studies of the baselines that are searched, in the storage of `study`."""
-    storage = study._storage  # pyright: ignore[reportPrivateUsage]
-    return {
-        name: _opened(baseline_search(config, name), storage) for name in config.study.baselines
-    }
-
-
-def _opened(config: StudyConfig, storage: BaseStorage) -> optuna.Study:
-    return optuna.create_study(
-        storage=storage,
-        study_name=config.study.name,
-        directions=directions(config.study),
-        load_if_exists=True,
-    )
-
-
-def ended_states(study: optuna.Study) -> dict[int, State]:
-    """How the trials that have ended did, by number."""
-    return {trial.number: _FINISHED[trial.state] for trial in _trials(study, tuple(_FINISHED))}
-
-
-def ended_curves(study: optuna.Study) -> dict[int, dict[int, float]]:
-    """The values of the trials that have ended, by number and epoch."""
-    ended = _trials(study, tuple(_FINISHED))
-    return {trial.number: curve_of(trial) for trial in ended}
-
-
-def unfinished(study: optuna.Study) -> list[Job]:
-    """The jobs of the trials that Optuna thinks are running."""
-    running = _trials(study, (TrialState.RUNNING,))
-    return [Job("trial", trial.number, dict(trial.params)) for trial in running]
-
-
-def prune(study: optuna.Study, job: Job) -> None:
-    """Tell Optuna that a trial was stopped; it may have been told before."""
-    study.tell(job.number, state=TrialState.PRUNED, skip_if_finished=True)
 
 
 class _Search:
@@ -342,7 +279,7 @@ class StudySearch(OptunaSearch):
     def _next(self, search: _Search) -> Trial:
         """One that nobody has, left by a driver that died or by a call whose answer was lost; else a new one."""
         study = search.study
-        known = _trials(study)
+        known = trials_of(study)
         held = {*self._failed, *map(_key, self._trials.values())}
         for trial in known:
             is_held = (study.study_name, trial.number) in held
@@ -359,10 +296,6 @@ def _report(trial: Trial, result: dict[str, Any]) -> None:
 
 def _key(trial: Trial) -> tuple[str, int]:
     return trial.study.study_name, trial.number
-
-
-def _trials(study: optuna.Study, states: Sequence[TrialState] | None = None) -> list[FrozenTrial]:
-    return study.get_trials(deepcopy=False, states=None if states is None else tuple(states))
 
 
 def _id_of(trial: FrozenTrial) -> int:

@@ -19,8 +19,9 @@ import optuna
 from optuna.trial import FixedTrial, FrozenTrial, create_trial
 
 from study.config import RESOLVED, StudyConfig, flat, parse_config
+from study.ledger import LEDGER, find_results
 from study.problems import shown
-from study.results import LEDGER, StudyResults, TrialRow, find_results
+from study.results import StudyResults, TrialRow
 from study.space import Sample, Space
 from study.yaml import parse_yaml
 from trainable.config import TrialConfig

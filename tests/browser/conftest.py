@@ -20,7 +20,8 @@ from selenium.webdriver.chrome.service import Service
 
 from study import telling
 from study.entries import Entry, Opening
-from study.results import LEDGER, State, StudyResults, TrialRow, load_results
+from study.ledger import LEDGER, load_results
+from study.results import State, StudyResults, TrialRow
 from study.store import open_store
 from study.tracking import Tracker
 from trainable.records import EpochRecord

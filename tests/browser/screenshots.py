@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 from selenium import webdriver
 
-from study.results import LEDGER, load_results
+from study.ledger import LEDGER, load_results
 from tests.browser.comparing import choose_axis, choose_lines, compare_page, found, open_tab
 from tests.browser.conftest import open_browser
 

@@ -14,8 +14,8 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 
+from study.ledger import LEDGER, load_results
 from study.report.page import write_report
-from study.results import LEDGER, load_results
 from tests.study.studies import NAUGHTY, write_study
 
 if TYPE_CHECKING:

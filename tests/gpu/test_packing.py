@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from study.config import dump_config, parse_config
+from study.ledger import find_results
 from study.packing import packing_of
-from study.results import find_results
 from tests.gpu.stepping import CUDA
 from tests.trainable.trials import numbers, train
 from trainable.config import TrialConfig

@@ -16,8 +16,9 @@ from optuna.trial import FrozenTrial
 from study.config import StudyConfig, parse_config
 from study.driver import run_study
 from study.entries import STUDY_RUN
-from study.results import StudyResults, TrialRow, find_results
-from study.search import open_study
+from study.ledger import find_results
+from study.optuna_study import open_study
+from study.results import StudyResults, TrialRow
 from trainable.records import EpochRecord
 
 TREE: dict[str, Any] = {

@@ -12,8 +12,8 @@ import optuna
 import pytest
 from sklearn.datasets import load_digits
 
+from study.optuna_study import open_study
 from study.results import TrialRow
-from study.search import open_study
 from tests.integration.conftest import history_of
 from tests.trainable.data.conftest import encoded, write_parquet
 from tests.trainable.trials import OF_THE_MACHINE

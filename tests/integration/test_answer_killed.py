@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from study.results import StudyResults, TrialRow, load_results
+from study.ledger import load_results
+from study.results import StudyResults, TrialRow
 from tests.integration.conftest import history_of
 from tests.integration.driving import start
 from tests.trainable.trials import OF_THE_MACHINE

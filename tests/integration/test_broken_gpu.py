@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from study.curves import read_curve
-from study.results import find_results
+from study.ledger import find_results
 from study.yaml import dump_yaml
 from tests.integration.broken_gpu import MARK, SAID
 

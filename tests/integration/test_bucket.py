@@ -22,7 +22,8 @@ from typer.testing import CliRunner
 from study.cli import _app
 from study.config import RESOLVED, StudyConfig, dump_config
 from study.fetching import ROOT, STATE, looked_at
-from study.results import LEDGER, StudyResults, find_results
+from study.ledger import LEDGER, find_results
+from study.results import StudyResults
 from tests.integration.test_mlflow_away import must_be_there_once
 from tests.study.exported import MadeUp, invoke
 from tests.study.s3_server import S3Server, running_s3

@@ -17,8 +17,8 @@ from optuna.trial import TrialState
 
 from study.config import StudyConfig
 from study.curves import read_curve
+from study.optuna_study import open_study
 from study.results import StudyResults
-from study.search import open_study
 from tests.integration.driving import start
 from tests.integration.test_mlflow_away import (
     build,

@@ -15,8 +15,8 @@ from optuna.trial import TrialState
 
 from study.config import StudyConfig
 from study.curves import read_curve
-from study.results import load_results
-from study.search import open_study
+from study.ledger import load_results
+from study.optuna_study import open_study
 from tests.integration.driving import start
 from tests.integration.small_disk import SmallDisk, small_disk
 from tests.integration.test_mlflow_away import build, must_be_there_once

@@ -17,7 +17,8 @@ import torch
 from optuna.trial import TrialState
 
 from study.driver import StudyInterruptedError
-from study.results import StudyResults, load_results
+from study.ledger import load_results
+from study.results import StudyResults
 from tests.integration.driving import start
 from tests.trainable.trials import OF_THE_MACHINE
 

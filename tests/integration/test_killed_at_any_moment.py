@@ -16,7 +16,7 @@ import pytest
 
 from study.config import RESOLVED, StudyConfig
 from study.folder import SPOOL
-from study.results import LEDGER, load_results
+from study.ledger import LEDGER, load_results
 from study.spool import unsent
 from tests.integration.driving import command, processes_of, start
 from tests.trainable.trials import OF_THE_MACHINE

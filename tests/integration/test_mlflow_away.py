@@ -16,7 +16,8 @@ from mlflow.tracking import MlflowClient
 
 from study.config import StudyConfig
 from study.curves import read_curve
-from study.results import StudyResults, find_results, load_results
+from study.ledger import find_results, load_results
+from study.results import StudyResults
 from study.spool import SPOOL, unsent
 from tests.integration.driving import start
 from tests.study.mlflow_server import MlflowServer, running_server

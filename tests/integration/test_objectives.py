@@ -17,7 +17,7 @@ from study.cli import _app
 from study.config import StudyConfig, dump_config
 from study.driver import StudyInterruptedError, run_study
 from study.leftovers import KEPT_TRIALS
-from study.search import open_study
+from study.optuna_study import open_study
 from trainable.tasks import DataSummary, best_weights, inspect_data, parameters_in_use
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

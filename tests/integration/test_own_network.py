@@ -12,7 +12,7 @@ import pytest
 import safetensors.torch
 from mlflow.tracking import MlflowClient
 
-from study.results import find_results
+from study.ledger import find_results
 
 NETWORK = '''
 from torch import nn

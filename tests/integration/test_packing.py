@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 from mlflow.tracking import MlflowClient
 
+from study.ledger import find_results
 from study.leftovers import KEPT_TRIALS
 from study.packing import packing_of
-from study.results import StudyResults, find_results
+from study.results import StudyResults
 from study.yaml import dump_yaml
 from tests.integration.fake_gpu import FULL
 from tests.trainable.trials import OF_THE_MACHINE

@@ -16,7 +16,8 @@ from optuna.trial import TrialState
 
 from study.config import StudyConfig, dump_config, without_search
 from study.curves import read_curve
-from study.results import LEDGER, TrialRow, load_results
+from study.ledger import LEDGER, load_results
+from study.results import TrialRow
 from tests.integration.jobs import submitting
 from tests.integration.machines import TRIAL, WORKER, Machine, Machines, running_machines
 from tests.trainable.trials import OF_THE_MACHINE

@@ -15,7 +15,7 @@ import pytest
 from optuna.trial import TrialState
 
 from study.config import StudyConfig, dump_config
-from study.results import load_results
+from study.ledger import load_results
 from tests.integration.jobs import ray_job_submit, running_cluster, submit, submitting
 
 pytestmark = [pytest.mark.service, pytest.mark.slow, pytest.mark.timeout(400)]

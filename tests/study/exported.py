@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 from study.cli import _app
 from study.config import RESOLVED, dump_config, parse_config
 from study.jobs import Job
-from study.results import LEDGER, StudyResults, TrialRow, find_results, save_results
+from study.ledger import LEDGER, find_results, save_results
+from study.results import StudyResults, TrialRow
 from tests.study.studies import TREE, write_study
 from tests.trainable.exports import keep
 from trainable import tasks

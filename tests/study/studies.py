@@ -11,7 +11,8 @@ from typing import Any
 
 from study.config import RESOLVED, dump_config, parse_config
 from study.curves import CURVE
-from study.results import LEDGER, State, StudyResults, TrialRow, Value, save_results
+from study.ledger import LEDGER, save_results
+from study.results import State, StudyResults, TrialRow, Value
 from trainable.records import EpochRecord, Finding
 
 NAUGHTY = "<script>document.title = 'broken'</script> & \"<b>"

@@ -13,9 +13,10 @@ from optuna.trial import TrialState
 from study.agenda import Agenda
 from study.config import StudyConfig
 from study.jobs import Job
+from study.optuna_study import ended_states, open_baselines, open_study
 from study.recorder import Recorder
 from study.schema import ReplicatesConfig
-from study.search import Draw, Step, ended_states, open_baselines, open_study
+from study.search import Draw, Step
 from tests.study.test_recorder import Nobody, Outlet, build, driver, record
 from trainable import tasks
 

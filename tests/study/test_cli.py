@@ -15,7 +15,8 @@ from study.cli import _app
 from study.config import RESOLVED, StudyConfig, load_config
 from study.driver import StudyFailedError, StudyInterruptedError
 from study.folder import keep_config
-from study.results import LEDGER, StudyResults, TrialRow, save_results
+from study.ledger import LEDGER, save_results
+from study.results import StudyResults, TrialRow
 from tests.study.studies import write_study
 
 CONFIG = """

@@ -17,8 +17,9 @@ import pytest
 from study.config import StudyConfig, parse_config
 from study.drawing import sampler_of
 from study.jobs import Job
-from study.results import LEDGER, load_results, save_results
-from study.search import StudySearch, ended_states, open_study
+from study.ledger import LEDGER, load_results, save_results
+from study.optuna_study import ended_states, open_study
+from study.search import StudySearch
 from study.space import SearchRange
 from study.warm_start import known_trials, warm_start_problems
 from tests.study.studies import TREE, write_study

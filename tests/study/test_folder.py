@@ -27,8 +27,8 @@ from study.folder import (
     replace_config,
     with_more_trials,
 )
-from study.results import LEDGER, load_results, save_results
-from study.search import open_study
+from study.ledger import LEDGER, load_results, save_results
+from study.optuna_study import open_study
 from study.spool import SPOOL, Spool
 from tests.study.studies import results_of, trial_row
 from trainable.errors import ConfigError, InputError

@@ -17,9 +17,10 @@ from study.config import StudyConfig, parse_config
 from study.curves import read_curve
 from study.folder import connect, only_driver, open_results
 from study.jobs import Job
+from study.ledger import LEDGER, load_results
 from study.mirror import NoMirror
 from study.recorder import Recorder
-from study.results import LEDGER, TrialRow, load_results
+from study.results import TrialRow
 from study.spool import SPOOL, Spool, unsent
 from study.tracking import Tracker
 from study.writer import Writer

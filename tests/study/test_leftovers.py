@@ -17,8 +17,8 @@ from study.jobs import Job
 from study.leftovers import Leftovers
 from study.mirror import NoMirror
 from study.optuna_storage import AwayError
+from study.optuna_study import open_baselines, open_study
 from study.results import Role, State, StudyResults, TrialRow
-from study.search import open_baselines, open_study
 from tests.study.studies import results_of
 from tests.study.test_recorder import build
 from trainable import tasks

@@ -14,8 +14,9 @@ from study.curves import CURVE, add_epoch
 from study.entries import File, Line, Points
 from study.fetching import bring_back
 from study.lease import Lease
+from study.ledger import LEDGER, find_results, save_results
 from study.mirror import BucketMirror, KeepingError
-from study.results import LEDGER, StudyResults, TrialRow, find_results, save_results
+from study.results import StudyResults, TrialRow
 from study.spool import SPOOL, Spool
 from trainable.bucket import Bucket
 from trainable.records import EpochRecord

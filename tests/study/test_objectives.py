@@ -15,7 +15,8 @@ from optuna.trial import TrialState
 from study.config import StudyConfig, parse_config
 from study.jobs import Job
 from study.objectives import broken, excesses, pareto_front
-from study.search import StudySearch, ended_curves, ended_states, open_study, prune, unfinished
+from study.optuna_study import ended_curves, ended_states, open_study, prune, unfinished
+from study.search import StudySearch
 from tests.study.test_search import EPOCHS, journalled, result, suggest
 from trainable.errors import ConfigError
 

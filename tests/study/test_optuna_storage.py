@@ -18,7 +18,8 @@ from study import optuna_storage
 from study.config import StudyConfig
 from study.jobs import Job
 from study.optuna_storage import AwayError, OptunaError, database_problems
-from study.search import StudySearch, ended_curves, ended_states, open_study, unfinished
+from study.optuna_study import ended_curves, ended_states, open_study, unfinished
+from study.search import StudySearch
 from tests.study.mlflow_server import free_port
 from tests.study.postgres import Postgres
 from tests.study.test_search import EPOCHS, config, journalled, play, result, suggest

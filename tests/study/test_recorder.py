@@ -13,9 +13,10 @@ import pytest
 from study.config import StudyConfig, dump_config, parse_config
 from study.entries import Entry, File, Line, Opening, Points, Tags, Text, Untagging
 from study.jobs import Job
+from study.ledger import LEDGER, load_results
 from study.mirror import NoMirror
 from study.recorder import Recorder, trial_params
-from study.results import LEDGER, StudyResults, TrialRow, load_results
+from study.results import StudyResults, TrialRow
 from study.writer import Remains
 from trainable import tasks
 from trainable.records import EpochRecord, Finding
@@ -32,6 +33,8 @@ class Outlet:
         self.remains = Remains(0, 0)
         self.broken = False
         self.released = 0
+        self.is_late = False
+        """Whether it gives no ids yet."""
 
     @property
     def runs(self) -> dict[str, str]:
@@ -48,7 +51,8 @@ class Outlet:
             raise KeyboardInterrupt
         self.lines.append(line)
         opened = [entry.run for entry in line.entries if isinstance(entry, Opening)]
-        self.ids |= {run: f"id of {run}" for run in opened}
+        if not self.is_late:
+            self.ids |= {run: f"id of {run}" for run in opened}
 
     def release(self, number: int) -> None:
         self.released = number
@@ -127,6 +131,7 @@ def driver(config: StudyConfig, outlet: Outlet, watcher: Nobody | None = None) -
         else StudyResults(
             name="s",
             trials_planned=config.study.trials,
+            objectives=config.study.objectives,
             started_at=0.0,
             tracking_uri="",
             experiment="",
@@ -224,7 +229,6 @@ def test_the_front_is_tagged_in_the_end_and_anew_when_there_are_more_trials(
     config = build(tmp_path, study={"name": "s", "objectives": ["accuracy", "latency"]})
     config.folder.mkdir()
     recorder = driver(config, outlet)
-    recorder.results = recorder.results.model_copy(update={"objectives": ("accuracy", "latency")})
     costed(recorder, Job("trial", 0), 0.5, 1.0)
     costed(recorder, Job("trial", 1), 0.4, 1.5)
     recorder.finished(10, 10)
@@ -494,12 +498,8 @@ def test_a_study_whose_end_was_not_told_tells_it_when_it_is_run_again(
 
 
 def test_ids_that_come_late_are_in_the_ledger(config: StudyConfig, outlet: Outlet) -> None:
-    recorder = driver(config, outlet)
+    recorder, outlet.is_late = driver(config, outlet), True
     recorder.started(TRIAL)
-    outlet.ids.clear()
-    recorder.results = recorder.results.with_row(
-        recorder.results.rows[0].model_copy(update={"run_id": None})
-    )
     recorder.ended(TRIAL, "complete")
     assert load_results(config.folder / LEDGER).rows[0].run_id is None
     outlet.ids["trial 0"] = "late"

@@ -9,12 +9,13 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from study.ledger import LEDGER, load_results
 from study.report.decompositions import decomposition_map
 from study.report.evidence import gather
 from study.report.importances import importances
 from study.report.slices import chosen_pair, numeric_axes
 from study.report.trials_file import write_trials
-from study.results import LEDGER, StudyResults, TrialRow, Value, load_results
+from study.results import StudyResults, TrialRow, Value
 from study.space import SearchRange
 from tests.study.studies import results_of, write_study
 

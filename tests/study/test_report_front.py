@@ -11,12 +11,13 @@ from typing import Any
 import pyarrow.parquet as pq
 from rich.console import Console
 
+from study.ledger import LEDGER, load_results, save_results
 from study.report.front import front_pictures, value_of
 from study.report.page import write_report
 from study.report.table import print_leaderboard
 from study.report.trials_file import TRIALS
 from study.report.verdict import verdict
-from study.results import LEDGER, StudyResults, TrialRow, load_results, save_results
+from study.results import StudyResults, TrialRow
 from tests.study.studies import results_of, trial_row, write_study
 
 THREE = ("accuracy", "latency", "parameters")

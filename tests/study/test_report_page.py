@@ -13,10 +13,11 @@ import pytest
 
 from study.config import RESOLVED
 from study.curves import CURVE
+from study.ledger import LEDGER, load_results
 from study.report.board import aligned
 from study.report.evidence import gather
 from study.report.page import render, write_report
-from study.results import LEDGER, StudyResults, TrialRow, load_results
+from study.results import StudyResults, TrialRow
 from tests.study.studies import (
     DRIFTING,
     EXPLODING,

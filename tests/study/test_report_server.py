@@ -13,8 +13,9 @@ import psutil
 import pytest
 
 from study.config import embedded_store
+from study.ledger import LEDGER, save_results
 from study.report.server import ServerError, serve
-from study.results import LEDGER, StudyResults, save_results
+from study.results import StudyResults
 from study.store import open_store
 from study.telling import study_opening
 from study.tracking import Tracker

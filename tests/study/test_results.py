@@ -7,15 +7,8 @@ from typing import Any
 
 import pytest
 
-from study.results import (
-    LEDGER,
-    Ledger,
-    StudyResults,
-    TrialRow,
-    find_results,
-    load_results,
-    save_results,
-)
+from study.ledger import LEDGER, Ledger, find_results, load_results, save_results
+from study.results import StudyResults, TrialRow
 from trainable.errors import InputError
 
 

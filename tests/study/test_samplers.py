@@ -18,8 +18,9 @@ from optuna.trial import TrialState
 from study import samplers
 from study.config import StudyConfig, StudySection
 from study.jobs import Job
+from study.optuna_study import open_study
 from study.samplers import POPULATION, missing_package, sampler_for
-from study.search import StudySearch, open_study
+from study.search import StudySearch
 from tests.study.test_search import EPOCHS, journalled, loss_of, result, suggest
 
 needs_cmaes = pytest.mark.skipif(find_spec("cmaes") is None, reason="needs the extra cmaes")

@@ -13,10 +13,7 @@ from ray.tune.search import ConcurrencyLimiter, Searcher
 
 from study.config import StudyConfig, parse_config
 from study.jobs import Job
-from study.search import (
-    Draw,
-    OptunaError,
-    StudySearch,
+from study.optuna_study import (
     ended_curves,
     ended_states,
     open_baselines,
@@ -24,6 +21,7 @@ from study.search import (
     prune,
     unfinished,
 )
+from study.search import Draw, OptunaError, StudySearch
 
 EPOCHS = 3
 
