@@ -1,4 +1,4 @@
-"""The ledger: who won, and a file that is never half written."""
+"""What a study knows: who won, and which row is whose."""
 
 from __future__ import annotations
 
