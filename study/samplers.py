@@ -28,6 +28,9 @@ from optuna.study import Study
 from study.schema import StudySection
 from trainable.errors import Problem
 
+STARTUP = 5
+"""Trials that TPE and GP draw at random before they have a model. Their usual 10 are as many as a small study has,
+which then would be a random search."""
 POPULATION = 10
 """Trials of one of NSGA-II's generations. Its usual 50 are more than most studies have, and the first is drawn at
 random; not from `study.trials`, which may be raised later."""
@@ -46,9 +49,14 @@ def sampler_for(section: StudySection, number: int, *, grouped: bool = False) ->
             return RandomSampler(seed=seed)
         case "tpe":
             with experiments_allowed():
-                return TPESampler(seed=seed, multivariate=grouped or None, group=grouped)
+                return TPESampler(
+                    seed=seed,
+                    n_startup_trials=STARTUP,
+                    multivariate=grouped or None,
+                    group=grouped,
+                )
         case "gp":
-            return GPSampler(seed=seed, warn_independent_sampling=False)
+            return GPSampler(seed=seed, n_startup_trials=STARTUP, warn_independent_sampling=False)
         case "nsga2":
             with experiments_allowed():
                 # Its usual crossover only swaps values, so that many a child is an earlier trial once more.

@@ -19,7 +19,7 @@ from study import samplers
 from study.config import StudyConfig, StudySection
 from study.jobs import Job
 from study.optuna_study import open_study
-from study.samplers import POPULATION, missing_package, sampler_for
+from study.samplers import POPULATION, STARTUP, missing_package, sampler_for
 from study.search import StudySearch
 from tests.study.test_search import EPOCHS, journalled, loss_of, result, suggest
 
@@ -89,6 +89,16 @@ def test_so_it_does_with_several_objectives_and_constraints(tmp_path: Path, samp
         for name in ("calm", "interrupted")
     )
     assert calm == interrupted
+
+
+@pytest.mark.parametrize("sampler", ["tpe", SLOW_GP])
+def test_a_small_study_is_more_than_a_random_search(tmp_path: Path, sampler: str) -> None:
+    learning, random = (
+        drawn(journalled(tmp_path / name, sampler=name, seed=3), STARTUP + 2, interrupted=False)
+        for name in (sampler, "random")
+    )
+    assert learning[:STARTUP] == random[:STARTUP]
+    assert not any(sample in random for sample in learning[STARTUP:])
 
 
 def test_the_points_of_qmc_are_one_sequence(tmp_path: Path) -> None:
