@@ -5,7 +5,7 @@
 The teacher must not have been trained on the pictures that the study holds out: students then inherit what it knows of
 them, and their validation accuracy says nothing (`--name learning-curves-seen` is such a study, kept to show it).
 
-A study by the product's own command, ResNet34 → ResNet18 on CIFAR-100, 20 epochs: trials drawn at random from `SPACE`,
+A study by the product's own command, ResNet34 → ResNet18 on CIFAR-100: trials drawn at random from `SPACE`,
 none stopped early. Every complete trial is kept, by epoch, in benchmarks/results/<name>-<device>.parquet,
 and what it was run on in the JSON file beside it. Stopped half-way, the same command goes on; what is complete by then
 is written all the same. Under MPS (`nvidia-cuda-mps-control -d`) trials that share a GPU take less time.
@@ -53,6 +53,8 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "study.name": options.name,
         "study.trials": options.trials,
+        "study.first_trials": [],
+        "train.epochs": options.epochs,
         "study.sampler": "random",
         "study.pruner": {"name": "none"},
         "storage.path": str(options.storage),
@@ -87,7 +89,10 @@ def rows_of(row: TrialRow) -> list[dict[str, Any]]:
 def table_of(results: StudyResults) -> Any:
     """Every epoch of every complete trial, as a table of pyarrow."""
     complete = [row for row in results.of("trial") if row.state == "complete"]
-    return pa.Table.from_pylist([line for row in complete for line in rows_of(row)])
+    lines = [line for row in complete for line in rows_of(row)]
+    columns = dict.fromkeys(column for line in lines for column in line)
+    # Not all trials draw all hyperparameters.
+    return pa.table({column: [line.get(column) for line in lines] for column in columns})
 
 
 def accuracies(row: TrialRow) -> dict[str, float | None]:
@@ -126,6 +131,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--teacher", type=Path, required=True, help="weights of a ResNet34")
     made.add_argument("--name", default="learning-curves", help="of the study and its files")
     made.add_argument("--trials", type=int, default=96)
+    made.add_argument("--epochs", type=int, default=20)
     made.add_argument("--share", type=float, default=0.25, help="of a GPU for each trial")
     made.add_argument("--storage", type=Path, default=Path("runs"))
     made.add_argument("--output", type=Path, default=RESULTS)

@@ -35,7 +35,8 @@ def test_complete_trials_are_kept_epoch_by_epoch_with_what_was_drawn(
         for epoch in (1, 2):
             record = EpochRecord(epoch, {**METRICS, "val/accuracy": number + epoch / 10}, 0)
             add_epoch(folder, record)
-        row = TrialRow(role="trial", number=number, directory=str(folder), params=drawn, seconds=9)
+        params = drawn | ({"distill.lam": 2.0} if number == 2 else {})
+        row = TrialRow(role="trial", number=number, directory=str(folder), params=params, seconds=9)
         rows.append(row.model_copy(update={"state": state}))
     table = script("learning_curves").table_of(results_of(rows)).to_pylist()
     assert [(line["trial"], line["epoch"], line["half"]) for line in table] == [
@@ -47,6 +48,7 @@ def test_complete_trials_are_kept_epoch_by_epoch_with_what_was_drawn(
         (3, 2, "holdout"),
     ]
     last = {"trial": 3, "half": "holdout", "epoch": 2, "seconds": 9.0}
-    hyperparameters = {"decomposition": "5/2", "k": 5, "n": 2, "lr": 0.5}
+    hyperparameters = {"decomposition": "5/2", "k": 5, "n": 2, "lr": 0.5, "lam": None}
     curve = {"val_accuracy": 3.2, "train_loss": 2.0, "stage": 1.0}
+    assert [line["lam"] for line in table] == [None, None, 2.0, 2.0, None, None]
     assert table[-1] == last | hyperparameters | curve
