@@ -21,7 +21,7 @@ from tests.integration.jobs import ray_job_submit, running_cluster, submit, subm
 pytestmark = [pytest.mark.service, pytest.mark.slow, pytest.mark.timeout(400)]
 
 SEARCH = {"optim.lr": {"loguniform": [0.01, 0.1]}}
-EPOCHS = 12
+EPOCHS = 40  # a trial is not through before another command has said something
 LONG: dict[str, Any] = {
     "study": {"trials": 3, "concurrency": 1},
     "train": {"epochs": EPOCHS},
