@@ -21,7 +21,7 @@ from study.leftovers import Leftovers, kept_trials
 from study.optuna_storage import AwayError
 from study.optuna_study import NO_BASELINES, Beside, ended_states, prune, unfinished
 from study.recorder import Recorder, Watcher
-from study.replicates import finalists, found_baselines
+from study.replicates import baselines_of, finalists
 from study.results import TrialRow
 from study.search import Draw, Step
 from study.yaml import dump_yaml
@@ -187,7 +187,8 @@ class Agenda:
     def _to_be_answered_for(self) -> list[TrialRow]:
         """Those whose test accuracy the study tells, but for the teacher."""
         config, results = self._config, self._recorder.results
-        return [*finalists(config, results), *found_baselines(config, results)]
+        baselines = [row for row in baselines_of(results) if row.state == "complete"]
+        return [*finalists(config, results), *baselines]
 
     def _tests(self) -> Iterator[Step]:
         """Read the test split, once for each of the replicates and the teacher; without replicates, for what they would

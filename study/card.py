@@ -8,9 +8,9 @@ from statistics import mean, stdev
 from typing import Any
 
 from study.choice import Choice
-from study.replicates import test_accuracies
+from study.replicates import baselines_of, test_accuracies
 from study.report.text import percent, size, value_text
-from study.report.trust import BASELINES, baselines_of
+from study.report.trust import BASELINES
 from study.results import TrialRow
 from study.yaml import dump_yaml
 from trainable import tasks

@@ -38,11 +38,11 @@ def finalists(study: StudyConfig, results: StudyResults) -> Sequence[TrialRow]:
     return results.best_trials[: 1 if replicates is None else replicates.finalists]
 
 
-def found_baselines(study: StudyConfig, results: StudyResults) -> list[TrialRow]:
-    """The baselines that there are, at base values and at their own best."""
-    best = (results.best_of_baseline(name) for name in study.study.baselines)
-    own = [row for row in best if row is not None]
-    return [row for row in (*results.of("baseline"), *own) if row.state == "complete"]
+def baselines_of(results: StudyResults) -> list[TrialRow]:
+    """The student without a teacher, and the best of each baseline's own search."""
+    searched = dict.fromkeys(row.of for row in results.rows if row.role == "baseline" and row.of)
+    found = (*results.of("baseline"), *map(results.best_of_baseline, searched))
+    return [row for row in found if row is not None]
 
 
 def test_accuracies(results: StudyResults, row: TrialRow) -> tuple[float, ...]:

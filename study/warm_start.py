@@ -1,7 +1,7 @@
 """What a study's sampler knows from others: their complete trials, as far as this search could draw them.
 
 They are no trials of this study. Its job numbers, counts, leaderboard, `resume` and `extend` do not know them; its
-sampler alone does (`study.informed`). Their values are copied into Optuna's study when it is made, as one of its
+sampler alone does (`study.drawing`). Their values are copied into Optuna's study when it is made, as one of its
 attributes: what a trial draws then follows from this study alone, whatever becomes of the others.
 
 A trial is known if one of this search would be the same training but for its seed: every key that it reads has the

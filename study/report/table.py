@@ -12,7 +12,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from study.replicates import representative
+from study.replicates import baselines_of, representative
 from study.report.cost import bytes_on_disk
 from study.report.front import Columns, sought_columns
 from study.report.health import failures, grouped, health_summary, health_text, sick
@@ -26,7 +26,7 @@ from study.report.text import (
     size,
     value_text,
 )
-from study.report.trust import BASELINES, Trust, baselines_of, trust_of
+from study.report.trust import BASELINES, Trust, trust_of
 from study.report.verdict import verdict
 from study.results import Role, State, StudyResults, TrialRow
 

@@ -16,7 +16,7 @@ from study.noise import (
     same_pictures_margin,
     welch_interval,
 )
-from study.replicates import test_accuracies
+from study.replicates import baselines_of, test_accuracies
 from study.report.text import percent
 from study.results import StudyResults, TrialRow
 
@@ -144,13 +144,6 @@ def trust_of(results: StudyResults) -> Trust | None:
         ),
         shrinkage=None if best.value is None else best.value - winner.mean,
     )
-
-
-def baselines_of(results: StudyResults) -> list[TrialRow]:
-    """The student without a teacher, and the best of each baseline's own search."""
-    searched = dict.fromkeys(row.of for row in results.rows if row.role == "baseline" and row.of)
-    found = (*results.of("baseline"), *map(results.best_of_baseline, searched))
-    return [row for row in found if row is not None]
 
 
 def _comparisons(
