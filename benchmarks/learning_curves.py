@@ -11,7 +11,8 @@ and what it was run on in the JSON file beside it. Stopped half-way, the same co
 is written all the same. Under MPS (`nvidia-cuda-mps-control -d`) trials that share a GPU take less time.
 
 Trials of even numbers are for tuning, those of odd numbers are held out: they are drawn alike, and the split is part of
-the file, so that it stands before anything is tuned.
+the file, so that it stands before anything is tuned. With another `--seed` than 0 other trials are drawn, all of which
+are held out.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "study.name": options.name,
         "study.trials": options.trials,
+        "study.seed": options.seed,
         "study.first_trials": [],
         "train.epochs": options.epochs,
         "study.sampler": "random",
@@ -67,15 +69,15 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def halves(number: int) -> str:
+def halves(number: int, seed: int) -> str:
     """Which half of the trials a number is of."""
-    return "holdout" if number % 2 else "tuning"
+    return "holdout" if seed or number % 2 else "tuning"
 
 
-def rows_of(row: TrialRow) -> list[dict[str, Any]]:
+def rows_of(row: TrialRow, seed: int) -> list[dict[str, Any]]:
     """The epochs of a trial with its hyperparameters and wall time."""
     drawn = {path.rpartition(".")[2]: value for path, value in row.params.items()}
-    facts = {"trial": row.number, "half": halves(row.number), **drawn, "seconds": row.seconds}
+    facts = {"trial": row.number, "half": halves(row.number, seed), **drawn, "seconds": row.seconds}
     return [
         {
             **facts,
@@ -86,10 +88,10 @@ def rows_of(row: TrialRow) -> list[dict[str, Any]]:
     ]
 
 
-def table_of(results: StudyResults) -> Any:
+def table_of(results: StudyResults, seed: int) -> Any:
     """Every epoch of every complete trial, as a table of pyarrow."""
     complete = [row for row in results.of("trial") if row.state == "complete"]
-    lines = [line for row in complete for line in rows_of(row)]
+    lines = [line for row in complete for line in rows_of(row, seed)]
     columns = dict.fromkeys(column for line in lines for column in line)
     # Not all trials draw all hyperparameters.
     return pa.table({column: [line.get(column) for line in lines] for column in columns})
@@ -105,7 +107,7 @@ def write(results: StudyResults, options: argparse.Namespace) -> Path:
     where = environment()
     device = (where["gpus"] or ["cpu"])[0].replace(" ", "-").lower()
     path: Path = options.output / f"{options.name}-{device}.parquet"
-    table = table_of(results)
+    table = table_of(results, options.seed)
     pq.write_table(table, path, compression="zstd")
     own = ("data.root", "storage.path", "teacher.checkpoint")
     record = {
@@ -132,6 +134,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--name", default="learning-curves", help="of the study and its files")
     made.add_argument("--trials", type=int, default=96)
     made.add_argument("--epochs", type=int, default=20)
+    made.add_argument("--seed", type=int, default=0, help="of what is drawn")
     made.add_argument("--share", type=float, default=0.25, help="of a GPU for each trial")
     made.add_argument("--storage", type=Path, default=Path("runs"))
     made.add_argument("--output", type=Path, default=RESULTS)

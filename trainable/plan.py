@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Literal
@@ -18,6 +18,13 @@ Group = tuple[int, int]
 """Consecutive blocks that train together: first block, and the block after the last."""
 Schedule = Literal["triangle", "onecycle", "cosine", "multistep"]
 """The shape of the learning rate over time."""
+_WARMUP: Mapping[Schedule, float] = {
+    "triangle": 0.3,
+    "onecycle": 0.3,
+    "cosine": 0.05,
+    "multistep": 0.0,
+}
+"""Share of the updates in which the learning rate rises, where the config gives none."""
 
 
 @dataclass(frozen=True)
@@ -119,19 +126,32 @@ def schedule_of(distill: DistillConfig, optim: OptimConfig) -> Schedule:
     return "triangle" if distill.method == "stablekd" else "onecycle"
 
 
+def warmup_share(config: TrialConfig) -> float:
+    """Share of a cycle's updates in which the learning rate rises."""
+    given = config.optim.warmup_fraction
+    return _WARMUP[schedule_of(config.distill, config.optim)] if given is None else given
+
+
+def cycles(config: TrialConfig) -> tuple[int, ...]:
+    """Epochs of each rise and fall of the learning rate: those of every stage under `triangle`, else of the trial."""
+    if schedule_of(config.distill, config.optim) != "triangle":
+        return (config.train.epochs,)
+    return _epochs_of_stages(config)
+
+
 def stages(config: TrialConfig, blocks: int) -> tuple[Stage, ...]:
     """The stages of a trial, recomposed from one to the next; peaks decay under `triangle`.
 
     Only `stablekd` has more than one. ValueError where `rules.problems` would report one.
     """
     distill, optim, peak_lr = config.distill, config.optim, peak_learning_rate(config)
-    if distill.method != "stablekd" or distill.decomposition is None:
+    decomposition = _decomposition_of(config)
+    if decomposition is None:
         return (Stage(1, 1, config.train.epochs, ((0, blocks),), peak_lr),)
-    decomposition = Decomposition.parse(distill.decomposition)
     groups = initial_groups(blocks, decomposition.k)
     if decomposition.n > largest_n(decomposition.k):
         raise ValueError(f"{decomposition} cannot run: too many recompositions")
-    epochs = _stage_epochs(config, decomposition.n)
+    epochs = _epochs_of_stages(config)
     decay = optim.peak_decay if schedule_of(distill, optim) == "triangle" else 1.0
     result: list[Stage] = []
     for index, (span, end) in enumerate(zip(epochs, accumulate(epochs), strict=True)):
@@ -148,12 +168,22 @@ def stages(config: TrialConfig, blocks: int) -> tuple[Stage, ...]:
     return tuple(result)
 
 
-def _stage_epochs(config: TrialConfig, n: int) -> tuple[int, ...]:
+def _decomposition_of(config: TrialConfig) -> Decomposition | None:
+    """What divides the trial into stages; None where it has one."""
+    written = config.distill.decomposition
+    if config.distill.method != "stablekd" or written is None:
+        return None
+    return Decomposition.parse(written)
+
+
+def _epochs_of_stages(config: TrialConfig) -> tuple[int, ...]:
     """Epochs of each of n + 1 stages: `distill.stage_epochs`, or those that `distill.stage_split` makes.
 
     ValueError where they do not make up the e epochs of the trial (StableKD, algorithm 1: e₀, …, eₙ).
     """
     total, given = config.train.epochs, config.distill.stage_epochs
+    decomposition = _decomposition_of(config)
+    n = 0 if decomposition is None else decomposition.n
     epochs = _split(total, n, config.distill.stage_split or 1.0) if given is None else given
     if len(epochs) != n + 1 or sum(epochs) != total or min(epochs) < 1:
         raise ValueError(

@@ -38,7 +38,7 @@ def test_complete_trials_are_kept_epoch_by_epoch_with_what_was_drawn(
         params = drawn | ({"distill.lam": 2.0} if number == 2 else {})
         row = TrialRow(role="trial", number=number, directory=str(folder), params=params, seconds=9)
         rows.append(row.model_copy(update={"state": state}))
-    table = script("learning_curves").table_of(results_of(rows)).to_pylist()
+    table = script("learning_curves").table_of(results_of(rows), seed=0).to_pylist()
     assert [(line["trial"], line["epoch"], line["half"]) for line in table] == [
         (0, 1, "tuning"),
         (0, 2, "tuning"),
@@ -52,3 +52,5 @@ def test_complete_trials_are_kept_epoch_by_epoch_with_what_was_drawn(
     curve = {"val_accuracy": 3.2, "train_loss": 2.0, "stage": 1.0}
     assert [line["lam"] for line in table] == [None, None, 2.0, 2.0, None, None]
     assert table[-1] == last | hyperparameters | curve
+    other = script("learning_curves").table_of(results_of(rows), seed=1).to_pylist()
+    assert {line["half"] for line in other} == {"holdout"}

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from trainable.config import TrialConfig
-from trainable.plan import Schedule, Stage, peak_learning_rate, schedule_of
+from trainable.plan import Stage, peak_learning_rate, schedule_of, warmup_share
 
 _ONECYCLE_START = 1 / 25
 _ONECYCLE_END = 1 / 25 / 1e4
-_WARMUP: Mapping[Schedule, float] = {
-    "triangle": 0.3,
-    "onecycle": 0.3,
-    "cosine": 0.05,
-    "multistep": 0.0,
-}
-"""Share of the updates in which the learning rate rises, where the config gives none."""
 
 
 def triangle(position: float, peak: float, warmup: float) -> float:
@@ -69,7 +62,7 @@ def learning_rates(
     optim, total = config.optim, updates_per_epoch * config.train.epochs
     peak_lr = peak_learning_rate(config)
     schedule = schedule_of(config.distill, optim)
-    share = _WARMUP[schedule] if optim.warmup_fraction is None else optim.warmup_fraction
+    share = warmup_share(config)
     warmup = int(share * total)
     match schedule:
         case "triangle":

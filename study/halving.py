@@ -1,0 +1,155 @@
+"""Which trials of a search go on: successive halving that knows a trial's stages and waits to judge it.
+
+A trial trains in pieces. At three points of its epochs it ends its piece and waits, its checkpoint kept, and
+goes on from there once it is among the best share `KEPT` of those that have come as far: promotions as in
+asynchronous successive halving (Li et al. 2020, algorithm 2), where no trial is judged by the few that came first.
+
+What differs is where trials wait, and by what they are compared. A point is moved away from the peak of the
+learning rate of the stage that it lies in, where accuracy tells least of what a trial will come to. And trials are
+compared by their best accuracy until then: a new stage throws that of the last epoch back for a while, whatever
+was learned. docs/search.md compares it with stock ASHA on recorded trials, and says what else was tried.
+
+A state that can be rebuilt from the trials' curves: nothing of it is kept anywhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from trainable.config import TrialConfig
+from trainable.plan import cycles, warmup_share
+
+SHARES = (0.15, 0.25, 0.5)
+"""Of a trial's epochs, after which it waits."""
+KEPT = (2, 3, 2)
+"""At each of these points one trial in so many goes on."""
+AROUND_PEAK = 0.1
+"""Share of a stage's epochs before and after the peak of its learning rate, in which no trial is judged."""
+
+
+def waiting_points(config: TrialConfig) -> tuple[int, ...]:
+    """Epochs after which a trial waits, ascending and before its last one; fewer in very short trials."""
+    total = config.train.epochs
+    wanted = (math.ceil(share * total - 1e-9) for share in SHARES)
+    points = sorted({_off_peak(epoch, config) for epoch in wanted})
+    return tuple(point for point in points if point < total)
+
+
+def _off_peak(epoch: int, config: TrialConfig) -> int:
+    """The epoch itself, or the nearest that is not around a peak; of two the later."""
+    peak, start = warmup_share(config), 0
+    for span in cycles(config):
+        if epoch <= start + span:
+            first = math.floor(start + (peak - AROUND_PEAK) * span + 1e-9)
+            last = math.ceil(start + (peak + AROUND_PEAK) * span - 1e-9)
+            if not first < epoch < last:
+                return epoch
+            is_before_nearer = first > start and epoch - first < last - epoch
+            return first if is_before_nearer else last
+        start += span
+    return epoch
+
+
+@dataclass
+class _Trial:
+    points: tuple[int, ...]
+    epochs: int
+    epoch: int = 0
+    best: float = -math.inf
+    bests: list[float] = field(default_factory=list[float])
+    """At each of the points that it has come to."""
+    runs: bool = False
+    is_over: bool = False
+
+    @property
+    def waits(self) -> bool:
+        return not self.runs and not self.is_over and self.epoch in self.points
+
+
+class Halving:
+    """The trials of a search as they come to their points, by number."""
+
+    def __init__(self, planned: int, finalists: int = 1) -> None:
+        """Of `planned` trials at least `finalists` are to run to their end, if so many can."""
+        self._planned, self._finalists = planned, finalists
+        self._trials: dict[int, _Trial] = {}
+
+    def follow(
+        self, number: int, points: tuple[int, ...], epochs: int, curve: Mapping[int, float]
+    ) -> None:
+        """A trial that was drawn; `curve` (epoch → validation accuracy) is what it has reported."""
+        self._trials.setdefault(number, _Trial(points, epochs))
+        for epoch, value in sorted(curve.items()):
+            self.reported(number, epoch, value)
+
+    def begins(self, number: int) -> int | None:
+        """A piece of a trial begins: the epoch after which it ends, None with the trial."""
+        trial = self._trials[number]
+        trial.runs = True
+        return next((point for point in trial.points if point > trial.epoch), None)
+
+    def reported(self, number: int, epoch: int, value: float) -> None:
+        """An epoch of a trial; one that is told again changes nothing."""
+        trial = self._trials[number]
+        if epoch <= trial.epoch:
+            return
+        trial.epoch, trial.best = epoch, max(trial.best, value)
+        while len(trial.bests) < len(trial.points) and trial.points[len(trial.bests)] <= epoch:
+            trial.bests.append(trial.best)
+
+    def rests(self, number: int) -> None:
+        """A piece of a trial has ended."""
+        self._trials[number].runs = False
+
+    def ends(self, number: int) -> None:
+        """A trial has ended for good."""
+        trial = self._trials[number]
+        trial.runs, trial.is_over = False, True
+
+    def waiting(self) -> tuple[int, ...]:
+        """The trials that wait at one of their points."""
+        return tuple(number for number, trial in self._trials.items() if trial.waits)
+
+    def next_up(self, *, are_more: bool) -> int | None:
+        """The trial that is to go on now, those that are farthest first; None if none is.
+
+        Where no trial runs and there `are_more` none to draw, the best go on that still wait, until there are
+        enough finalists.
+        """
+        points = range(len(SHARES) - 1, -1, -1)
+        for point in points:
+            ranked = self._ranked(point)
+            for number in ranked[: len(ranked) // KEPT[point]]:
+                if self._waits_at(number, point):
+                    return number
+        if are_more or any(trial.runs for trial in self._trials.values()):
+            return None
+        whole = sum(trial.epoch >= trial.epochs for trial in self._trials.values())
+        if whole < self._finalists:
+            left = (n for point in points for n in self._ranked(point) if self._waits_at(n, point))
+            return next(left, None)
+        return None
+
+    def hopeless(self) -> tuple[int, ...]:
+        """The waiting trials that will not go on, whatever becomes of the others."""
+        undrawn = max(0, self._planned - len(self._trials))
+        found: list[int] = []
+        for point in range(len(SHARES)):
+            ranked = self._ranked(point)
+            may_come = undrawn + sum(
+                len(trial.bests) <= point and not trial.is_over for trial in self._trials.values()
+            )
+            most = max(self._finalists, (len(ranked) + may_come) // KEPT[point])
+            found += [n for n in ranked[most:] if self._waits_at(n, point)]
+        return tuple(found)
+
+    def _ranked(self, point: int) -> list[int]:
+        """Those that have come to a point, best first."""
+        come = [n for n, trial in self._trials.items() if len(trial.bests) > point]
+        return sorted(come, key=lambda number: (-self._trials[number].bests[point], number))
+
+    def _waits_at(self, number: int, point: int) -> bool:
+        trial = self._trials[number]
+        return trial.waits and len(trial.bests) == point + 1
