@@ -1,20 +1,20 @@
 """How much of a search's cost pruners save, and what they lose, replayed on recorded learning curves.
 
-    python benchmarks/pruning.py                   on the held-out trials, as recorded
-    python benchmarks/pruning.py --half tuning     on those that the pruner was tuned on
+    python benchmarks/pruning.py                                        on all trials of the curves that it knows
+    python benchmarks/pruning.py --half holdout --curves FILE.parquet   on some of another file
 
 `study.halving`, stock ASHA (Tune's own class) over its two settings, and no pruner run studies of trials that
 `learning_curves.py` recorded: every study takes --size of them in a random order, --places at a time, each epoch taking
-its trial's recorded seconds. Written to benchmarks/results/pruning-<curves>-<half>.json, as means over the studies with
+its trial's recorded seconds. Written to benchmarks/results/pruning-<half>.json, as means over the studies with
 95 % intervals (percentiles of 10,000 bootstrap resamplings of the studies; studies share trials, so they say how sure
 the mean over such studies is, and not what other trials would do):
 
 - cost: seconds of training, as a share of those without a pruner;
 - regret: best validation accuracy of all of a study's trials less that of the complete ones, in points.
 
-Which of ASHA's settings costs what halving does is decided on the tuning half, and looked at on the other one. Variants
-of halving that were tried are in the same file: without moving points from the peaks of the learning rate, and with
-comparisons only among trials of one decomposition.
+`rival` is the setting of ASHA that costs most like halving, `rival_less_halving` their difference study by study.
+Variants of halving that were tried are in the same file: without moving points from the peaks of the learning rate,
+with comparisons among all trials, and among those of one decomposition only.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from __future__ import annotations
 import argparse
 import heapq
 import json
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -37,11 +37,11 @@ from environment import environment
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
 from study import halving
-from study.halving import Halving, waiting_points
+from study.halving import Course, Halving, course_of
 from trainable.config import TrialConfig
 
 RESULTS = Path(__file__).parent / "results"
-CURVES = RESULTS / "learning-curves-nvidia-h200.parquet"
+CURVES = tuple(RESULTS / f"learning-curves{part}-nvidia-h200.parquet" for part in ("", "-holdout"))
 GRACE, FACTORS = (1, 2, 3, 4, 5), (2, 3, 4)
 """ASHA's settings."""
 BOOTSTRAPS = 10_000
@@ -52,14 +52,13 @@ class Recorded:
     """A trial that ran to its end."""
 
     number: int
-    half: str
     decomposition: str
     values: tuple[float, ...]
     """Validation accuracy by epoch."""
     seconds: float
     """Of an epoch."""
-    points: tuple[int, ...]
-    """Where it waits under halving."""
+    course: Course
+    """Under halving."""
 
     @property
     def final(self) -> float:
@@ -104,39 +103,36 @@ class Stopped:
 
 
 class Waiting:
-    """`study.halving`, over all trials or over each decomposition by itself."""
+    """`study.halving`, which compares trials that are `alike`."""
 
     def __init__(self, trials: Sequence[Recorded], alike: Callable[[Recorded], str]) -> None:
         self._alike, self._trials = alike, {trial.number: trial for trial in trials}
-        kinds = [alike(trial) for trial in trials]
-        self._halvings = {kind: Halving(kinds.count(kind)) for kind in dict.fromkeys(kinds)}
+        self._halving = Halving(len(trials))
         self._epochs = dict.fromkeys(self._trials, 0)
 
     def next(self, waiting: list[Recorded]) -> tuple[Recorded, int, int] | None:
-        for one in self._halvings.values():
-            for number in one.hopeless():
-                one.ends(number)
-            if (number := one.next_up(are_more=bool(waiting))) is not None:
-                return self._begins(self._trials[number])
+        for number in self._halving.hopeless():
+            self._halving.ends(number)
+        if (number := self._halving.next_up(are_more=bool(waiting))) is not None:
+            return self._begins(self._trials[number])
         if not waiting:
             return None
         trial = waiting.pop(0)
-        self._of(trial).follow(trial.number, trial.points, len(trial.values), {})
+        course = replace(trial.course, kind=self._alike(trial))
+        self._halving.follow(trial.number, course, {})
         return self._begins(trial)
 
     def came(self, trial: Recorded, epoch: int) -> None:
-        one, before = self._of(trial), self._epochs[trial.number]
+        before = self._epochs[trial.number]
         for now in range(before + 1, epoch + 1):
-            one.reported(trial.number, now, trial.values[now - 1])
+            self._halving.reported(trial.number, now, trial.values[now - 1])
         self._epochs[trial.number] = epoch
-        (one.ends if epoch == len(trial.values) else one.rests)(trial.number)
+        is_whole = epoch == len(trial.values)
+        (self._halving.ends if is_whole else self._halving.rests)(trial.number)
 
     def _begins(self, trial: Recorded) -> tuple[Recorded, int, int]:
-        until = self._of(trial).begins(trial.number)
+        until = self._halving.begins(trial.number)
         return trial, self._epochs[trial.number], until or len(trial.values)
-
-    def _of(self, trial: Recorded) -> Halving:
-        return self._halvings[self._alike(trial)]
 
 
 def replay(trials: Sequence[Recorded], pruner: Pruner, places: int) -> tuple[float, float]:
@@ -177,8 +173,9 @@ def pruners(epochs: int) -> dict[str, Callable[[Sequence[Recorded]], Pruner]]:
     """All that are compared, by name."""
     found: dict[str, Callable[[Sequence[Recorded]], Pruner]] = {
         "none": lambda _: Stopped(None),
-        "halving": lambda trials: Waiting(trials, lambda _: ""),
-        "halving, each decomposition by itself": lambda trials: Waiting(
+        "halving": lambda trials: Waiting(trials, lambda trial: trial.course.kind),
+        "halving, all kinds compared": lambda trials: Waiting(trials, lambda _: ""),
+        "halving, only equal decompositions compared": lambda trials: Waiting(
             trials, lambda trial: trial.decomposition
         ),
     }
@@ -188,21 +185,22 @@ def pruners(epochs: int) -> dict[str, Callable[[Sequence[Recorded]], Pruner]]:
     return found
 
 
-def read(path: Path) -> list[Recorded]:
-    """The trials of a file of `learning_curves.py`."""
-    rows: dict[int, list[dict[str, Any]]] = {}
-    for row in pq.read_table(path).to_pylist():
-        rows.setdefault(row["trial"], []).append(row)
+def read(paths: Sequence[Path], half: str) -> list[Recorded]:
+    """The trials of a half, of files of `learning_curves.py`, numbered anew."""
+    rows: dict[tuple[Path, int], list[dict[str, Any]]] = {}
+    for path in paths:
+        for row in pq.read_table(path).to_pylist():
+            if half in ("all", row["half"]):
+                rows.setdefault((path, row["trial"]), []).append(row)
     return [
         Recorded(
             number,
-            epochs[0]["half"],
             epochs[0]["decomposition"],
             tuple(row["val_accuracy"] for row in epochs),
             epochs[0]["seconds"] / len(epochs),
-            waiting_points(config_of(epochs[0]["decomposition"], len(epochs))),
+            course_of(config_of(epochs[0]["decomposition"], len(epochs))),
         )
-        for number, epochs in rows.items()
+        for number, epochs in enumerate(rows.values())
     ]
 
 
@@ -262,31 +260,22 @@ def summary(found: Any) -> dict[str, Any]:
     }
 
 
-def all_studies(path: Path, half: str, options: Any) -> dict[str, Any]:
-    """Of every pruner on the trials of one half."""
-    trials = [trial for trial in read(path) if trial.half == half]
+def compare(options: Any) -> dict[str, Any]:
+    """All pruners, and halving against the setting of ASHA that costs as much."""
+    trials = read(options.curves, options.half)
     made = pruners(len(trials[0].values))
     found = {name: studies(trials, make, options) for name, make in made.items()}
     with at_peaks():
-        alike = [trial for trial in read(path) if trial.half == half]
-        found["halving, also at peaks"] = studies(alike, made["halving"], options)
-    return found
-
-
-def nearest(found: Mapping[str, Any]) -> str:
-    """Of ASHA's settings, the one that costs most like halving."""
+        judged_there = read(options.curves, options.half)
+        found["halving, also at peaks"] = studies(judged_there, made["halving"], options)
     cost = found["halving"][:, 0].mean()
-    settings = [name for name in found if name.startswith("asha")]
-    return min(settings, key=lambda name: abs(found[name][:, 0].mean() - cost))
-
-
-def compare(options: Any) -> dict[str, Any]:
-    """All pruners on one half, and halving against the setting of ASHA that costs as much."""
-    found = all_studies(options.curves, options.half, options)
-    tuned = found if options.half == "tuning" else all_studies(options.curves, "tuning", options)
-    rival = nearest(tuned)
+    rival = min(
+        (name for name in found if name.startswith("asha")),
+        key=lambda name: abs(found[name][:, 0].mean() - cost),
+    )
     less = found[rival] - found["halving"]
     return {
+        "trials": len(trials),
         "pruners": {name: summary(values) for name, values in found.items()},
         "rival": rival,
         "rival_less_halving": {"cost": interval(less[:, 0]), "regret": interval(less[:, 1])},
@@ -297,10 +286,12 @@ def parser() -> argparse.ArgumentParser:
     """The command's options."""
     layout = argparse.RawTextHelpFormatter
     made = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
-    made.add_argument("--curves", type=Path, default=CURVES, help="of learning_curves.py")
-    made.add_argument("--half", choices=("tuning", "holdout"), default="holdout")
+    made.add_argument(
+        "--curves", type=Path, nargs="+", default=CURVES, help="of learning_curves.py"
+    )
+    made.add_argument("--half", choices=("tuning", "holdout", "all"), default="all")
     made.add_argument("--resamplings", type=int, default=200)
-    made.add_argument("--size", type=int, default=24, help="trials of a study")
+    made.add_argument("--size", type=int, default=48, help="trials of a study")
     made.add_argument("--places", type=int, default=4, help="trials at a time")
     made.add_argument("--seed", type=int, default=0)
     made.add_argument("--output", type=Path, default=RESULTS)
@@ -320,9 +311,9 @@ def main() -> None:
         )
     less = found["rival_less_halving"]
     print(f"{found['rival']} less halving: cost {less['cost']}, regret {less['regret']}")
-    kept = {k: v if isinstance(v, int | str) else v.name for k, v in vars(options).items()}
-    kept.pop("output")
-    name = f"pruning-{options.curves.stem.removeprefix('learning-')}-{options.half}.json"
+    kept = {key: value for key, value in vars(options).items() if key != "output"}
+    kept["curves"] = [path.name for path in options.curves]
+    name = f"pruning-{options.half}.json"
     record = {"environment": environment(), "settings": kept, **found}
     (options.output / name).write_text(json.dumps(record, indent=1) + "\n")
 

@@ -6,30 +6,30 @@ test split is read by the last jobs only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import optuna
 
-from study.budget import has_room
 from study.config import StudyConfig
+from study.halving import Halving
 from study.jobs import Job
 from study.leftovers import Leftovers, kept_trials
 from study.optuna_storage import AwayError
-from study.optuna_study import NO_BASELINES, Beside, ended_states, prune, unfinished
+from study.optuna_study import NO_BASELINES, Beside, ended_states
 from study.recorder import Recorder, Watcher
 from study.replicates import baselines_of, finalists
 from study.results import TrialRow
+from study.schema import BaselineName
 from study.search import Draw, Step
+from study.searching import Searching, asked
 from study.yaml import dump_yaml
 from trainable import tasks
 
 _TEACHER, _BASELINE = Job("teacher"), Job("baseline")
-
-_T = TypeVar("_T")
 
 
 class Clock(Protocol):
@@ -49,10 +49,12 @@ class Agenda:
         recorder: Recorder,
         watcher: Watcher,
         beside: Beside = NO_BASELINES,
+        halving: Halving | None = None,
     ) -> None:
         """`study` is Optuna's where there is a search; `teacher_weights` exist, or are to be made."""
         self._config, self._study, self._weights = config, study, teacher_weights
         self._recorder, self._watcher, self._beside = recorder, watcher, beside
+        self._halving = halving
         self._begun: list[Job] = []
         self._to_be_tested: list[Job] = []
         self.is_over = False
@@ -71,7 +73,7 @@ class Agenda:
                 leftovers.clear(self._recorder.results)
             yield step
         # Once more from the start: a process that was killed may have written until just now.
-        yield from self._asked(lambda: self._leftovers().clear(self._recorder.results))
+        yield from asked(lambda: self._leftovers().clear(self._recorder.results))
         self.is_over = True
 
     def _all_steps(self, clock: Clock | None) -> Iterator[Step]:
@@ -118,49 +120,26 @@ class Agenda:
                 self._watcher.phase("training the student")
                 yield from self._begin(Job("trial"))
             return
+        searching = Searching(self._config, self._study, self._halving, self._recorder)
         if clock is not None:
-            yield from self._search(self._study, clock)
-        # Whatever still runs was stopped by the time budget.
-        study = self._study
-        for job in (yield from self._asked(lambda: unfinished(study))):
-            yield from self._asked(lambda job=job: prune(study, job))
-            if self._recorder.row(job) is None:
-                self._recorder.started(job)
-            self._recorder.ended(job, "pruned")
+            yield from self._search(self._study, searching, clock)
+        yield from searching.give_up()
 
-    def _search(self, study: optuna.Study, clock: Clock) -> Iterator[Step]:
+    def _search(self, study: optuna.Study, searching: Searching, clock: Clock) -> Iterator[Step]:
         seconds, trials = self._seconds_left(), self._config.study.trials
-        ended = len((yield from self._asked(lambda: ended_states(study))))
-        if ended >= trials or (seconds is not None and seconds <= 0):
+        ended = yield from asked(lambda: ended_states(study))
+        if len(ended) >= trials or (seconds is not None and seconds <= 0):
             return
         self._watcher.phase(f"searching: {trials} trials")
         clock.within(seconds)
-        begun, taken_up = ended, len((yield from self._asked(lambda: unfinished(study))))
-        while begun < trials:
-            # What a driver that died had begun is within the budget.
-            if begun >= ended + taken_up and not (yield from self._has_room(study, begun)):
-                break
-            begun += 1
-            yield "trial"
-        yield from self._until(lambda: self._is_searched(study, begun))
+        yield from searching.steps()
         clock.within(None)
-
-    def _has_room(self, study: optuna.Study, begun: int) -> Generator[Step, None, bool]:
-        """Whether another trial is within the budget of epochs, once it is known what those that run leave of it."""
-        while True:
-            ended = yield from self._asked(lambda: ended_states(study))
-            running = begun - len(ended)
-            if has_room(self._config, self._recorder.results, ended, running):
-                return True
-            if running == 0:
-                return False
-            yield "wait"
 
     def _baselines(self) -> Iterator[Step]:
         """The searches of the baselines, all at once: they end together, or nearly so."""
         wanted, left = self._config.study.baselines, list[Step]()
         for name, study in self._beside.items():
-            ended = yield from self._asked(lambda study=study: ended_states(study))
+            ended = yield from asked(lambda study=study: ended_states(study))
             left += [Draw(name)] * (wanted[name] - len(ended))
         if left:
             budgets = ", ".join(f"{name} with {trials} trials" for name, trials in wanted.items())
@@ -227,18 +206,11 @@ class Agenda:
         while not is_so():
             yield "wait"
 
-    def _asked(self, question: Callable[[], _T]) -> Generator[Step, None, _T]:
-        """The answer of Optuna's storage, which may be away for a while."""
-        while True:
-            try:
-                return question()
-            except AwayError:
-                yield "wait"
-
-    def _is_searched(self, study: optuna.Study, begun: int, of: str = "") -> bool:
-        """Whether all trials that have begun have ended, as far as Optuna's storage can be asked."""
+    def _is_searched(self, study: optuna.Study, begun: int, of: BaselineName) -> bool:
+        """Whether all trials of a baseline that have begun have ended, as far as Optuna's storage can be asked."""
+        rows = self._recorder.results.of("baseline", of)
         with suppress(AwayError):
-            return self._none_runs(of) and len(ended_states(study)) >= begun
+            return all(row.state != "running" for row in rows) and len(ended_states(study)) >= begun
         return False
 
     def _seconds_left(self) -> float | None:
@@ -246,10 +218,6 @@ class Agenda:
         searched = self._recorder.seconds_searched()
         budget = self._config.study.time_budget_s
         return None if budget is None else budget - searched
-
-    def _none_runs(self, of: str) -> bool:
-        rows = self._recorder.results.of("baseline" if of else "trial", of)
-        return all(row.state != "running" for row in rows)
 
     def _is_complete(self, job: Job) -> bool:
         row = self._recorder.row(job)

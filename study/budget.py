@@ -15,16 +15,16 @@ def epochs_of_a_trial(config: StudyConfig) -> int:
 
 
 def has_room(
-    config: StudyConfig, results: StudyResults, ended: Collection[int], running: int
+    config: StudyConfig, results: StudyResults, resting: Collection[int], running: int
 ) -> bool:
     """Whether one more trial keeps within `study.epoch_budget`, whatever becomes of those that run.
 
-    `ended` are the numbers of those that have; what they trained counts, under other drivers too, and each that
-    runs as if it were not stopped. What an extended study had trained before does not count.
+    `resting` are the numbers of those that have ended or wait; what they trained counts, under other drivers too, and
+    each that runs as if it were not stopped. What an extended study had trained before does not count.
     """
     if config.study.epoch_budget is None:
         return True
     whole = epochs_of_a_trial(config)
     rows = {row.number: row for row in results.of("trial") if row.state != "running"}
-    spent = sum(rows[number].epochs if number in rows else whole for number in ended)
+    spent = sum(rows[number].epochs if number in rows else whole for number in resting)
     return spent - results.epochs_before + (running + 1) * whole <= config.study.epoch_budget

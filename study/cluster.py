@@ -94,11 +94,11 @@ def uses_torch_trainer(config: TrialConfig) -> bool:
 def may_reuse_processes(config: StudyConfig) -> bool:
     """Whether trials follow each other in a process of Tune.
 
-    A pruned trial stays in it, with its memory and its place on the GPU, until the next begins there. Where
+    A trial that ASHA stops stays in it, with its memory and its place on the GPU, until the next begins there. Where
     trials share a GPU, one that has to be alone waits for that, and might wait for ever.
     """
     is_shared = 0 < (config.resources.gpus or 0.0) < 1
-    return not is_shared or config.study.pruner.name == "none"
+    return not is_shared or config.study.pruner.name != "asha"
 
 
 def worker_resources(config: TrialConfig) -> dict[str, float]:

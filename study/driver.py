@@ -30,6 +30,7 @@ from study.folder import (
     open_results,
     replace_config,
 )
+from study.halving import Halving
 from study.jobs import Job
 from study.measuring import packed
 from study.mirror import KeepingError, Mirror, mirrored
@@ -44,6 +45,7 @@ from study.report.page import write_report
 from study.results import StudyResults, TrialRow
 from study.scheduler import build_scheduler
 from study.search import Step, StudySearch
+from study.searching import open_halving
 from study.sieve import Sieve
 from study.spool import SPOOL, Spool
 from study.stopping import Stop, sigterm_interrupts
@@ -169,7 +171,7 @@ def _recording(
             spool.released = 0  # until they are kept: the next driver would tell of them once more
         mirror.keep()  # the name by which the store knows the study
         results = open_results(config, store, spool)
-        ended = [row for row in results.rows if _is_counted(row) and row.state != "running"]
+        ended = [row for row in results.rows if _is_counted(row) and row.has_ended]
         with open_display(slots, ended) as display, Writer(spool, Tracker(store)) as writer:
             yield Recorder(config, results, writer, display, mirror), display
 
@@ -196,6 +198,7 @@ class _Run:
         self._teacher_weights = _teacher_weights(plan)
         self._recorder, self._watcher = recorder, watcher
         self._beside = NO_BASELINES
+        self._halving: Halving | None = None
 
     def run(self) -> StudyResults:
         try:
@@ -220,7 +223,16 @@ class _Run:
     def _work(self, study: optuna.Study | None) -> None:
         """Take all steps; once more those that are left if the search's time was up."""
         weights = self._teacher_weights
-        agenda = Agenda(self._config, study, weights, self._recorder, self._watcher, self._beside)
+        self._halving = open_halving(self._config, study) if study else None
+        agenda = Agenda(
+            self._config,
+            study,
+            weights,
+            self._recorder,
+            self._watcher,
+            self._beside,
+            self._halving,
+        )
         stop = Stop(self._watcher.phase)
         self._tune(agenda.steps(stop), study, stop)
         if stop.reason == "out of time":
@@ -233,7 +245,7 @@ class _Run:
 
     def _tune(self, steps: Iterator[Step], study: optuna.Study | None, stop: Stop) -> None:
         sieve = Sieve(self._config, self._plan.data, self._recorder)
-        search = StudySearch(self._config, study, steps, self._beside, sieve)
+        search = StudySearch(self._config, study, steps, self._beside, sieve, self._halving)
         how = TuneConfig(
             search_alg=search,
             scheduler=build_scheduler(self._config, ended_curves(study) if study else {}),

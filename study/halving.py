@@ -1,13 +1,15 @@
 """Which trials of a search go on: successive halving that knows a trial's stages and waits to judge it.
 
 A trial trains in pieces. At three points of its epochs it ends its piece and waits, its checkpoint kept, and
-goes on from there once it is among the best share `KEPT` of those that have come as far: promotions as in
-asynchronous successive halving (Li et al. 2020, algorithm 2), where no trial is judged by the few that came first.
+goes on from there once it is among the best half of those that have come as far: promotions as in asynchronous
+successive halving (Li et al. 2020, algorithm 2), where no trial is judged by the few that came first.
 
-What differs is where trials wait, and by what they are compared. A point is moved away from the peak of the
-learning rate of the stage that it lies in, where accuracy tells least of what a trial will come to. And trials are
+What differs is where trials wait, and by what and with whom they are compared. A point is moved away from the peak of
+the learning rate of the stage that it lies in, where accuracy tells least of what a trial will come to. Trials are
 compared by their best accuracy until then: a new stage throws that of the last epoch back for a while, whatever
-was learned. docs/search.md compares it with stock ASHA on recorded trials, and says what else was tried.
+was learned. And only with trials of their kind, which have as many stages and begin alike, as one network or in groups:
+of others the accuracy says nothing until their last stage. docs/search.md compares this with stock ASHA on recorded
+trials, and says what else was tried.
 
 A state that can be rebuilt from the trials' curves: nothing of it is kept anywhere.
 """
@@ -15,26 +17,42 @@ A state that can be rebuilt from the trials' curves: nothing of it is kept anywh
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from trainable.config import TrialConfig
-from trainable.plan import cycles, warmup_share
+from trainable.plan import Decomposition, cycles, decomposition_of, warmup_share
 
 SHARES = (0.15, 0.25, 0.5)
 """Of a trial's epochs, after which it waits."""
-KEPT = (2, 3, 2)
-"""At each of these points one trial in so many goes on."""
 AROUND_PEAK = 0.1
 """Share of a stage's epochs before and after the peak of its learning rate, in which no trial is judged."""
+WHOLE = Decomposition(1, 0)
+"""What a trial without groups is like."""
 
 
-def waiting_points(config: TrialConfig) -> tuple[int, ...]:
-    """Epochs after which a trial waits, ascending and before its last one; fewer in very short trials."""
-    total = config.train.epochs
+@dataclass(frozen=True)
+class Course:
+    """What halving has to know of a trial beforehand."""
+
+    kind: str
+    """Trials of one kind are comparable."""
+    points: tuple[int, ...]
+    """Epochs after which it waits, ascending and before its last one; fewer in very short trials."""
+    epochs: int
+
+
+def course_of(config: TrialConfig) -> Course:
+    """Where a trial waits, and with whom it is compared."""
+    total, decomposition = config.train.epochs, decomposition_of(config) or WHOLE
     wanted = (math.ceil(share * total - 1e-9) for share in SHARES)
     points = sorted({_off_peak(epoch, config) for epoch in wanted})
-    return tuple(point for point in points if point < total)
+    beginning = "whole" if decomposition.k == 1 else "in groups"
+    return Course(
+        kind=f"{decomposition.n + 1} stages, {beginning}",
+        points=tuple(point for point in points if point < total),
+        epochs=total,
+    )
 
 
 def _off_peak(epoch: int, config: TrialConfig) -> int:
@@ -54,8 +72,7 @@ def _off_peak(epoch: int, config: TrialConfig) -> int:
 
 @dataclass
 class _Trial:
-    points: tuple[int, ...]
-    epochs: int
+    course: Course
     epoch: int = 0
     best: float = -math.inf
     bests: list[float] = field(default_factory=list[float])
@@ -64,8 +81,12 @@ class _Trial:
     is_over: bool = False
 
     @property
+    def is_whole(self) -> bool:
+        return self.epoch >= self.course.epochs
+
+    @property
     def waits(self) -> bool:
-        return not self.runs and not self.is_over and self.epoch in self.points
+        return not self.runs and not self.is_over and self.epoch in self.course.points
 
 
 class Halving:
@@ -76,11 +97,9 @@ class Halving:
         self._planned, self._finalists = planned, finalists
         self._trials: dict[int, _Trial] = {}
 
-    def follow(
-        self, number: int, points: tuple[int, ...], epochs: int, curve: Mapping[int, float]
-    ) -> None:
+    def follow(self, number: int, course: Course, curve: Mapping[int, float]) -> None:
         """A trial that was drawn; `curve` (epoch → validation accuracy) is what it has reported."""
-        self._trials.setdefault(number, _Trial(points, epochs))
+        self._trials.setdefault(number, _Trial(course))
         for epoch, value in sorted(curve.items()):
             self.reported(number, epoch, value)
 
@@ -88,7 +107,7 @@ class Halving:
         """A piece of a trial begins: the epoch after which it ends, None with the trial."""
         trial = self._trials[number]
         trial.runs = True
-        return next((point for point in trial.points if point > trial.epoch), None)
+        return next((point for point in trial.course.points if point > trial.epoch), None)
 
     def reported(self, number: int, epoch: int, value: float) -> None:
         """An epoch of a trial; one that is told again changes nothing."""
@@ -96,7 +115,8 @@ class Halving:
         if epoch <= trial.epoch:
             return
         trial.epoch, trial.best = epoch, max(trial.best, value)
-        while len(trial.bests) < len(trial.points) and trial.points[len(trial.bests)] <= epoch:
+        points = trial.course.points
+        while len(trial.bests) < len(points) and points[len(trial.bests)] <= epoch:
             trial.bests.append(trial.best)
 
     def rests(self, number: int) -> None:
@@ -115,40 +135,52 @@ class Halving:
     def next_up(self, *, are_more: bool) -> int | None:
         """The trial that is to go on now, those that are farthest first; None if none is.
 
-        Where no trial runs and there `are_more` none to draw, the best go on that still wait, until there are
-        enough finalists.
+        Where no trial runs and there are no more to draw, the best that still wait go on, until a trial of
+        every kind has run to its end, and enough finalists.
         """
-        points = range(len(SHARES) - 1, -1, -1)
-        for point in points:
-            ranked = self._ranked(point)
-            for number in ranked[: len(ranked) // KEPT[point]]:
+        for point, ranked in self._all_ranked():
+            for number in ranked[: len(ranked) // 2]:
                 if self._waits_at(number, point):
                     return number
         if are_more or any(trial.runs for trial in self._trials.values()):
             return None
-        whole = sum(trial.epoch >= trial.epochs for trial in self._trials.values())
-        if whole < self._finalists:
-            left = (n for point in points for n in self._ranked(point) if self._waits_at(n, point))
-            return next(left, None)
-        return None
+        kinds = [trial.course.kind for trial in self._trials.values() if trial.is_whole]
+        waiting = self.waiting()
+        of_other_kinds = [n for n in waiting if self._trials[n].course.kind not in kinds]
+        candidates = of_other_kinds or (waiting if len(kinds) < self._finalists else ())
+        return min(candidates, key=self._rank, default=None)
 
     def hopeless(self) -> tuple[int, ...]:
         """The waiting trials that will not go on, whatever becomes of the others."""
         undrawn = max(0, self._planned - len(self._trials))
         found: list[int] = []
-        for point in range(len(SHARES)):
-            ranked = self._ranked(point)
+        for point, ranked in self._all_ranked():
+            kind = self._trials[ranked[0]].course.kind
             may_come = undrawn + sum(
-                len(trial.bests) <= point and not trial.is_over for trial in self._trials.values()
+                trial.course.kind == kind and len(trial.bests) <= point and not trial.is_over
+                for trial in self._trials.values()
             )
-            most = max(self._finalists, (len(ranked) + may_come) // KEPT[point])
-            found += [n for n in ranked[most:] if self._waits_at(n, point)]
+            most = max(self._finalists, (len(ranked) + may_come) // 2)
+            found += [number for number in ranked[most:] if self._waits_at(number, point)]
         return tuple(found)
 
-    def _ranked(self, point: int) -> list[int]:
-        """Those that have come to a point, best first."""
-        come = [n for n, trial in self._trials.items() if len(trial.bests) > point]
-        return sorted(come, key=lambda number: (-self._trials[number].bests[point], number))
+    def _all_ranked(self) -> Iterator[tuple[int, list[int]]]:
+        """The last point first, those of each kind that have come to it, best first."""
+        for point in range(len(SHARES) - 1, -1, -1):
+            kinds: dict[str, list[int]] = {}
+            for number, trial in self._trials.items():
+                if len(trial.bests) > point:
+                    kinds.setdefault(trial.course.kind, []).append(number)
+            for numbers in kinds.values():
+                yield point, sorted(numbers, key=lambda number: self._place(number, point))
+
+    def _rank(self, number: int) -> tuple[int, float, int]:
+        """Of waiting trials the farthest first, and the best of them."""
+        point = len(self._trials[number].bests) - 1
+        return -point, *self._place(number, point)
+
+    def _place(self, number: int, point: int) -> tuple[float, int]:
+        return -self._trials[number].bests[point], number
 
     def _waits_at(self, number: int, point: int) -> bool:
         trial = self._trials[number]

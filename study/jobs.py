@@ -28,6 +28,8 @@ class Job:
     """Where the network that it trained is to be scored; None trains it."""
     of: str = ""
     """As `TrialRow.of`."""
+    until: int | None = None
+    """The epoch after which it is to wait, if it trains in pieces."""
 
     def to_dict(self) -> dict[str, Any]:
         """As Tune carries it."""
@@ -37,13 +39,13 @@ class Job:
             "sample": dict(self.sample),
             "split": self.split,
             "of": self.of,
+            "until": self.until,
         }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Job:
         """What `to_dict` gave."""
-        sample = dict(values["sample"])
-        return cls(values["role"], values["number"], sample, values["split"], values["of"])
+        return cls(**{name: values[name] for name in values})
 
     @classmethod
     def of_row(cls, row: TrialRow, study: StudyConfig) -> Job:

@@ -86,7 +86,7 @@ class Recorder:
             told += telling.study_extended(note_of(self._config), dump_config(self._config))
         self._books.save(results, told)
         for row in self.results.rows:
-            if row.state != "running":
+            if row.has_ended:
                 continue
             job = Job.of_row(row, self._config)
             for record in read_curve(Path(row.directory)):
@@ -178,6 +178,14 @@ class Recorder:
         if job.role == "trial" or job.of:
             told += telling.study_advances(self.results.with_row(row), self._gpus, _now_ms())
         self._put(row, told)
+        self._watcher.trial_ended(row)
+
+    def waits(self, job: Job) -> None:
+        """A piece of a trial has ended, and it is to wait for its turn."""
+        update = {"state": "waiting", "seconds": self._elapsed(job)}
+        row = self._known(job).model_copy(update=update)
+        self._started.pop(job.key, None)
+        self._put(row, telling.trial_waits(row))
         self._watcher.trial_ended(row)
 
     def kept_back(self, job: Job, values: Values) -> None:

@@ -13,7 +13,8 @@ from study.objectives import pareto_front
 from trainable.records import Finding
 
 Role = Literal["teacher", "baseline", "trial", "replicate"]
-State = Literal["running", "complete", "pruned", "failed"]
+State = Literal["running", "waiting", "complete", "pruned", "failed"]
+"""Of a trial; `waiting` is what trains in pieces, between two of them."""
 Value = bool | int | float | str
 Key = tuple[Role, str, int]
 """Tells a study's rows apart: role, `TrialRow.of`, number."""
@@ -97,6 +98,11 @@ class TrialRow(BaseModel):
     def is_searched(self) -> bool:
         """Whether Optuna drew it: a trial, or one of a baseline's own search."""
         return is_searched(self.role, self.of)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether no more is to come of it."""
+        return self.state not in ("running", "waiting")
 
     @property
     def is_usable(self) -> bool:

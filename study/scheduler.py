@@ -20,7 +20,7 @@ Curves = Mapping[int, Mapping[int, float]]
 def build_scheduler(config: StudyConfig, ended: Curves) -> TrialScheduler:
     """Tune's scheduler for the config's pruner, which knows the trials that have `ended` before."""
     pruner, epochs = config.study.pruner, config.train.epochs
-    if pruner.name == "none":
+    if pruner.name != "asha":  # under `study.halving` a trial ends its piece itself
         return FIFOScheduler()
     asha = _TrialsOnly(
         time_attr=EPOCH,

@@ -30,11 +30,13 @@ from trainable.rules.reading import without_unused
 class PrunerConfig(Config):
     """Which trials are stopped early."""
 
-    name: Literal["none", "asha"] = "none"
-    """`asha`: at geometric rungs of epochs, only the best 1/reduction_factor go on (Li et al. 2020)."""
+    name: Literal["none", "asha", "halving"] = "none"
+    """`halving`: trials wait at three points for others of their kind, and the best half goes on (`study.halving`);
+    `asha`: at geometric rungs of epochs, only the best 1/reduction_factor go on (Li et al. 2020)."""
     grace_epochs: PositiveInt = 1
-    """The first rung: no trial is stopped before."""
+    """ASHA's first rung: no trial is stopped before."""
     reduction_factor: Annotated[float, Field(gt=1, allow_inf_nan=False)] = 3.0
+    """ASHA's."""
 
 
 class ConstraintsConfig(Config):

@@ -7,7 +7,7 @@ dead driver left running are handed out again, with their values. While Optuna's
 to be told waits here, and no trial is drawn: it follows from all that was known.
 
 A trial that breaks a constraint before it trains is PRUNED without having begun. How far trials broke constraints
-is told to the samplers that draw by it.
+is told to the samplers that draw by it. One that waits for its turn under `study.halving` is still running for Optuna.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pickle
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +30,7 @@ from ray.tune.search.optuna import OptunaSearch
 from study.baselines import baseline_search
 from study.config import StudyConfig, StudySection
 from study.drawing import sampler_of
+from study.halving import Halving, course_of
 from study.jobs import Job
 from study.objectives import Values, costs_in
 from study.optuna_storage import AwayError, OptunaError
@@ -47,8 +48,16 @@ class Draw:
     of: BaselineName
 
 
-Step = Job | Draw | Literal["trial", "wait"]
-"""A job, the next trial of a baseline's search or of the study's, or nothing yet: something has to end first."""
+@dataclass(frozen=True)
+class GoOn:
+    """A trial of the study's search that waits goes on."""
+
+    number: int
+
+
+Step = Job | Draw | GoOn | Literal["trial", "wait"]
+"""A job, the next trial of a baseline's search or of the study's, or one of the latter that waits; or nothing yet:
+something has to end first."""
 KnownBefore = Callable[[Job], Values]
 """Values of a trial that break a constraint whatever it would learn, so that it is not to be trained; else none."""
 
@@ -102,9 +111,11 @@ class StudySearch(OptunaSearch):
         steps: Iterator[Step],
         beside: Beside = NO_BASELINES,
         known_before: KnownBefore = lambda _: {},
+        halving: Halving | None = None,
     ) -> None:
-        """None is the study of `steps` without a trial."""
+        """None is the study of `steps` without a trial; `halving` is of its trials, if they wait for each other."""
         self._steps, self._known_before = steps, known_before
+        self._config, self._halving = config, halving
         self._searches: dict[str, _Search] = {
             name: _Search(baseline, baseline_search(config, name))
             for name, baseline in beside.items()
@@ -187,6 +198,10 @@ class StudySearch(OptunaSearch):
                 return self._handed_out(self._draw(trial_id, ""))
             case Draw(of=name):
                 return self._handed_out(self._draw(trial_id, name))
+            case GoOn(number=number):
+                trial = self._taken_up(self._searches[""], number)
+                self._trials[trial_id] = trial
+                return self._handed_out(self._piece_of(_job_of(trial)))
             case "wait":
                 return None
             case finished:
@@ -200,32 +215,53 @@ class StudySearch(OptunaSearch):
         search = self._searches[of]
         trial = self._next(search)
         search.space(trial)
-        job = Job("baseline" if of else "trial", trial.number, dict(trial.params), of=of)
+        job = _job_of(trial, of)
+        halving = None if of else self._halving
+        if halving is not None:
+            halving.follow(job.number, course_of(job.config(self._config)), {})
         if values := self._known_before(job):
             tell_excesses(trial, search.section, values)
             prune(search.study, job)
+            if halving is not None:
+                halving.ends(job.number)
             return None
         self._trials[trial_id] = trial
-        return job
+        return job if halving is None else self._piece_of(job)
+
+    def _piece_of(self, job: Job) -> Job:
+        """What of a trial is trained next."""
+        assert self._halving is not None
+        return replace(job, until=self._halving.begins(job.number))
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Let Optuna see the curve."""
         if trial_id in self._trials:
-            self._untold.append(partial(_report, self._trials[trial_id], result))
+            trial = self._trials[trial_id]
+            if (halving := self._halving_of(trial)) is not None:
+                halving.reported(trial.number, result[EPOCH], result[VALUE])
+            self._untold.append(partial(_report, trial, result))
             self._tell_what_waits()
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Tell Optuna how the trial ended; of one that failed, when it is known whether it begins again."""
+        """Tell Optuna how the trial ended; of one that failed, when it is known whether it begins again, and of one
+        that waits from now on, when its time has come."""
         if trial_id not in self._trials:
             return
         trial = self._trials.pop(trial_id)
         if error:
             self._failed[_key(trial)] = trial
-        else:
-            self._untold.append(partial(self._tell, trial, result))
-            self._tell_what_waits()
+            return
+        if (halving := self._halving_of(trial)) is not None:
+            if result and EPOCH in result:
+                halving.reported(trial.number, result[EPOCH], result[VALUE])
+            halving.rests(trial.number)
+            if trial.number in halving.waiting():
+                return
+            halving.ends(trial.number)
+        self._untold.append(partial(self._tell, trial, result))
+        self._tell_what_waits()
 
     def begins_again(self, job: Job) -> None:
         """A job that failed is handed out once more, before other steps."""
@@ -234,6 +270,8 @@ class StudySearch(OptunaSearch):
     def failed(self, job: Job) -> None:
         """Tell Optuna that a job has failed for good, if it is a trial of the search."""
         if (trial := self._failed_of(job)) is not None:
+            if (halving := self._halving_of(trial)) is not None:
+                halving.ends(trial.number)
             self._untold.append(partial(self._tell, trial, None))
             self._tell_what_waits()
 
@@ -272,6 +310,11 @@ class StudySearch(OptunaSearch):
         told = [values[name] for name in section.objectives]
         trial.study.tell(trial, told, skip_if_finished=True)
 
+    def _halving_of(self, trial: Trial) -> Halving | None:
+        """None where the trial waits for no other."""
+        is_own = trial.study.study_name == self._config.study.name
+        return self._halving if is_own else None
+
     def _section_of(self, trial: Trial) -> StudySection:
         name = trial.study.study_name
         return next(one.section for one in self._searches.values() if one.study.study_name == name)
@@ -281,17 +324,27 @@ class StudySearch(OptunaSearch):
         study = search.study
         known = trials_of(study)
         held = {*self._failed, *map(_key, self._trials.values())}
+        if self._halving is not None and search is self._searches[""]:
+            held |= {(study.study_name, number) for number in self._halving.waiting()}
         for trial in known:
             is_held = (study.study_name, trial.number) in held
             if trial.state == TrialState.RUNNING and not is_held:
-                study.sampler = search.sampler_of(trial.number)
-                return search.taken_up(trial)
+                return self._taken_up(search, trial.number)
         study.sampler = search.sampler_of(len(known))
         return study.ask()
+
+    def _taken_up(self, search: _Search, number: int) -> Trial:
+        """One that Optuna has already."""
+        search.study.sampler = search.sampler_of(number)
+        return search.taken_up(trials_of(search.study)[number])
 
 
 def _report(trial: Trial, result: dict[str, Any]) -> None:
     report(trial, result[EPOCH], result[VALUE])
+
+
+def _job_of(trial: Trial, of: str = "") -> Job:
+    return Job("baseline" if of else "trial", trial.number, dict(trial.params), of=of)
 
 
 def _key(trial: Trial) -> tuple[str, int]:

@@ -168,6 +168,11 @@ def trial_goes_on(row: TrialRow, time_ms: int) -> list[Entry]:
     ]
 
 
+def trial_waits(row: TrialRow) -> list[Entry]:
+    """A child run stays open between two pieces of its training."""
+    return [Tags(run=row.label, tags={TAG_STATE: row.state})]
+
+
 def epoch_ended(row: TrialRow, record: EpochRecord) -> list[Entry]:
     """An epoch's metrics at step = epoch and the record's own time, and the best accuracy when it is new.
 
@@ -251,7 +256,7 @@ def _state(run: str, state: State | StudyState, time_ms: int) -> list[Entry]:
 
 
 def _points_of_study(results: StudyResults, metrics: Mapping[str, float], time_ms: int) -> Points:
-    ended = sum(row.state != "running" for row in results.of("trial"))
+    ended = sum(row.has_ended for row in results.of("trial"))
     return Points(run=STUDY_RUN, metrics=dict(metrics), step=ended, time_ms=time_ms)
 
 

@@ -64,7 +64,9 @@ def _training(job: Job, study: StudyConfig, teacher_weights: Path | None) -> tas
     if config.distill.method != "none" and teacher_weights is not None:
         weights = _here(teacher_weights, study)
     timed = job.role != "teacher" and study.study.looks_at("latency")
-    return tasks.TrialTask(config, job.folder(study), weights, job.bucket(study), timed)
+    return tasks.TrialTask(
+        config, job.folder(study), weights, job.bucket(study), timed, until=job.until
+    )
 
 
 def _scoring(

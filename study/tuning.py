@@ -119,15 +119,19 @@ class TuneListener(Callback):
     def on_trial_complete(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        """Ended by itself, or stopped by the scheduler."""
+        """Ended by itself, for good or to wait, or stopped by the scheduler."""
         if _job(trial).split is not None:
             return
         result: Mapping[str, Any] = trial.last_result or {}
         if EPOCH not in result:
             self._end(_job(trial), "failed", "it ended without a report")
             return
-        whole = result[EPOCH] >= result[EPOCHS]
-        self._end(_job(trial), "complete" if whole else "pruned", None)
+        if result[EPOCH] >= result[EPOCHS]:
+            self._end(_job(trial), "complete", None)
+        elif result[EPOCH] == _job(trial).until:
+            self._events.append(partial(self._recorder.waits, _job(trial)))
+        else:
+            self._end(_job(trial), "pruned", None)
 
     def on_trial_error(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any

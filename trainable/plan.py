@@ -145,7 +145,7 @@ def stages(config: TrialConfig, blocks: int) -> tuple[Stage, ...]:
     Only `stablekd` has more than one. ValueError where `rules.problems` would report one.
     """
     distill, optim, peak_lr = config.distill, config.optim, peak_learning_rate(config)
-    decomposition = _decomposition_of(config)
+    decomposition = decomposition_of(config)
     if decomposition is None:
         return (Stage(1, 1, config.train.epochs, ((0, blocks),), peak_lr),)
     groups = initial_groups(blocks, decomposition.k)
@@ -168,8 +168,8 @@ def stages(config: TrialConfig, blocks: int) -> tuple[Stage, ...]:
     return tuple(result)
 
 
-def _decomposition_of(config: TrialConfig) -> Decomposition | None:
-    """What divides the trial into stages; None where it has one."""
+def decomposition_of(config: TrialConfig) -> Decomposition | None:
+    """What divides the network into groups, and the trial into stages; None where nothing does."""
     written = config.distill.decomposition
     if config.distill.method != "stablekd" or written is None:
         return None
@@ -182,7 +182,7 @@ def _epochs_of_stages(config: TrialConfig) -> tuple[int, ...]:
     ValueError where they do not make up the e epochs of the trial (StableKD, algorithm 1: e₀, …, eₙ).
     """
     total, given = config.train.epochs, config.distill.stage_epochs
-    decomposition = _decomposition_of(config)
+    decomposition = decomposition_of(config)
     n = 0 if decomposition is None else decomposition.n
     epochs = _split(total, n, config.distill.stage_split or 1.0) if given is None else given
     if len(epochs) != n + 1 or sum(epochs) != total or min(epochs) < 1:

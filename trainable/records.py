@@ -109,6 +109,7 @@ STUDY_TRIALS = {
     "pruned": "study/pruned",
     "failed": "study/failed",
     "running": "study/running",
+    "waiting": "study/waiting",
 }
 """Of a study, the trials in each state, at the number of trials that have ended."""
 STUDY_GPU_HOURS = "study/gpu_hours"

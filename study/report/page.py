@@ -94,7 +94,10 @@ def _facts(evidence: Evidence) -> dict[str, Any]:
         "health": health_summary(results),
         "began": _date(results.started_at),
         "last_heard": _last_heard(evidence),
-        "states": [(state, counts[state]) for state in ("complete", "pruned", "running", "failed")],
+        "states": [
+            (state, counts[state])
+            for state in ("complete", "pruned", "running", "waiting", "failed")
+        ],
         "hardware": _hardware(evidence),
         "winner": winner,
         "key": key,

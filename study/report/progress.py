@@ -59,7 +59,7 @@ class RunningTrial:
 
 @dataclass(frozen=True)
 class EndedTrial:
-    """A trial that is over: what it tells of those to come."""
+    """A trial that is over, or waits: what it tells of those to come."""
 
     row: TrialRow
     share: float | None = None
@@ -84,7 +84,7 @@ def time_left(
     take the free one of `concurrency` places, one after the other, `idle` seconds after it was left.
     """
     told = ended[-max(_FEWEST_TOLD, math.ceil(_TOLD_SHARE * len(ended))) :]
-    useful = any(trial.row.state in ("complete", "pruned") for trial in told)
+    useful = any(trial.row.state != "failed" for trial in told)
     projected = [s for trial in running if (s := trial.seconds_in_all) is not None]
     known = [trial.row.seconds for trial in told] if useful else projected
     waiting = max(0, planned - len(ended) - len(running))
@@ -176,6 +176,7 @@ class Progress:
             left, *self._left = self._left
             self._idle = [*self._idle, trial.started - left]
         self._running = {**self._running, row.key: trial}
+        self._ended = {key: other for key, other in self._ended.items() if key != row.key}
 
     def epoch(self, row: TrialRow, record: EpochRecord, epochs_total: int) -> None:
         """A trial has reported an epoch."""
@@ -192,7 +193,7 @@ class Progress:
             self.message(self.status())
 
     def trial_ended(self, row: TrialRow) -> None:
-        """A trial is over: complete, pruned or failed."""
+        """A trial is over (complete, pruned or failed), or waits: most of those that do will not go on."""
         key = row.key
         ran = self._running.get(key)
         self._running = {other: trial for other, trial in self._running.items() if other != key}
@@ -211,11 +212,11 @@ class Progress:
         """`4/12 trials, 1 pruned, best trial 2 91.31 %, 4 min 05 s left`; after the search what came of the rest."""
         ended = [trial.row for trial in self._searched()]
         counts = Counter(row.state for row in ended)
-        stopped = [f"{counts[state]} {state}" for state in ("pruned", "failed") if counts[state]]
+        others = ("pruned", "waiting", "failed")
         return ", ".join(
             [
-                f"{len(ended)}/{self._planned} trials",
-                *stopped,
+                f"{sum(row.has_ended for row in ended)}/{self._planned} trials",
+                *(f"{counts[state]} {state}" for state in others if counts[state]),
                 f"best {_best(ended)}",
                 self._beside() or f"{duration(self.seconds_left())} left",
             ]

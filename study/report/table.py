@@ -30,8 +30,13 @@ from study.report.trust import BASELINES, Trust, trust_of
 from study.report.verdict import verdict
 from study.results import Role, State, StudyResults, TrialRow
 
-_STATES: tuple[State, ...] = ("complete", "pruned", "running", "failed")
-_STATE_STYLES: dict[State, str] = {"pruned": "dim", "running": "cyan", "failed": "red"}
+_STATES: tuple[State, ...] = ("complete", "pruned", "running", "waiting", "failed")
+_STATE_STYLES: dict[State, str] = {
+    "pruned": "dim",
+    "running": "cyan",
+    "waiting": "cyan",
+    "failed": "red",
+}
 _UNLIMITED = 10_000
 _SHOWN_FINDINGS = 3
 _SHOWN_FAILURES = 5
@@ -109,8 +114,8 @@ class _Leaderboard:
 
 def _summary(results: StudyResults) -> str:
     """`8 of 12 trials ended in 4 min 05 s: 5 complete, 2 pruned, 1 failed`."""
-    counts = Counter(row.state for row in results.of("trial"))
-    ended = sum(counts.values()) - counts["running"]
+    trials = results.of("trial")
+    counts, ended = Counter(row.state for row in trials), sum(row.has_ended for row in trials)
     states = ", ".join(f"{counts[state]} {state}" for state in _STATES if counts[state])
     head = f"{ended} of {results.trials_planned} trials ended in {duration(results.seconds)}"
     return f"{head}: {states}" if states else head

@@ -67,7 +67,7 @@ def _why_no_winner(results: StudyResults) -> str:
     counts = Counter(row.state for row in rows)
     if not rows:
         return "No usable trial: none was started."
-    if counts["running"]:
+    if not all(row.has_ended for row in rows):
         return "No usable trial yet: none has run to its end."
     if any(row.violates for row in rows):
         return f"No usable trial: {', '.join(_what_became_of(results))}."

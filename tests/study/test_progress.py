@@ -98,6 +98,17 @@ def test_status_counts_trials_of_the_search_only(plain: Progress) -> None:
     assert plain.status() == "3/4 trials, 1 pruned, 1 failed, best trial 0 50.00 %, 5 s left"
 
 
+def test_a_trial_that_waits_is_no_ended_one_until_it_is(plain: Progress) -> None:
+    for number in (0, 1):
+        plain.trial_ended(trial(number, "waiting", 4.0, value=0.7))
+    assert plain.status() == "0/4 trials, 2 waiting, best —, 4 s left"
+    plain.trial_started(trial(1, value=0.7, epochs=2))
+    assert plain.status() == "0/4 trials, 1 waiting, best —, 8 s left"
+    plain.trial_ended(trial(1, "complete", 10.0, value=0.8))
+    plain.trial_ended(trial(0, "pruned", 4.0, value=0.7))
+    assert plain.status() == "2/4 trials, 1 pruned, best trial 1 80.00 %, 7 s left"
+
+
 def test_the_best_trial_is_one_that_keeps_to_the_constraints(plain: Progress) -> None:
     plain.trial_ended(trial(0, "complete", 10.0, value=0.5))
     plain.trial_ended(trial(1, "complete", 10.0, value=0.7, violates=("latency",)))

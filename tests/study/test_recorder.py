@@ -317,6 +317,46 @@ def test_time_goes_on_from_driver_to_driver(
     assert again.results.seconds == 17.0
 
 
+def test_a_trial_that_waits_is_open_and_its_waiting_costs_nothing(
+    config: StudyConfig, outlet: Outlet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    first = driver(config, outlet)
+    first.started(TRIAL)
+    clock[0] = 4.0
+    first.reported(TRIAL, record(1, 0.4), 3)
+    first.waits(TRIAL)
+    (row,) = first.results.rows
+    assert (row.state, row.seconds, row.has_ended) == ("waiting", 4.0, False)
+    assert outlet.tags("trial 0")["kd.state"] == "waiting"
+    clock[0] = 100.0
+    first.started(TRIAL)
+    assert outlet.tags("trial 0")["kd.state"] == "running"
+    clock[0] = 102.0
+    first.reported(TRIAL, record(2, 0.5), 3)
+    first.waits(TRIAL)
+    again = driver(config, outlet)
+    again.take_up({})
+    assert again.results.rows[0].state == "waiting"
+    clock[0] = 200.0
+    again.ended(TRIAL, "pruned")
+    (row,) = again.results.rows
+    assert (row.state, row.seconds, row.epochs) == ("pruned", 6.0, 2)
+
+
+def test_what_optuna_knows_of_a_trial_that_waited_is_put_right(
+    config: StudyConfig, outlet: Outlet
+) -> None:
+    first = driver(config, outlet)
+    first.started(TRIAL)
+    first.reported(TRIAL, record(1, 0.4), 3)
+    first.waits(TRIAL)
+    again = driver(config, outlet)
+    again.take_up({0: "pruned"})
+    assert again.results.rows[0].state == "pruned"
+
+
 def test_a_trial_that_optuna_knows_to_have_ended_ends_everywhere(
     config: StudyConfig, outlet: Outlet
 ) -> None:

@@ -21,7 +21,8 @@ from study.optuna_study import (
     prune,
     unfinished,
 )
-from study.search import Draw, OptunaError, StudySearch
+from study.search import Draw, GoOn, OptunaError, StudySearch
+from study.searching import open_halving
 
 EPOCHS = 3
 
@@ -342,3 +343,73 @@ def test_what_a_dead_driver_left_running_is_handed_out_by_its_own_study(tmp_path
     again = open_study(settings)
     search = StudySearch(settings, again, iter(steps), open_baselines(settings, again))
     assert [suggest(search, str(number)) for number in range(2)] == left
+
+
+def halved(folder: Path) -> tuple[StudyConfig, optuna.Study]:
+    """Of trials of three epochs, which wait after the first and the second."""
+    settings = config(folder, pruner={"name": "halving"}, sampler="random")
+    steady = settings.optim.model_copy(update={"schedule": "multistep", "milestones": (2,)})
+    settings = settings.model_copy(update={"optim": steady})
+    return settings, open_study(settings)
+
+
+def test_a_trial_that_waits_still_runs_for_optuna_and_goes_on_with_its_next_piece(
+    tmp_path: Path,
+) -> None:
+    settings, study = halved(tmp_path / "s")
+    halving = open_halving(settings, study)
+    assert halving is not None
+    steps = iter(["trial", "trial", GoOn(1), GoOn(1), "trial"])
+    search = StudySearch(settings, study, steps, halving=halving)
+    first, second = play(search, "a", [0.2]), play(search, "b", [0.3])
+    assert (first.until, second.until) == (1, 1)
+    assert halving.waiting() == (0, 1)
+    assert [trial.state for trial in study.get_trials()] == [TrialState.RUNNING] * 2
+    again = suggest(search, "c")
+    assert (again.number, again.sample, again.until) == (1, second.sample, 2)
+    search.on_trial_result("c", result(1, 0.3))  # what it had reported before
+    search.on_trial_result("c", result(2, 0.5))
+    search.on_trial_complete("c", result(2, 0.5))
+    assert halving.waiting() == (0, 1)
+    last = play(search, "d", [0.3, 0.5, 0.4])
+    assert (last.number, last.until) == (1, None)
+    (waits, whole) = study.get_trials()
+    assert (waits.state, waits.intermediate_values) == (TrialState.RUNNING, {1: 0.2})
+    assert (whole.state, whole.value) == (TrialState.COMPLETE, 0.5)
+    assert suggest(search, "e").number == 2  # not the one that waits
+
+
+def test_the_next_driver_knows_who_waits_and_hands_out_who_was_cut_short(tmp_path: Path) -> None:
+    settings, study = halved(tmp_path / "s")
+    search = StudySearch(settings, study, repeat("trial"), halving=open_halving(settings, study))
+    play(search, "a", [0.2])
+    cut_short = suggest(search, "b")
+    study = open_study(settings)
+    halving = open_halving(settings, study)
+    assert halving is not None
+    assert halving.waiting() == (0,)
+    after = StudySearch(settings, study, repeat("trial"), halving=halving)
+    assert suggest(after, "a") == cut_short
+    assert suggest(after, "b").number == 2
+
+
+def test_a_trial_that_fails_between_its_points_waits_no_more(tmp_path: Path) -> None:
+    settings, study = halved(tmp_path / "s")
+    halving = open_halving(settings, study)
+    assert halving is not None
+    search = StudySearch(settings, study, repeat("trial"), halving=halving)
+    job = suggest(search, "a")
+    search.on_trial_result("a", result(1, 0.3))
+    search.on_trial_complete("a", error=True)
+    assert halving.waiting() == ()
+    search.failed(job)
+    assert halving.waiting() == ()
+    assert [trial.state for trial in study.get_trials()] == [TrialState.FAIL]
+
+
+def test_trials_of_baselines_train_in_one_piece(tmp_path: Path) -> None:
+    settings = config(tmp_path / "s", pruner={"name": "halving"}, baselines={"none": 2})
+    study = open_study(settings)
+    halving, beside = open_halving(settings, study), open_baselines(settings, study)
+    search = StudySearch(settings, study, iter([Draw("none")]), beside, halving=halving)
+    assert suggest(search, "a").until is None

@@ -78,10 +78,11 @@ def test_a_study_tells_how_far_it_is(gpus: float, hours: dict[str, float]) -> No
         row(number=2, state="complete", value=0.6),
         row(number=3, state="failed"),
         row(number=4),
+        row(number=5, state="waiting", value=0.9),
         row(role="teacher", number=0, state="complete", value=0.9, seconds=900),
     ]
     (told,) = study_advances(results(*rows), gpus, 5)
-    counts = {"complete": 2.0, "pruned": 1.0, "failed": 1.0, "running": 1.0}
+    counts = {"complete": 2.0, "pruned": 1.0, "failed": 1.0, "running": 1.0, "waiting": 1.0}
     expected = {f"study/{state}": count for state, count in counts.items()}
     expected |= {**hours, "best/val_accuracy": 0.7}
     assert told == Points(run="study", metrics=expected, step=4, time_ms=5)

@@ -65,10 +65,17 @@ class TrialTask:
     """URI of its own part of a bucket, where `folder` is this node's alone; see `engine.mirror`."""
     times_student: bool = False
     """Whether the last epoch tells how long the student takes for a picture; see `engine.deployed`."""
+    until: int | None = None
+    """The epoch after which it stops for now; None trains to the end."""
+
+    @property
+    def last_epoch(self) -> int:
+        """That is trained for now."""
+        return self.config.train.epochs if self.until is None else self.until
 
 
 def run(task: TrialTask, report: Report, device: torch.device) -> None:
-    """Train the task's student on this rank, from its last checkpoint if there is one.
+    """Train the task's student on this rank, from its last checkpoint if there is one, for as long as it is to.
 
     `report` gets the record of every epoch, on every rank; those before the checkpoint once more and
     first, since who listened may have died before it heard of the last one.
@@ -91,7 +98,7 @@ def run(task: TrialTask, report: Report, device: torch.device) -> None:
     try:
         for record in trial.records:
             report(record)
-        for epoch in range(len(trial.records) + 1, task.config.train.epochs + 1):
+        for epoch in range(len(trial.records) + 1, task.last_epoch + 1):
             with explained(progress, task.config, device):
                 record = trial.train_epoch(epoch)
             report(record)
