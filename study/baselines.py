@@ -45,6 +45,7 @@ def baseline_search(config: StudyConfig, name: BaselineName) -> StudyConfig:
         "objectives": ("accuracy",),
         "first_trials": (),
         "warm_start": (),
+        "screening": None,
     }
     section = config.study.model_copy(update=changed)
     sections = {field: getattr(trial, field) for field in TrialConfig.model_fields}

@@ -9,9 +9,12 @@ from study.schema import StudyConfig
 
 
 def epochs_of_a_trial(config: StudyConfig) -> int:
-    """The most that a trial of the search trains for."""
-    searched = config.search.get("train.epochs")
-    return config.train.epochs if searched is None else int(max(map(float, searched.candidates)))
+    """The most that a trial of the search trains for, with its screening."""
+    searched, screening = config.search.get("train.epochs"), config.study.screening
+    own = config.train.epochs if searched is None else int(max(map(float, searched.candidates)))
+    if screening is None:
+        return own
+    return own + (own if screening.epochs is None else screening.epochs)
 
 
 def has_room(
@@ -25,6 +28,10 @@ def has_room(
     if config.study.epoch_budget is None:
         return True
     whole = epochs_of_a_trial(config)
+    screened = {row.number: row.epochs for row in results.of("screening")}
     rows = {row.number: row for row in results.of("trial") if row.state != "running"}
-    spent = sum(rows[number].epochs if number in rows else whole for number in resting)
+    spent = sum(
+        rows[number].epochs if number in rows else 0 if number in screened else whole
+        for number in resting
+    ) + sum(screened.get(number, 0) for number in resting)
     return spent - results.epochs_before + (running + 1) * whole <= config.study.epoch_budget

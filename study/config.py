@@ -139,6 +139,7 @@ def without_search(config: StudyConfig) -> StudyConfig:
         "epoch_budget": None,
         "first_trials": (),
         "warm_start": (),
+        "screening": None,
         "baselines": {},
         "replicates": None,
     }

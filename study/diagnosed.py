@@ -21,9 +21,9 @@ _LOG = logging.getLogger(__name__)
 
 
 def diagnosed(config: StudyConfig, job: Job, row: TrialRow) -> tuple[Finding, ...] | None:
-    """What is wrong with a trial; None where nothing can be said."""
+    """What is wrong with a trial; None where nothing can be said, or is to be: a screening is short on purpose."""
     curve = read_curve(Path(row.directory))
-    if not curve:
+    if not curve or job.role == "screening":
         return None
     try:
         return tasks.diagnose(job.config(config), curve)

@@ -178,7 +178,7 @@ def _recording(
 
 def _is_counted(row: TrialRow) -> bool:
     """By a display: all but the teacher and the student without one."""
-    return row.is_searched or row.role == "replicate"
+    return row.is_searched or row.role in ("screening", "replicate")
 
 
 def _report(recorder: Recorder, watcher: Watcher, folder: Path) -> None:

@@ -11,7 +11,9 @@ was learned. And only with trials of their kind, which have as many stages and b
 of others the accuracy says nothing until their last stage. docs/search.md compares this with stock ASHA on recorded
 trials, and says what else was tried.
 
-A state that can be rebuilt from the trials' curves: nothing of it is kept anywhere.
+Where trials are screened, that is the point before all others (`study.screening`).
+
+A state that can be rebuilt from what the trials reported: nothing of it is kept anywhere.
 """
 
 from __future__ import annotations
@@ -42,15 +44,15 @@ class Course:
     epochs: int
 
 
-def course_of(config: TrialConfig) -> Course:
-    """Where a trial waits, and with whom it is compared."""
+def course_of(config: TrialConfig, *, waits: bool = True) -> Course:
+    """Where a trial waits, if it does between its screening and its end, and with whom it is compared."""
     total, decomposition = config.train.epochs, decomposition_of(config) or WHOLE
     wanted = (math.ceil(share * total - 1e-9) for share in SHARES)
     points = sorted({_off_peak(epoch, config) for epoch in wanted})
     beginning = "whole" if decomposition.k == 1 else "in groups"
     return Course(
         kind=f"{decomposition.n + 1} stages, {beginning}",
-        points=tuple(point for point in points if point < total),
+        points=tuple(point for point in points if waits and point < total),
         epochs=total,
     )
 
@@ -73,10 +75,12 @@ def _off_peak(epoch: int, config: TrialConfig) -> int:
 @dataclass
 class _Trial:
     course: Course
+    screened: float | None = None
+    """What its screening came to."""
     epoch: int = 0
     best: float = -math.inf
     bests: list[float] = field(default_factory=list[float])
-    """At each of the points that it has come to."""
+    """At each of the points that it has come to; a screening is one."""
     runs: bool = False
     is_over: bool = False
 
@@ -86,15 +90,23 @@ class _Trial:
 
     @property
     def waits(self) -> bool:
-        return not self.runs and not self.is_over and self.epoch in self.course.points
+        """At a point, or after its screening."""
+        at_point = self.epoch in self.course.points if self.epoch else self.screened is not None
+        return at_point and not self.runs and not self.is_over
 
 
 class Halving:
     """The trials of a search as they come to their points, by number."""
 
-    def __init__(self, planned: int, finalists: int = 1) -> None:
-        """Of `planned` trials at least `finalists` are to run to their end, if so many can."""
+    def __init__(self, planned: int, finalists: int = 1, screened: float | None = None) -> None:
+        """Of `planned` trials at least `finalists` are to run to their end, if so many can.
+
+        Of those that are screened the share `screened` goes on; None screens no trial.
+        """
         self._planned, self._finalists = planned, finalists
+        halves = (0.5,) * len(SHARES)
+        self._kept = halves if screened is None else (screened, *halves)
+        self._screens = screened is not None
         self._trials: dict[int, _Trial] = {}
 
     def follow(self, number: int, course: Course, curve: Mapping[int, float]) -> None:
@@ -102,6 +114,17 @@ class Halving:
         self._trials.setdefault(number, _Trial(course))
         for epoch, value in sorted(curve.items()):
             self.reported(number, epoch, value)
+
+    def is_to_be_screened(self, number: int) -> bool:
+        """Whether a trial is, before it begins."""
+        return self._screens and self._trials[number].screened is None
+
+    def screened(self, number: int, value: float) -> None:
+        """The best validation accuracy of a trial's screening."""
+        trial = self._trials[number]
+        if trial.screened is None:
+            trial.screened = value
+            trial.bests.insert(0, value)
 
     def begins(self, number: int) -> int | None:
         """A piece of a trial begins: the epoch after which it ends, None with the trial."""
@@ -115,9 +138,8 @@ class Halving:
         if epoch <= trial.epoch:
             return
         trial.epoch, trial.best = epoch, max(trial.best, value)
-        points = trial.course.points
-        while len(trial.bests) < len(points) and points[len(trial.bests)] <= epoch:
-            trial.bests.append(trial.best)
+        passed = len(trial.bests) - self._screens
+        trial.bests += [trial.best for point in trial.course.points[passed:] if point <= epoch]
 
     def rests(self, number: int) -> None:
         """A piece of a trial has ended."""
@@ -139,7 +161,7 @@ class Halving:
         every kind has run to its end, and enough finalists.
         """
         for point, ranked in self._all_ranked():
-            for number in ranked[: len(ranked) // 2]:
+            for number in ranked[: self._share_of(len(ranked), point)]:
                 if self._waits_at(number, point):
                     return number
         if are_more or any(trial.runs for trial in self._trials.values()):
@@ -160,13 +182,13 @@ class Halving:
                 trial.course.kind == kind and len(trial.bests) <= point and not trial.is_over
                 for trial in self._trials.values()
             )
-            most = max(self._finalists, (len(ranked) + may_come) // 2)
+            most = max(self._finalists, self._share_of(len(ranked) + may_come, point))
             found += [number for number in ranked[most:] if self._waits_at(number, point)]
         return tuple(found)
 
     def _all_ranked(self) -> Iterator[tuple[int, list[int]]]:
         """The last point first, those of each kind that have come to it, best first."""
-        for point in range(len(SHARES) - 1, -1, -1):
+        for point in range(len(self._kept) - 1, -1, -1):
             kinds: dict[str, list[int]] = {}
             for number, trial in self._trials.items():
                 if len(trial.bests) > point:
@@ -178,6 +200,10 @@ class Halving:
         """Of waiting trials the farthest first, and the best of them."""
         point = len(self._trials[number].bests) - 1
         return -point, *self._place(number, point)
+
+    def _share_of(self, count: int, point: int) -> int:
+        """How many of so many go on from a point."""
+        return math.floor(count * self._kept[point] + 1e-9)
 
     def _place(self, number: int, point: int) -> tuple[float, int]:
         return -self._trials[number].bests[point], number

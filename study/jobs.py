@@ -11,6 +11,7 @@ from study.baselines import baseline_search
 from study.config import StudyConfig
 from study.replicates import replicate_config
 from study.results import Key, Role, TrialRow, Value, is_searched, label_of, place_of
+from study.screening import screening_search
 from trainable.config import TrialConfig
 from trainable.places import within
 from trainable.plan import Decomposition
@@ -67,8 +68,9 @@ class Job:
 
     @property
     def is_searched(self) -> bool:
-        """Whether Optuna drew it, and it is to be trained."""
-        return self.split is None and is_searched(self.role, self.of)
+        """Whether Optuna drew it, and it is to be trained, or screened."""
+        is_drawn = self.role == "screening" or is_searched(self.role, self.of)
+        return self.split is None and is_drawn
 
     def replicate(self, number: int) -> Job:
         """The same hyperparameters once more, with another seed."""
@@ -118,6 +120,8 @@ class Job:
                 return self._original._search(study)
             case "baseline", ("none" | "kd") as name:
                 return baseline_search(study, name)
+            case "screening", _:
+                return screening_search(study)
             case _:
                 return study
 

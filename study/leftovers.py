@@ -6,7 +6,7 @@
 | of the `KEPT_TRIALS` best so far, on the front, or tested; teacher and baseline | go at its end   | stays            |
 | the best of a baseline's own search so far                                      | go at its end   | stays            |
 | a complete replicate: of the winner, or not tested yet                          | go at its end   | stays            |
-| any other                                                                       | go at its end   | goes at its end  |
+| any other, and a screening                                                      | go at its end   | goes at its end  |
 
 The curve, the statistics and the ledger's row of all of them stay. Cut short anywhere, it is done again by
 the next look.
@@ -97,6 +97,8 @@ def _with_fate(results: StudyResults) -> Iterator[tuple[TrialRow, bool]]:
         is_tested = row.test_accuracy is not None
         if row.is_searched:
             yield row, row.key in best or is_tested
+        elif row.role == "screening":
+            yield row, False
         elif row.role == "replicate":
             is_answer = winner is not None and row.of == winner.label
             yield row, row.state == "complete" and (is_answer or not is_tested)

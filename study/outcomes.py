@@ -13,6 +13,8 @@ from study.config import StudySection
 from study.objectives import Values, excesses, objective
 from study.samplers import LEARN_CONSTRAINTS
 
+SCREENING = 0
+"""The step of a screening's value, among those of the trial's epochs."""
 _EPOCH = "epoch:"
 """What precedes an epoch's number in the name of an attribute."""
 
@@ -32,6 +34,15 @@ def stored(trial: Trial) -> FrozenTrial:
 
 def curve_of(trial: FrozenTrial) -> dict[int, float]:
     """Value by epoch."""
+    return {epoch: value for epoch, value in _told(trial).items() if epoch != SCREENING}
+
+
+def screened_value(trial: FrozenTrial) -> float | None:
+    """What its screening came to; None if it has none, or not yet."""
+    return _told(trial).get(SCREENING)
+
+
+def _told(trial: FrozenTrial) -> dict[int, float]:
     told = {
         int(name.removeprefix(_EPOCH)): value
         for name, value in trial.user_attrs.items()
@@ -41,8 +52,8 @@ def curve_of(trial: FrozenTrial) -> dict[int, float]:
 
 
 def report(trial: Trial, epoch: int, value: float) -> None:
-    """An epoch's value; one that is reported again, by a trial that goes on, is known."""
-    if epoch in curve_of(stored(trial)):
+    """An epoch's value, or the screening's; one that is reported again, by a trial that goes on, is known."""
+    if epoch in _told(stored(trial)):
         return
     if len(trial.study.directions) == 1:
         trial.report(value, epoch)

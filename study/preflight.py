@@ -19,6 +19,7 @@ from study.fetching import check_bucket
 from study.results import Value
 from study.rules import cross_problems, in_baseline, valid_candidates
 from study.samplers import missing_package
+from study.screening import screening_search
 from study.space import Space
 from study.warm_start import warm_start_problems
 from trainable import plan, rules, tasks
@@ -78,6 +79,11 @@ def preflight_draft(draft: Draft, capacity: Capacity) -> StudyPlan:
     data = checks.of(("data",), lambda: tasks.inspect_data(config))
     checks.add(_too_few_pictures(config, data))
     checks.add(_no_whole_update(config, data, draft.unknown))
+    if config.study.screening is not None:
+        screened = screening_search(config)
+        fewer = checks.of(("data", "study.screening"), lambda: tasks.inspect_data(screened))
+        checks.add(_too_few_pictures(screened, fewer))
+        checks.add(_no_whole_update(screened, fewer, draft.unknown))
     networks = _Networks(config, data, checks)
     checks.add(cross_problems(config, networks.blocks_of, draft.unknown))
     checks.add(missing_package(config.study))

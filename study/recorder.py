@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -156,7 +157,7 @@ class Recorder:
         self._books.keep()
 
     def ended(self, job: Job, state: State, error: str | None = None) -> None:
-        """A job is over, one whose process died as it began, too."""
+        """A job is over, one whose process died as it began, too; with a screening that is not complete, its trial."""
         if self.row(job) is None:
             self.started(job)
         for name in (records.NOTES, records.STATISTICS):
@@ -179,6 +180,8 @@ class Recorder:
             told += telling.study_advances(self.results.with_row(row), self._gpus, _now_ms())
         self._put(row, told)
         self._watcher.trial_ended(row)
+        if job.role == "screening" and state != "complete":
+            self.ended(replace(job, role="trial"), state, error)
 
     def waits(self, job: Job) -> None:
         """A piece of a trial has ended, and it is to wait for its turn."""

@@ -12,12 +12,16 @@ from study.entries import STUDY_RUN, Line
 from study.objectives import pareto_front
 from trainable.records import Finding
 
-Role = Literal["teacher", "baseline", "trial", "replicate"]
+Role = Literal["teacher", "baseline", "screening", "trial", "replicate"]
 State = Literal["running", "waiting", "complete", "pruned", "failed"]
 """Of a trial; `waiting` is what trains in pieces, between two of them."""
 Value = bool | int | float | str
 Key = tuple[Role, str, int]
 """Tells a study's rows apart: role, `TrialRow.of`, number."""
+
+
+_SEARCHING: tuple[Role, ...] = ("screening", "trial")
+"""What a search trains."""
 
 
 def place_of(role: Role, number: int, of: str = "") -> Path:
@@ -30,8 +34,8 @@ def place_of(role: Role, number: int, of: str = "") -> Path:
 def label_of(role: Role, number: int, of: str = "") -> str:
     """`trial 3`, `baseline kd 3`, `trial 3 replicate 0`; roles that exist once have no number."""
     match role:
-        case "trial":
-            return f"trial {number}"
+        case "trial" | "screening":
+            return f"{role} {number}"
         case "replicate":
             return f"{of} replicate {number}".lstrip()
         case _:
@@ -222,7 +226,7 @@ class StudyResults(BaseModel):
             "trials_planned": trials,
             "finished": False,
             "search_began": None,
-            "epochs_before": sum(row.epochs for row in self.of("trial")),
+            "epochs_before": sum(row.epochs for row in self.rows if row.role in _SEARCHING),
             "findings": (),
         }
         return self.model_copy(update=update)

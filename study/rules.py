@@ -11,6 +11,7 @@ from study.draws import BlocksOf, Draws
 from study.problems import all_paths, keys_of, near_key
 from study.results import Value
 from study.schema import BaselineName, StudyConfig
+from study.screening import screening_search
 from study.space import SearchRange, Space
 from trainable import rules
 from trainable.config import TrialConfig
@@ -66,6 +67,7 @@ def cross_problems(
     found += _baseline_problems(config, blocks_of, unknown)
     found += _answer_problems(config, unknown)
     found += _searched_baseline_problems(config, blocks_of, unknown, found)
+    found += _screening_problems(config, blocks_of, unknown, found)
     return list(dict.fromkeys(found))
 
 
@@ -270,6 +272,42 @@ def _searched_baseline_problems(
                 if problem not in known
             ]
     return found
+
+
+def _screening_problems(
+    config: StudyConfig, blocks_of: BlocksOf, unknown: Collection[str], known: Collection[Problem]
+) -> list[Problem]:
+    """What is wrong with how trials are screened beyond what is `known` to be wrong with the trials."""
+    screening, place = config.study.screening, "study.screening"
+    if screening is None or _reads(place, "search", "train.epochs", unknown=unknown):
+        return []
+    if not config.search:
+        return [Problem(place, "needs a search, whose trials it screens", "remove it")]
+    epochs, searched = screening.epochs, "train.epochs" in config.search
+    if epochs is not None and searched:
+        rule = "must be without a search of train.epochs: all trials are screened alike"
+        return [Problem(f"{place}.epochs", rule, "remove it, or that")]
+    if epochs is not None and epochs > config.train.epochs:
+        rule = f"must be <= {config.train.epochs}, the epochs of a trial"
+        return [Problem(f"{place}.epochs", rule, "lower it", str(epochs))]
+    if epochs in (None, config.train.epochs) and screening.subset == 1:
+        rule = "must cost less than the trial"
+        return [Problem(place, rule, "give it fewer epochs, or a subset of the pictures")]
+    if any(problem.path.startswith("search.") for problem in known):
+        return []  # its ranges are not known
+    screened = screening_search(config)
+    draws = Draws(screened, screened.space, blocks_of)
+    found = [
+        problem
+        for rule in rules.RULES
+        if not rule.reads_any(unknown)
+        for problem in draws.broken(rule)
+    ]
+    return [
+        replace(problem, rule=f"{problem.rule} (in a screening of {screened.train.epochs} epochs)")
+        for problem in found
+        if problem not in known
+    ]
 
 
 def _baseline_search_problems(

@@ -39,6 +39,17 @@ class PrunerConfig(Config):
     """ASHA's."""
 
 
+class ScreeningConfig(Config):
+    """A cheaper training of every trial before its own, by which most are left out (docs/search.md)."""
+
+    epochs: PositiveInt | None = None
+    """Of a screening, with a whole schedule; None has as many as the trial."""
+    subset: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the trial's training pictures, of each class."""
+    keep: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Share of the screened trials of a kind that are trained, from their beginning."""
+
+
 class ConstraintsConfig(Config):
     """What a trial must keep to if it is to be of use; None bounds nothing."""
 
@@ -100,6 +111,8 @@ class StudySection(Config):
     """What is sought: most accuracy, least latency, parameters or training_seconds."""
     constraints: ConstraintsConfig = ConstraintsConfig()
     pruner: PrunerConfig = PrunerConfig()
+    screening: ScreeningConfig | None = None
+    """None trains every trial that is drawn."""
     concurrency: PositiveInt | None = None
     """Most trials at a time; None runs as many as the cluster has room for."""
     max_failures: Annotated[int, Field(ge=0)] = 0
@@ -198,8 +211,10 @@ class StudyConfig(TrialConfig):
     @property
     def ranges(self) -> dict[str, SearchRange]:
         """`search`, with decompositions as the choice of those whose stages fit in the fewest epochs of a trial."""
-        searched = self.search.get("train.epochs")
+        searched, screening = self.search.get("train.epochs"), self.study.screening
         given = (self.train.epochs,) if searched is None else searched.candidates
+        if screening is not None and screening.epochs is not None:
+            given = (*given, screening.epochs)
         fewest = min((end for end in given if isinstance(end, int)), default=self.train.epochs)
         return {path: values.within(fewest) for path, values in self.search.items()}
 

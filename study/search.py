@@ -12,10 +12,11 @@ is told to the samplers that draw by it. One that waits for its turn under `stud
 
 from __future__ import annotations
 
+import math
 import pickle
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -35,7 +36,7 @@ from study.jobs import Job
 from study.objectives import Values, costs_in
 from study.optuna_storage import AwayError, OptunaError
 from study.optuna_study import NO_BASELINES, Beside, prune, trials_of
-from study.outcomes import curve_of, report, stored, tell_excesses
+from study.outcomes import SCREENING, curve_of, report, stored, tell_excesses
 from study.schema import BaselineName
 from study.warm_start import known_trials
 from trainable.records import EPOCH, EPOCHS, METRICS, VALUE
@@ -130,6 +131,8 @@ class StudySearch(OptunaSearch):
         self._failed: dict[tuple[str, int], Trial] = {}
         """By the names of their Optuna studies, and number."""
         self._again: list[Job] = []
+        self._screenings: dict[int, float] = {}
+        """The best value so far of each that runs, by its trial's number."""
         self._failure: Exception | None = None
         # No space is given: Ray's class then opens no study of its own.
         super().__init__(metric=VALUE, mode="max")
@@ -218,7 +221,8 @@ class StudySearch(OptunaSearch):
         job = _job_of(trial, of)
         halving = None if of else self._halving
         if halving is not None:
-            halving.follow(job.number, course_of(job.config(self._config)), {})
+            waits = search.section.pruner.name == "halving"
+            halving.follow(job.number, course_of(job.config(self._config), waits=waits), {})
         if values := self._known_before(job):
             tell_excesses(trial, search.section, values)
             prune(search.study, job)
@@ -229,15 +233,22 @@ class StudySearch(OptunaSearch):
         return job if halving is None else self._piece_of(job)
 
     def _piece_of(self, job: Job) -> Job:
-        """What of a trial is trained next."""
+        """What of a trial is trained next: its screening, or its own next epochs."""
         assert self._halving is not None
-        return replace(job, until=self._halving.begins(job.number))
+        until = self._halving.begins(job.number)
+        if self._halving.is_to_be_screened(job.number):
+            return replace(job, role="screening")
+        return replace(job, until=until)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Let Optuna see the curve."""
         if trial_id in self._trials:
             trial = self._trials[trial_id]
-            if (halving := self._halving_of(trial)) is not None:
+            halving = self._halving_of(trial)
+            if halving is not None and halving.is_to_be_screened(trial.number):
+                self._see_screening(trial, result)
+                return
+            if halving is not None:
                 halving.reported(trial.number, result[EPOCH], result[VALUE])
             self._untold.append(partial(_report, trial, result))
             self._tell_what_waits()
@@ -254,6 +265,9 @@ class StudySearch(OptunaSearch):
             self._failed[_key(trial)] = trial
             return
         if (halving := self._halving_of(trial)) is not None:
+            if halving.is_to_be_screened(trial.number):
+                self._end_screening(halving, trial, result)
+                return
             if result and EPOCH in result:
                 halving.reported(trial.number, result[EPOCH], result[VALUE])
             halving.rests(trial.number)
@@ -261,6 +275,25 @@ class StudySearch(OptunaSearch):
                 return
             halving.ends(trial.number)
         self._untold.append(partial(self._tell, trial, result))
+        self._tell_what_waits()
+
+    def _see_screening(self, trial: Trial, result: Mapping[str, Any]) -> None:
+        before = self._screenings.get(trial.number, -math.inf)
+        self._screenings[trial.number] = max(before, result[VALUE])
+
+    def _end_screening(
+        self, halving: Halving, trial: Trial, result: Mapping[str, Any] | None
+    ) -> None:
+        """Optuna is told what it came to; what ended without a result has failed."""
+        if not result or EPOCH not in result:
+            halving.ends(trial.number)
+            self._untold.append(partial(self._tell, trial, None))
+        else:
+            self._see_screening(trial, result)
+            value = self._screenings.pop(trial.number)
+            halving.screened(trial.number, value)
+            halving.rests(trial.number)
+            self._untold.append(partial(report, trial, SCREENING, value))
         self._tell_what_waits()
 
     def begins_again(self, job: Job) -> None:

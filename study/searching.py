@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Generator, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from typing import TypeVar
 
 import optuna
@@ -14,7 +15,7 @@ from study.halving import Halving, course_of
 from study.jobs import Job
 from study.optuna_storage import AwayError
 from study.optuna_study import ended_states, prune, trials_of, unfinished
-from study.outcomes import curve_of
+from study.outcomes import curve_of, screened_value
 from study.recorder import Recorder
 from study.search import GoOn, Step
 
@@ -31,14 +32,20 @@ def asked(question: Callable[[], _T]) -> Generator[Step, None, _T]:
 
 
 def open_halving(config: StudyConfig, study: optuna.Study) -> Halving | None:
-    """The halving of a study as far as it is, if that is its pruner."""
-    if config.study.pruner.name != "halving":
+    """The halving of a study as far as it is, if that is its pruner, or its trials are screened."""
+    section = config.study
+    if section.pruner.name != "halving" and section.screening is None:
         return None
-    replicates = config.study.replicates
-    halving = Halving(config.study.trials, 1 if replicates is None else replicates.finalists)
+    finalists = 1 if section.replicates is None else section.replicates.finalists
+    screened = None if section.screening is None else section.screening.keep
+    halving = Halving(section.trials, finalists, screened)
     for trial in trials_of(study):
         with suppress(ValueError):  # of a trial that is not whole: it is drawn, or was given up
-            course = course_of(Job("trial", trial.number, dict(trial.params)).config(config))
+            job = Job("trial", trial.number, dict(trial.params))
+            course = course_of(job.config(config), waits=section.pruner.name == "halving")
+            halving.follow(trial.number, course, {})
+            if (value := screened_value(trial)) is not None:
+                halving.screened(trial.number, value)
             halving.follow(trial.number, course, curve_of(trial))
             if trial.state.is_finished():
                 halving.ends(trial.number)
@@ -77,9 +84,12 @@ class Searching:
     def _waits_as_it_did(self, left: list[Job]) -> None:
         """A driver may have died before it wrote down that a trial waits."""
         for job in left:
-            row = self._recorder.row(job)
-            if job.number in self._waiting() and row is not None and row.state == "running":
+            if job.number not in self._waiting():
+                continue
+            if self._is_running(job):
                 self._recorder.waits(job)
+            elif self._is_running(screening := replace(job, role="screening")):
+                self._recorder.ended(screening, "complete")
 
     def _next(self) -> Generator[Step, None, Step | None]:
         """Nothing after the last."""
@@ -107,9 +117,12 @@ class Searching:
 
     def _prune(self, job: Job) -> Iterator[Step]:
         yield from asked(lambda: prune(self._study, job))
-        if self._recorder.row(job) is None:
-            self._recorder.started(job)
-        self._recorder.ended(job, "pruned")
+        screening = replace(job, role="screening")
+        self._recorder.ended(screening if self._is_running(screening) else job, "pruned")
+
+    def _is_running(self, job: Job) -> bool:
+        row = self._recorder.row(job)
+        return row is not None and row.state == "running"
 
     def _may_go_on(self, number: int, ended: Collection[int], running: int) -> bool:
         others = [one for one in (*ended, *self._waiting()) if one != number]
@@ -123,7 +136,8 @@ class Searching:
 
     def _has_ended(self) -> bool:
         """Whether all that have begun have ended or wait, as far as Optuna's storage can be asked."""
-        rows = self._recorder.results.of("trial")
+        results = self._recorder.results
+        rows = (*results.of("screening"), *results.of("trial"))
         with suppress(AwayError):
             known = {*ended_states(self._study), *self._waiting()}
             return all(row.state != "running" for row in rows) and len(known) >= self._begun

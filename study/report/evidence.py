@@ -47,7 +47,7 @@ class Evidence:
         if row.role == "teacher":
             training = self.config.teacher.train if self.config.teacher is not None else None
             return None if training is None else training.epochs
-        if row.role == "baseline" or row.of:
+        if row.role in ("baseline", "screening") or row.of:
             return Job.of_row(row, self.config).config(self.config).train.epochs
         searched = row.params.get("train.epochs")
         return int(searched) if searched is not None else self.config.train.epochs

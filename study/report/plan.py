@@ -202,6 +202,12 @@ def _sought(config: StudyConfig) -> Iterator[str]:
 def _answer(config: StudyConfig) -> Iterator[str]:
     """What is trained beside the trials of the search, so that its answer can be trusted."""
     study = config.study
+    if (screening := study.screening) is not None:
+        epochs = "as many epochs" if screening.epochs is None else f"{screening.epochs} epochs"
+        yield (
+            f"screening   {epochs} on {screening.subset:.3g} of a trial's pictures, after which "
+            f"{screening.keep:.3g} of each kind of trial begin"
+        )
     if study.epoch_budget is not None:
         yield f"budget      {study.epoch_budget} epochs of the search, {epochs_of_a_trial(config)} a trial at most"
     for name, trials in study.baselines.items():

@@ -213,10 +213,12 @@ class Progress:
         ended = [trial.row for trial in self._searched()]
         counts = Counter(row.state for row in ended)
         others = ("pruned", "waiting", "failed")
+        screened = sum(trial.row.role == "screening" for trial in self._ended.values())
         return ", ".join(
             [
                 f"{sum(row.has_ended for row in ended)}/{self._planned} trials",
                 *(f"{counts[state]} {state}" for state in others if counts[state]),
+                *([f"{screened} screened"] if screened else []),
                 f"best {_best(ended)}",
                 self._beside() or f"{duration(self.seconds_left())} left",
             ]

@@ -121,3 +121,54 @@ def test_a_budget_of_epochs_leaves_enough_for_a_winner(
     assert sum(row.epochs for row in rows) <= 20
     assert 4 <= len(rows) <= TRIALS  # two without halving
     assert left.results.winner.epochs == EPOCHS
+
+
+def screened(configure: Any, path: Path) -> StudyConfig:
+    screening = {"epochs": 2, "subset": 0.5}
+    study = {"trials": 5, "concurrency": 1, "sampler": "random", "screening": screening}
+    search = {"optim.lr": {"loguniform": [0.001, 0.1]}}
+    return configure(path, study=study, train={"epochs": 4}, search=search)
+
+
+def test_a_screened_study_trains_the_better_half_from_the_beginning(
+    tmp_path: Path, configure: Any, conduct: Any, make_spy: Any
+) -> None:
+    """And again where it is interrupted, in a screening and in a trial."""
+    calm = conduct(screened(configure, tmp_path / "calm"))
+    screenings = calm.results.of("screening")
+    assert [row.state for row in screenings] == ["complete"] * 5
+    assert {row.epochs for row in screenings} == {2}
+    ends = [(row.state, row.epochs) for row in calm.results.of("trial")]
+    assert set(ends) == {("complete", 4), ("pruned", 0)}
+    assert len(ends) == 5
+    assert 1 <= ends.count(("complete", 4)) <= 2
+    best = max(screenings, key=lambda row: row.value)
+    assert calm.results.row("trial", best.number).state == "complete"
+    for row in (*screenings, *calm.results.of("trial")):
+        run = calm.child(row.label)
+        assert run.data.tags["kd.state"] == row.state
+        assert run.info.status == {"complete": "FINISHED", "pruned": "KILLED"}[row.state]
+    config, sent = screened(configure, tmp_path / "interrupted"), list[str]()
+    for label, epoch in (("screening 2", 1), (calm.results.winner.label, 3)):
+        spy = make_spy()
+
+        def at_epoch(row: Any, record: Any, label: str = label, epoch: int = epoch) -> None:
+            if (row.label, record.epoch) == (label, epoch) and label not in sent:
+                sent.append(label)
+                os.kill(os.getpid(), signal.SIGINT)
+
+        spy.at_epoch = at_epoch
+        with pytest.raises(StudyInterruptedError):
+            conduct(config, spy)
+    left = conduct(config)
+    told = ("label", "params", "state", "epochs", "value", "best_epoch")
+    rows, others = (
+        sorted([getattr(row, name) for name in told] for row in one.results.rows)
+        for one in (left, calm)
+    )
+    assert rows == others
+    for row in left.results.rows:
+        assert numbers(left, row.label) == numbers(calm, row.label), row.label
+    states = [trial.state for trial in left.optuna_trials]
+    assert states == [trial.state for trial in calm.optuna_trials]
+    assert TrialState.RUNNING not in states

@@ -217,6 +217,46 @@ def test_a_state_that_is_rebuilt_from_the_curves_goes_on_alike(seed: int) -> Non
     assert played(values, random.Random(seed), drops=True, rebuilds=True) == as_it_was
 
 
+def test_a_screening_is_the_point_before_all_others() -> None:
+    halving = Halving(planned=9, screened=0.4)
+    for number, value in enumerate([0.1, 0.9, 0.5, 0.7, 0.3]):
+        halving.follow(number, ALIKE, {})
+        assert halving.is_to_be_screened(number)
+        halving.begins(number)
+        assert halving.waiting() == tuple(range(number))
+        halving.screened(number, value)
+        halving.rests(number)
+        assert not halving.is_to_be_screened(number)
+    assert halving.waiting() == (0, 1, 2, 3, 4)
+    for best in (1, 3):
+        assert halving.next_up(are_more=True) == best
+        assert halving.begins(best) == POINTS[0]
+    assert halving.next_up(are_more=True) is None  # 0.4 of five
+    for epoch, value in enumerate((0.1, 0.2, 0.3), start=1):
+        halving.reported(3, epoch, value)
+    halving.rests(3)
+    for epoch, value in enumerate((0.1, 0.2, 0.25), start=1):
+        halving.reported(1, epoch, value)
+    halving.rests(1)
+    assert halving.next_up(are_more=True) == 3  # by its own accuracy, whatever its screening's was
+    assert halving.begins(3) == POINTS[1]
+
+
+def test_trials_that_are_screened_only_then_run_to_their_end() -> None:
+    whole = course_of(config(), waits=False)
+    assert whole.points == ()
+    halving = Halving(planned=2, screened=0.5)
+    for number, value in enumerate([0.1, 0.9]):
+        halving.follow(number, whole, {})
+        halving.begins(number)
+        halving.screened(number, value)
+        halving.rests(number)
+    assert halving.hopeless() == (0,)
+    halving.ends(0)
+    assert halving.next_up(are_more=False) == 1
+    assert halving.begins(1) is None
+
+
 def test_most_of_a_long_search_is_dropped_as_it_goes() -> None:
     """Each keeps a checkpoint: no more wait than could still go on."""
     draw = random.Random(0)

@@ -112,6 +112,16 @@ def test_pruned_and_failed_trials_keep_nothing_whatever_they_had(study: Study) -
     assert study.left_by_trials() == [NOTHING, NOTHING, WEIGHTS]
 
 
+def test_what_waits_keeps_its_checkpoints_and_a_screening_nothing(study: Study) -> None:
+    study.add("trial", 0, "waiting", 0.9)
+    study.optuna.add_trial(create_trial(state=TrialState.RUNNING))
+    study.add("screening", 0)
+    study.add("screening", 1, "running")
+    study.leftovers.clear(study.results)
+    assert study.left("trial", 0) == WHOLE
+    assert [study.left("screening", number) for number in (0, 1)] == [NOTHING, WHOLE]
+
+
 def test_a_trial_that_was_tested_keeps_its_weights(study: Study) -> None:
     study.trial(0, 0.1)
     study.results = study.results.with_row(

@@ -109,6 +109,14 @@ def test_a_trial_that_waits_is_no_ended_one_until_it_is(plain: Progress) -> None
     assert plain.status() == "2/4 trials, 1 pruned, best trial 1 80.00 %, 7 s left"
 
 
+def test_screenings_are_counted_beside_the_trials(plain: Progress) -> None:
+    for number in (0, 1):
+        row = {"role": "screening", "number": number, "directory": "/d", "state": "complete"}
+        plain.trial_ended(TrialRow.model_validate(row | {"value": 0.5}))
+    plain.trial_ended(trial(0, "complete", 10.0, value=0.8))
+    assert plain.status().startswith("1/4 trials, 2 screened, best trial 0 80.00 %")
+
+
 def test_the_best_trial_is_one_that_keeps_to_the_constraints(plain: Progress) -> None:
     plain.trial_ended(trial(0, "complete", 10.0, value=0.5))
     plain.trial_ended(trial(1, "complete", 10.0, value=0.7, violates=("latency",)))

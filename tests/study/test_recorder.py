@@ -357,6 +357,29 @@ def test_what_optuna_knows_of_a_trial_that_waited_is_put_right(
     assert again.results.rows[0].state == "pruned"
 
 
+def test_a_trial_whose_screening_is_not_complete_ends_with_it(tmp_path: Path) -> None:
+    config = build(tmp_path, study={"name": "s", "screening": {"subset": 0.5}})
+    config.folder.mkdir()
+    recorder = driver(config, Outlet())
+    jobs = [Job("screening", number, {"optim.lr": 0.1}) for number in range(3)]
+    for job in jobs:
+        recorder.started(job)
+        recorder.reported(job, record(1, 0.4), 3)
+    recorder.ended(jobs[0], "complete")
+    recorder.ended(jobs[1], "failed", "it broke")
+    again = driver(config, Outlet())
+    again.take_up({2: "pruned"})
+    states = {row.label: (row.state, row.epochs, row.error) for row in again.results.rows}
+    assert states == {
+        "screening 0": ("complete", 1, None),
+        "screening 1": ("failed", 1, "it broke"),
+        "trial 1": ("failed", 0, "it broke"),
+        "screening 2": ("pruned", 1, None),
+        "trial 2": ("pruned", 0, None),
+    }
+    assert {row.findings for row in again.results.rows} == {None}
+
+
 def test_a_trial_that_optuna_knows_to_have_ended_ends_everywhere(
     config: StudyConfig, outlet: Outlet
 ) -> None:

@@ -117,6 +117,7 @@ def test_what_an_answer_takes_beside_the_search_is_printed(plan: StudyPlan) -> N
                 "name": "small",
                 "trials": 9,
                 "epoch_budget": 100,
+                "screening": {"subset": 0.25, "keep": 0.3},
                 "baselines": {"kd": 7},
                 "replicates": {"finalists": 2, "seeds": 5},
             },
@@ -131,7 +132,11 @@ def test_what_an_answer_takes_beside_the_search_is_printed(plan: StudyPlan) -> N
     with console.capture() as capture:
         print_plan(replace(plan, config=config), console)
     lines = capture.get().splitlines()
-    assert "budget      100 epochs of the search, 30 a trial at most" in lines
+    screened = (
+        "as many epochs on 0.25 of a trial's pictures, after which 0.3 of each kind of trial begin"
+    )
+    assert f"screening   {screened}" in lines
+    assert "budget      100 epochs of the search, 60 a trial at most" in lines
     assert "baseline    kd: 7 trials, searching optim.lr, train.epochs, distill.alpha" in lines
     (told,) = [line for line in lines if line.startswith("replicates")]
     assert told.endswith("each baseline: 20 trainings more, on all training pictures")

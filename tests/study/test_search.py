@@ -413,3 +413,64 @@ def test_trials_of_baselines_train_in_one_piece(tmp_path: Path) -> None:
     halving, beside = open_halving(settings, study), open_baselines(settings, study)
     search = StudySearch(settings, study, iter([Draw("none")]), beside, halving=halving)
     assert suggest(search, "a").until is None
+
+
+def screened(folder: Path) -> tuple[StudyConfig, optuna.Study]:
+    settings = config(folder, screening={"epochs": 2, "keep": 0.5}, sampler="random")
+    return settings, open_study(settings)
+
+
+def screen(search: StudySearch, trial_id: str, values: list[float]) -> Job:
+    job = suggest(search, trial_id)
+    assert job.role == "screening"
+    for epoch, value in enumerate(values, start=1):
+        search.on_trial_result(trial_id, {**result(epoch, value), "epochs": 2})
+    search.on_trial_complete(trial_id, {**result(len(values), values[-1]), "epochs": 2})
+    return job
+
+
+def test_a_trial_that_was_screened_begins_from_its_beginning(tmp_path: Path) -> None:
+    settings, study = screened(tmp_path / "s")
+    halving = open_halving(settings, study)
+    steps = iter(["trial", "trial", GoOn(0)])
+    search = StudySearch(settings, study, steps, halving=halving)
+    first, second = screen(search, "a", [0.4, 0.3]), screen(search, "b", [0.1, 0.2])
+    assert first.config(settings).train.epochs == 2
+    told = [trial.intermediate_values for trial in study.get_trials()]
+    assert told == [{0: 0.4}, {0: 0.2}]  # of the best epoch
+    whole = play(search, "c", [0.1, 0.3, 0.2])
+    assert (whole.role, whole.number, whole.until) == ("trial", 0, None)
+    assert whole.config(settings).train.epochs == EPOCHS
+    (complete, waits) = study.get_trials()
+    assert (complete.state, complete.value) == (TrialState.COMPLETE, 0.3)  # not its screening's
+    assert waits.state == TrialState.RUNNING
+    assert ended_curves(study) == {0: {1: 0.1, 2: 0.3, 3: 0.2}}
+    again = open_halving(settings, open_study(settings))
+    assert again is not None
+    assert again.waiting() == (second.number,)
+
+
+def test_a_screening_that_was_cut_short_is_handed_out_again(tmp_path: Path) -> None:
+    settings, study = screened(tmp_path / "s")
+    search = StudySearch(settings, study, repeat("trial"), halving=open_halving(settings, study))
+    cut_short = suggest(search, "a")
+    search.on_trial_result("a", {**result(1, 0.4), "epochs": 2})
+    study = open_study(settings)
+    after = StudySearch(settings, study, repeat("trial"), halving=open_halving(settings, study))
+    assert screen(after, "a", [0.4, 0.3]) == cut_short
+    assert study.get_trials()[0].intermediate_values == {0: 0.4}
+
+
+def test_a_trial_whose_screening_failed_has_failed(tmp_path: Path) -> None:
+    settings, study = screened(tmp_path / "s")
+    halving = open_halving(settings, study)
+    assert halving is not None
+    search = StudySearch(settings, study, repeat("trial"), halving=halving)
+    job = suggest(search, "a")
+    search.on_trial_complete("a", error=True)
+    search.begins_again(job)
+    assert suggest(search, "b") == job
+    search.on_trial_complete("b", error=True)
+    search.failed(job)
+    assert [trial.state for trial in study.get_trials()] == [TrialState.FAIL]
+    assert halving.waiting() == ()
