@@ -26,7 +26,7 @@ from study.report.text import (
     size,
     value_text,
 )
-from study.report.trust import BASELINES, Trust, trust_of
+from study.report.trust import BASELINES, Trust, leaks, trust_of
 from study.report.verdict import verdict
 from study.results import Role, State, StudyResults, TrialRow
 
@@ -101,7 +101,9 @@ class _Leaderboard:
             yield Text()
         if trust := _over_seeds(results):
             yield _standings(trust)
-            yield from (Text(warning, style="yellow") for warning in trust.warnings)
+        warnings = trust.warnings if trust else tuple(leaks(results))
+        yield from (Text(warning, style="yellow") for warning in warnings)
+        if trust or warnings:
             yield Text()
         failed = failures(results)
         for labels, reason in failed[:_SHOWN_FAILURES]:

@@ -137,7 +137,7 @@ def trust_of(results: StudyResults) -> Trust | None:
         finalists=finalists,
         baselines=baselines,
         warnings=(
-            *_leaks(results),
+            *leaks(results),
             *_failures(winner, *(one.other for one in (*finalists, *baselines))),
             *_rivals(results, winner, finalists),
             *_no_gains(winner, baselines),
@@ -165,7 +165,7 @@ def _standing(results: StudyResults, row: TrialRow, name: str) -> Standing | Non
     return Standing(name, row, accuracies, failed) if accuracies else None
 
 
-def _leaks(results: StudyResults) -> Iterator[str]:
+def leaks(results: StudyResults) -> Iterator[str]:
     """A teacher that was trained on the validation pictures: its students inherit what it knows of them."""
     val_pictures, test_pictures = results.val_pictures, results.test_pictures
     for teacher in results.of("teacher"):
@@ -222,13 +222,14 @@ def _same_pictures(results: StudyResults, winner: TrialRow, second: TrialRow) ->
 
 def _no_gains(winner: Standing, baselines: Sequence[Comparison]) -> Iterator[str]:
     for one in baselines:
-        lead = f"The lead of {winner.row.label} over {one.other.in_words}, {one.text} points,"
+        ahead = "behind" if one.difference < 0 else "ahead of"
+        place = f"{winner.row.label} is {ahead} {one.other.in_words} ({one.text} points)"
         if one.interval is None:
-            yield f"{lead} says little: {_why_no_interval(winner, one.other)}."
+            yield f"{place}, which says little: {_why_no_interval(winner, one.other)}."
         elif one.interval.holds_zero:
-            yield f"{lead} is within noise."
+            yield f"{place}, which is within noise."
         elif one.difference < 0:
-            yield f"{lead} is none: that baseline is better."
+            yield f"{place}: that baseline is better."
 
 
 def _why_no_interval(*standings: Standing) -> str:

@@ -74,8 +74,15 @@ def test_means_deviations_and_leads() -> None:
     assert kd.text.startswith("+0.00 (-")
     assert found.strongest == kd
     assert found.shrinkage == pytest.approx(0.92 - 0.92)
-    assert told(found, "over KD at its best, +0.00 (")
-    assert not told(found, "over the student without a teacher")
+    assert told(found, "trial 1 is ahead of KD at its best (+0.00 (")
+    assert told(found, "points), which is within noise")
+    assert not told(found, "ahead of the student without a teacher")
+
+
+def test_a_winner_that_is_behind_leads_nowhere() -> None:
+    found = trust(winner=(0.90, 0.91), alone=(0.95, 0.90))
+    assert told(found, "trial 1 is behind the student without a teacher (-2.00 (")
+    assert told(found, "points), which is within noise")
 
 
 def test_a_runner_up_with_the_higher_test_mean_does_not_win() -> None:
@@ -95,7 +102,8 @@ def test_finalists_within_noise_are_said_to_be() -> None:
 
 def test_a_baseline_that_is_better_is_said_to_be() -> None:
     found = trust(winner=(0.90, 0.901, 0.902), alone=(0.95, 0.951, 0.952))
-    assert told(found, "points, is none: that baseline is better")
+    assert told(found, "trial 1 is behind the student without a teacher (-5.00 (")
+    assert told(found, "points): that baseline is better")
 
 
 def test_of_one_seed_there_is_no_deviation_and_it_is_said() -> None:
@@ -163,9 +171,11 @@ def test_a_teacher_that_knows_the_validation_pictures_is_noticed(
 ) -> None:
     teacher = FOUND[0].model_copy(update={"value": validated, "test_accuracy": tested})
     rows = [teacher, FOUND[3].model_copy(update={"test_accuracy": 0.9})]
-    found = trust_of(results_of(*rows, val_pictures=5000, test_pictures=10_000))
+    results = results_of(*rows, val_pictures=5000, test_pictures=10_000)
+    found, words = trust_of(results), "it seems to have been trained on the former"
     assert found is not None
-    assert told(found, "it seems to have been trained on the former") == is_said
+    assert told(found, words) == is_said
+    assert (words in printed(results)) == is_said  # also where nothing was trained again
 
 
 def test_a_study_that_was_not_tested_has_no_answer() -> None:
