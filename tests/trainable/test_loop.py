@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from tests.trainable.trials import (
     CPU,
+    OF_THE_MACHINE,
     MakeConfig,
     digest,
     numbers,
@@ -243,6 +244,25 @@ def test_frozen_running_statistics_stay_and_the_rest_learns_on(
         assert all(torch.equal(later[name], kept[0][name]) for name in running)
         assert not torch.equal(later["fc.weight"], kept[0]["fc.weight"])
         assert not torch.equal(later["bn1.weight"], kept[0]["bn1.weight"])
+
+
+def test_a_trial_in_pieces_learns_what_it_would_have_in_one(
+    make_config: MakeConfig, teacher_file: Path, tmp_path: Path
+) -> None:
+    """Across a recomposition, too."""
+    distill = {"method": "stablekd", "decomposition": "2/1", "alpha": 0.5}
+    config = make_config(distill=distill, train={"epochs": 4})
+    whole = train(config, tmp_path / "whole", teacher_file)
+    for until, told in ((1, 1), (3, 3), (3, 3), (None, 4)):
+        found: list[EpochRecord] = []
+        task = TrialTask(config, tmp_path / "pieces", teacher_file, until=until)
+        run(task, found.append, CPU)
+        assert [record.epoch for record in found] == list(range(1, told + 1))
+    for ours, theirs in zip(found, whole, strict=True):
+        for name in theirs.metrics.keys() - {*OF_THE_MACHINE}:
+            assert ours.metrics[name] == theirs.metrics[name], name
+    ours, theirs = (load_file(tmp_path / n / "best.safetensors") for n in ("pieces", "whole"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 def test_the_thread_count_is_the_configs(
