@@ -29,7 +29,8 @@ def directions(section: StudySection) -> list[StudyDirection]:
 
 def stored(trial: Trial) -> FrozenTrial:
     """A trial as the storage has it, also of what it was told before this driver."""
-    return trial.study.get_trials(deepcopy=False)[trial.number]
+    storage = trial.study._storage  # pyright: ignore[reportPrivateUsage]
+    return storage.get_trial(trial._trial_id)  # pyright: ignore[reportPrivateUsage]
 
 
 def curve_of(trial: FrozenTrial) -> dict[int, float]:
