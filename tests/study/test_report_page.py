@@ -7,7 +7,7 @@ import random
 import re
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -17,7 +17,7 @@ from study.ledger import LEDGER, load_results
 from study.report.board import aligned
 from study.report.evidence import gather
 from study.report.page import render, write_report
-from study.results import StudyResults, TrialRow
+from study.results import State, StudyResults, TrialRow
 from tests.study.studies import (
     DRIFTING,
     EXPLODING,
@@ -312,3 +312,15 @@ def test_decimal_points_stand_below_each_other() -> None:
     lengths = {len(text) - (text + ".").replace("\u2008", ".").index(".") for text in texts[:3]}
     assert len(lengths) == 1
     assert aligned(["5/2", "3/1"]) == ["5/2", "3/1"]
+
+
+@pytest.mark.parametrize("state", get_args(State))
+def test_every_state_has_its_mark(tmp_path: Path, state: str) -> None:
+    row = TrialRow.model_validate(
+        {"role": "trial", "number": 0, "state": state, "value": 0.5, "directory": str(tmp_path)}
+    )
+    page = Page(render(gather(results_of(row), tmp_path)))
+    drawn = {attributes["id"] for _, attributes in page.elements if "id" in attributes}
+    used = {attributes["href"] for tag, attributes in page.elements if tag == "use"}
+    assert f"#mark-{state}" in used
+    assert {href.removeprefix("#") for href in used if href} <= drawn
