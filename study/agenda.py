@@ -24,8 +24,8 @@ from study.recorder import Recorder, Watcher
 from study.replicates import baselines_of, finalists
 from study.results import TrialRow
 from study.schema import BaselineName
-from study.search import Draw, Step
 from study.searching import Searching, asked
+from study.steps import Draw, Step
 from study.yaml import dump_yaml
 from trainable import tasks
 

@@ -38,16 +38,17 @@ from study.nodes import cluster_problems
 from study.optuna_storage import OptunaError, database_problems
 from study.optuna_study import NO_BASELINES, ended_curves, ended_states, open_baselines, open_study
 from study.packing import as_packed
+from study.pieces import open_halving
 from study.preflight import StudyPlan, preflight
 from study.recorder import Recorder, Watcher
 from study.report.links import PAGE
 from study.report.page import write_report
 from study.results import StudyResults, TrialRow
 from study.scheduler import build_scheduler
-from study.search import Step, StudySearch
-from study.searching import open_halving
+from study.search import StudySearch
 from study.sieve import Sieve
 from study.spool import SPOOL, Spool
+from study.steps import Step
 from study.stopping import Stop, sigterm_interrupts
 from study.store import Store
 from study.tracking import Tracker

@@ -11,13 +11,12 @@ import optuna
 
 from study.budget import has_room
 from study.config import StudyConfig
-from study.halving import Halving, course_of
+from study.halving import Halving
 from study.jobs import Job
 from study.optuna_storage import AwayError
 from study.optuna_study import ended_states, prune, trials_of, unfinished
-from study.outcomes import curve_of, screened_value
 from study.recorder import Recorder
-from study.search import GoOn, Step
+from study.steps import GoOn, Step
 
 _T = TypeVar("_T")
 
@@ -29,27 +28,6 @@ def asked(question: Callable[[], _T]) -> Generator[Step, None, _T]:
             return question()
         except AwayError:
             yield "wait"
-
-
-def open_halving(config: StudyConfig, study: optuna.Study) -> Halving | None:
-    """The halving of a study as far as it is, if that is its pruner, or its trials are screened."""
-    section = config.study
-    if section.pruner.name != "halving" and section.screening is None:
-        return None
-    finalists = 1 if section.replicates is None else section.replicates.finalists
-    screened = None if section.screening is None else section.screening.keep
-    halving = Halving(section.trials, finalists, screened)
-    for trial in trials_of(study):
-        with suppress(ValueError):  # of a trial that is not whole: it is drawn, or was given up
-            job = Job("trial", trial.number, dict(trial.params))
-            course = course_of(job.config(config), waits=section.pruner.name == "halving")
-            halving.follow(trial.number, course, {})
-            if (value := screened_value(trial)) is not None:
-                halving.screened(trial.number, value)
-            halving.follow(trial.number, course, curve_of(trial))
-            if trial.state.is_finished():
-                halving.ends(trial.number)
-    return halving
 
 
 class Searching:

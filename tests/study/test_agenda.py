@@ -16,7 +16,7 @@ from study.jobs import Job
 from study.optuna_study import ended_states, open_baselines, open_study
 from study.recorder import Recorder
 from study.schema import ReplicatesConfig
-from study.search import Draw, Step
+from study.steps import Draw, Step
 from tests.study.test_recorder import Nobody, Outlet, build, driver, record
 from trainable import tasks
 

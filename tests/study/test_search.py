@@ -13,6 +13,7 @@ from ray.tune.search import ConcurrencyLimiter, Searcher
 
 from study.config import StudyConfig, parse_config
 from study.jobs import Job
+from study.optuna_storage import OptunaError
 from study.optuna_study import (
     ended_curves,
     ended_states,
@@ -21,8 +22,9 @@ from study.optuna_study import (
     prune,
     unfinished,
 )
-from study.search import Draw, GoOn, OptunaError, StudySearch
-from study.searching import open_halving
+from study.pieces import open_halving
+from study.search import StudySearch
+from study.steps import Draw, GoOn
 
 EPOCHS = 3
 
