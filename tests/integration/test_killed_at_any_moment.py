@@ -33,8 +33,9 @@ TESTED = 3
 """The winner, the student without a teacher and the teacher."""
 PATIENCE_S = 400.0
 """For what takes seconds where nothing else runs."""
-GONE_S = 60.0
-"""How long the processes of a killed driver may live on; alone on a machine they take a second or two."""
+GONE_S = 180.0
+"""How long the processes of a killed driver may live on; alone on a machine they take a second or two, but for Ray's
+agents, which first try to tell a head that is dead, too, and may take a minute for it."""
 
 
 def build(configure: Any, path: Path, pruner: str) -> StudyConfig:
