@@ -110,8 +110,11 @@ class Halving:
         self._trials: dict[int, _Trial] = {}
 
     def follow(self, number: int, course: Course, curve: Mapping[int, float]) -> None:
-        """A trial that was drawn; `curve` (epoch → validation accuracy) is what it has reported."""
-        self._trials.setdefault(number, _Trial(course))
+        """A trial that was drawn; `curve` (epoch → validation accuracy) is what it has reported.
+
+        Of one whose driver died while it was drawn the course is not known before it is drawn to its end.
+        """
+        self._trials.setdefault(number, _Trial(course)).course = course
         for epoch, value in sorted(curve.items()):
             self.reported(number, epoch, value)
 

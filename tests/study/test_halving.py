@@ -78,7 +78,7 @@ class Race:
 
     def run(self, number: int, course: Course = ALIKE) -> int:
         """Train its next piece; how far it came."""
-        before = {n: t.epoch for n, t in self.halving._trials.items()}[number]
+        before = self.halving._trials[number].epoch
         until = self.halving.begins(number) or course.epochs
         for epoch in range(before + 1, until + 1):
             self.halving.reported(number, epoch, self.values[number])
@@ -116,6 +116,17 @@ def test_trials_are_compared_with_their_kind_only() -> None:
         went_on.append(number)
         race.run(number)
     assert went_on == [1, 3]
+
+
+def test_a_trial_that_was_half_drawn_is_judged_by_what_it_became() -> None:
+    other = Course("other", POINTS, EPOCHS)
+    race = Race([0.1, 0.2, 0.3], planned=9)
+    race.begin(other)
+    race.draw(ALIKE)  # as far as the driver came that died
+    race.halving.follow(1, other, {})
+    race.run(1, other)
+    race.begin(ALIKE)
+    assert race.halving.next_up(are_more=True) == 1
 
 
 def test_where_nothing_is_left_to_draw_the_best_of_each_kind_runs_to_its_end() -> None:
