@@ -30,7 +30,7 @@ def listing(cells: Iterable[Cell], records: Records) -> Iterator[str]:
     for cell in cells:
         tables.setdefault(cell.table, []).append(cell)
     for table, own in tables.items():
-        title = table if table.startswith("figure") else f"table {table}"
+        title = f"table {table}" if table.isdigit() else table
         yield f"{title:<45} {'paper':>6} {'here, test %':>15} {'seeds':>5} {'s each':>7}  on"
         for cell in own:
             yield from _lines(cell, records)

@@ -130,19 +130,17 @@ def kill(driver: subprocess.Popen[str]) -> None:
 
 def kill_again_and_again(config: StudyConfig, work: int, killed: list[str]) -> None:
     """Adds to `killed` where each driver was found dead."""
-    driver = go_on(config)
+    driver, left = go_on(config), set[psutil.Process]()
     for moment in moments(work, SEED):
         wait_for(moment, work, config, driver)
-        left = processes_of(config)
+        left |= {*processes_of(config)}
         kill(driver)
         killed.append(f"{moment}: {found_dead(config)}")
         driver = go_on(config)  # at once: nobody waits for what the dead one left
-        _, alive = psutil.wait_procs(left, GONE_S)
-        assert not alive
     stdout, stderr = driver.communicate(timeout=PATIENCE_S)
     assert (driver.returncode, stderr) == (0, ""), stdout
     assert f"{TRIALS} of {TRIALS} trials ended" in stdout
-    _, alive = psutil.wait_procs(processes_of(config), GONE_S)
+    _, alive = psutil.wait_procs(left | {*processes_of(config)}, GONE_S)
     assert not alive
 
 
