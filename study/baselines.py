@@ -40,7 +40,7 @@ def baseline_search(config: StudyConfig, name: BaselineName) -> StudyConfig:
         base = with_values(base, config.study.baseline)
     trial = parse_or_refuse(TrialConfig, {**base, "distill": {"method": name, **given}})
     changed = {
-        "name": f"{config.study.name}.{name}",
+        "name": f"{config.study.name}/{name}",  # as no study can be named
         "trials": config.study.baselines.get(name, 1),
         "objectives": ("accuracy",),
         "first_trials": (),

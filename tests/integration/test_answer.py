@@ -130,7 +130,7 @@ def test_a_replicate_that_fails_is_a_failure_that_is_told(answered: Any) -> None
 def test_each_baseline_has_an_optuna_study_of_its_own(answered: Any) -> None:
     study = open_study(answered.config)
     names = {found.study_name for found in optuna.get_all_study_summaries(study._storage)}
-    assert names == {"tiny", "tiny.none", "tiny.kd"}
+    assert names == {"tiny", "tiny/none", "tiny/kd"}
     for name, count in BASELINES.items():
         own = optuna.load_study(study_name=f"tiny.{name}", storage=study._storage)
         rows = answered.results.of("baseline", name)

@@ -35,9 +35,17 @@ def build(**changes: Any) -> StudyConfig:
 def test_none_searches_all_but_what_the_teacher_has_a_part_in() -> None:
     found = baseline_search(build(study={"baseline": {"optim.momentum": 0.5}}), "none")
     assert list(found.search) == ["optim.lr", "data.batch_size"]
-    assert (found.study.name, found.study.trials) == ("s.none", 4)
+    assert (found.study.name, found.study.trials) == ("s/none", 4)
     trial = found.trial({"optim.lr": 0.3, "data.batch_size": 32})
     assert (trial.distill.method, trial.optim.lr, trial.optim.momentum) == ("none", 0.3, 0.5)
+
+
+@pytest.mark.parametrize("name", ["none", "kd"])
+def test_no_study_can_have_the_name_of_anothers_baseline(name: Any) -> None:
+    """They may share a storage of Optuna's."""
+    taken = baseline_search(build(), name).study.name
+    with pytest.raises(ConfigError, match=f"study.name: .*{taken}"):
+        build(study={"name": taken})
 
 
 def test_what_no_trial_of_a_baseline_reads_is_not_searched() -> None:

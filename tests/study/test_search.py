@@ -311,7 +311,7 @@ def test_a_baselines_trials_are_drawn_as_a_study_of_its_own_would_draw_them(tmp_
         assert (job.role, job.of, job.number) == ("baseline", "none", number)
         drawn.append(job.sample)
     assert drawn == wanted
-    assert beside["none"].study_name == "s.none"
+    assert beside["none"].study_name == "s/none"
     assert set(ended_states(beside["none"]).values()) == {"pruned"}
     assert study.best_value == 0.9
 
