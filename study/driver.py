@@ -67,7 +67,7 @@ class Display(Watcher, AbstractContextManager[Any], Protocol):
 
 
 OpenDisplay = Callable[[int, Sequence[TrialRow]], Display]
-"""(trials at a time, rows that have ended before) → what shows the study."""
+"""(trials at a time, rows that have ended before, or wait) → what shows the study."""
 
 
 class StudyInterruptedError(KdStudyError):
@@ -172,8 +172,8 @@ def _recording(
             spool.released = 0  # until they are kept: the next driver would tell of them once more
         mirror.keep()  # the name by which the store knows the study
         results = open_results(config, store, spool)
-        ended = [row for row in results.rows if _is_counted(row) and row.has_ended]
-        with open_display(slots, ended) as display, Writer(spool, Tracker(store)) as writer:
+        rested = [row for row in results.rows if _is_counted(row) and row.state != "running"]
+        with open_display(slots, rested) as display, Writer(spool, Tracker(store)) as writer:
             yield Recorder(config, results, writer, display, mirror), display
 
 

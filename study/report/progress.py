@@ -115,7 +115,7 @@ class Progress:
     """Shows a study while it runs; use as a context manager.
 
     `planned` counts trials of the search, `concurrency` those that run at once, and `ended` are
-    rows of an interrupted study that is taken up again. `clock` counts seconds.
+    rows of an interrupted study that is taken up again: of what is over, or waits. `clock` counts seconds.
     """
 
     def __init__(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +44,12 @@ class Spy:
         self.epochs: list[tuple[str, int]] = []
         self.ended: list[TrialRow] = []
         self.slots: int | None = None
+        self.rested: Sequence[TrialRow] = ()
         self.at_phase: Callable[[str], None] = lambda text: None
         self.at_epoch: Callable[[TrialRow, EpochRecord], None] = lambda row, record: None
 
-    def open(self, slots: int, ended: object) -> Spy:
-        self.slots = slots
+    def open(self, slots: int, rested: Sequence[TrialRow]) -> Spy:
+        self.slots, self.rested = slots, rested
         return self
 
     def __enter__(self) -> Spy:

@@ -101,7 +101,9 @@ def test_an_interrupted_study_ends_as_one_that_was_left_alone(
     with pytest.raises(StudyInterruptedError):
         conduct(config, spy)
     assert sent
-    left = conduct(config)
+    again = make_spy()
+    left = conduct(config, again)
+    assert "waiting" in {row.state for row in again.rested}
     told = ("label", "params", "state", "epochs", "value", "best_epoch")
     rows, others = (
         [[getattr(row, name) for name in told] for row in one.results.of("trial")]

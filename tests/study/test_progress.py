@@ -141,9 +141,9 @@ def test_a_replicate_ends_without_a_validation(plain: Progress, out: io.StringIO
 
 
 def test_resumed_study_counts_what_ended_before() -> None:
-    ended = [trial(0, "complete", 10.0, value=0.5), trial(1, "complete", 10.0, value=0.6)]
+    ended = [trial(0, "complete", 10.0, value=0.5), trial(1, "waiting", 10.0, value=0.6)]
     progress = Progress(4, 1, ended=ended, console=Console(file=io.StringIO()))
-    assert progress.status() == "2/4 trials, best trial 1 60.00 %, 20 s left"
+    assert progress.status() == "1/4 trials, 1 waiting, best trial 0 50.00 %, 20 s left"
 
 
 @pytest.mark.parametrize("width", [80, 120])
