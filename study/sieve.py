@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from study.config import StudyConfig
 from study.jobs import Job
+from study.networks import student_key
 from study.objectives import Values, broken
-from study.preflight import student_key
 from study.recorder import Recorder
 from trainable import tasks
 from trainable.config import TrialConfig
