@@ -195,6 +195,7 @@ def main() -> None:
     if options.data is None:
         command.error(f"--data must name the folder of {pairs[0][0]}")
     options.storage, options.data = options.storage.resolve(), options.data.resolve()
+    options.output.mkdir(parents=True, exist_ok=True)
     where = environment()
     date, gpus = where.pop("date"), where["gpus"]
     options.share = share_of(len(gpus), options.parallel)

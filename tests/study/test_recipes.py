@@ -268,6 +268,22 @@ def test_the_readme_trains_the_tables_teacher_as_the_records_say() -> None:
     assert config.teacher.train.epochs == 130
 
 
+def test_the_readmes_own_data_and_search_make_a_valid_study(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    text = (ROOT / "README.md").read_text("utf-8")
+    fences = re.findall(r"^```yaml\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    own, search = (parse_yaml(body, "README.md") for body in fences)
+    tree = parse_yaml((ROOT / "configs" / "cifar100_stablekd.yaml").read_text("utf-8"), "recipe")
+    for key in ("source", "root", "download"):
+        del tree["data"][key]
+    tree["study"] |= own.pop("study")
+    tree["data"] |= own.pop("data")
+    plan = plan_of(parse_config({**tree, **own, **search}), monkeypatch)
+    assert plan.config.study.first_trials
+    assert set(plan.config.search) == set(search["search"])
+
+
 def test_the_readme_lists_what_each_method_reads() -> None:
     text = (ROOT / "README.md").read_text("utf-8").split("| `distill.method` |")[1]
     rows = re.findall(r"^\| `(\w+)` \|.*\|(.*)\|$", text.split("\n\n")[0], flags=re.MULTILINE)
