@@ -2,7 +2,7 @@
 
 A student that was searched for beside one that was not is no comparison. So a baseline may have trials of its
 own: the study's sampler draws those searched paths that the baseline's trials read, and an Optuna study of its
-own, `<study>.<name>`, remembers them.
+own, `<study>/<name>`, remembers them.
 """
 
 from __future__ import annotations

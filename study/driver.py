@@ -224,7 +224,9 @@ class _Run:
     def _work(self, study: optuna.Study | None) -> None:
         """Take all steps; once more those that are left if the search's time was up."""
         weights = self._teacher_weights
-        self._halving = open_halving(self._config, study) if study else None
+        rows = self._recorder.results.of("trial")
+        violating = {row.number for row in rows if row.violates}
+        self._halving = open_halving(self._config, study, violating) if study else None
         agenda = Agenda(
             self._config,
             study,

@@ -40,7 +40,8 @@ class Course:
     kind: str
     """Trials of one kind are comparable."""
     points: tuple[int, ...]
-    """Epochs after which it waits, ascending and before its last one; fewer in very short trials."""
+    """Epochs after which it waits, one for each of `SHARES`, ascending and before its last one: in short trials some
+    are one, or too late. Trials are compared at points of one place here."""
     epochs: int
 
 
@@ -48,7 +49,7 @@ def course_of(config: TrialConfig, *, waits: bool = True) -> Course:
     """Where a trial waits, if it does between its screening and its end, and with whom it is compared."""
     total, decomposition = config.train.epochs, decomposition_of(config) or WHOLE
     wanted = (math.ceil(share * total - 1e-9) for share in SHARES)
-    points = sorted({_off_peak(epoch, config) for epoch in wanted})
+    points = sorted(_off_peak(epoch, config) for epoch in wanted)
     beginning = "whole" if decomposition.k == 1 else "in groups"
     return Course(
         kind=f"{decomposition.n + 1} stages, {beginning}",
@@ -83,10 +84,15 @@ class _Trial:
     """At each of the points that it has come to; a screening is one."""
     runs: bool = False
     is_over: bool = False
+    is_usable: bool = True
 
     @property
     def is_whole(self) -> bool:
         return self.epoch >= self.course.epochs
+
+    @property
+    def is_finalist(self) -> bool:
+        return self.is_whole and self.is_over and self.is_usable
 
     @property
     def waits(self) -> bool:
@@ -99,7 +105,7 @@ class Halving:
     """The trials of a search as they come to their points, by number."""
 
     def __init__(self, planned: int, finalists: int = 1, screened: float | None = None) -> None:
-        """Of `planned` trials at least `finalists` are to run to their end, if so many can.
+        """Of `planned` trials at least `finalists` are to run to their end and be usable, if so many can.
 
         Of those that are screened the share `screened` goes on; None screens no trial.
         """
@@ -148,10 +154,18 @@ class Halving:
         """A piece of a trial has ended."""
         self._trials[number].runs = False
 
-    def ends(self, number: int) -> None:
-        """A trial has ended for good."""
+    def ends(self, number: int, *, is_usable: bool = True) -> None:
+        """A trial has ended for good; one that failed, or breaks a constraint, is not usable."""
         trial = self._trials[number]
-        trial.runs, trial.is_over = False, True
+        trial.runs, trial.is_over, trial.is_usable = False, True, is_usable
+
+    def epoch(self, number: int) -> int:
+        """How many epochs a trial has reported."""
+        return self._trials[number].epoch
+
+    def best(self, number: int) -> float:
+        """A trial's best accuracy until now."""
+        return self._trials[number].best
 
     def waiting(self) -> tuple[int, ...]:
         """The trials that wait at one of their points."""
@@ -161,7 +175,7 @@ class Halving:
         """The trial that is to go on now, those that are farthest first; None if none is.
 
         Where no trial runs and there are no more to draw, the best that still wait go on, until a trial of
-        every kind has run to its end, and enough finalists.
+        every kind has run to its end, and enough of them are usable.
         """
         for point, ranked in self._all_ranked():
             for number in ranked[: self._share_of(len(ranked), point)]:
@@ -169,25 +183,34 @@ class Halving:
                     return number
         if are_more or any(trial.runs for trial in self._trials.values()):
             return None
-        kinds = [trial.course.kind for trial in self._trials.values() if trial.is_whole]
-        waiting = self.waiting()
+        waiting, kinds = self.waiting(), self._kinds_with_a_whole_trial()
         of_other_kinds = [n for n in waiting if self._trials[n].course.kind not in kinds]
-        candidates = of_other_kinds or (waiting if len(kinds) < self._finalists else ())
+        candidates = of_other_kinds or (() if self._has_finalists() else waiting)
         return min(candidates, key=self._rank, default=None)
 
     def hopeless(self) -> tuple[int, ...]:
         """The waiting trials that will not go on, whatever becomes of the others."""
+        if not self._has_finalists():
+            return ()
         undrawn = max(0, self._planned - len(self._trials))
-        found: list[int] = []
+        kinds, found = self._kinds_with_a_whole_trial(), list[int]()
         for point, ranked in self._all_ranked():
             kind = self._trials[ranked[0]].course.kind
+            if kind not in kinds:
+                continue
             may_come = undrawn + sum(
                 trial.course.kind == kind and len(trial.bests) <= point and not trial.is_over
                 for trial in self._trials.values()
             )
-            most = max(self._finalists, self._share_of(len(ranked) + may_come, point))
+            most = self._share_of(len(ranked) + may_come, point)
             found += [number for number in ranked[most:] if self._waits_at(number, point)]
         return tuple(found)
+
+    def _kinds_with_a_whole_trial(self) -> set[str]:
+        return {trial.course.kind for trial in self._trials.values() if trial.is_whole}
+
+    def _has_finalists(self) -> bool:
+        return sum(trial.is_finalist for trial in self._trials.values()) >= self._finalists
 
     def _all_ranked(self) -> Iterator[tuple[int, list[int]]]:
         """The last point first, those of each kind that have come to it, best first."""

@@ -12,20 +12,25 @@ from dataclasses import replace
 from functools import partial
 
 import optuna
-from optuna.trial import Trial
+from optuna.trial import Trial, TrialState
 
 from study.config import StudyConfig
 from study.halving import Course, Halving, course_of
 from study.jobs import Job
-from study.objectives import Values
+from study.objectives import Values, broken, costs_in
 from study.optuna_study import trials_of
 from study.outcomes import SCREENING, curve_of, report, screened_value
 from study.trials import Result, Telling, Trials
-from trainable.records import EPOCH, VALUE
+from trainable.records import EPOCH, EPOCHS, METRICS, VALUE
 
 
-def open_halving(config: StudyConfig, study: optuna.Study) -> Halving | None:
-    """The halving of a study as far as it is, if that is its pruner, or its trials are screened."""
+def open_halving(
+    config: StudyConfig, study: optuna.Study, violating: Collection[int] = ()
+) -> Halving | None:
+    """The halving of a study as far as it is, if that is its pruner, or its trials are screened.
+
+    `violating` are the numbers of trials that break constraints.
+    """
     section = config.study
     if section.pruner.name != "halving" and section.screening is None:
         return None
@@ -40,7 +45,8 @@ def open_halving(config: StudyConfig, study: optuna.Study) -> Halving | None:
                 halving.screened(trial.number, value)
             halving.follow(trial.number, course, curve_of(trial))
             if trial.state.is_finished():
-                halving.ends(trial.number)
+                is_usable = trial.state == TrialState.COMPLETE and trial.number not in violating
+                halving.ends(trial.number, is_usable=is_usable)
     return halving
 
 
@@ -92,12 +98,19 @@ class TrialsInPieces(Trials):
         self._halving.rests(trial.number)
         if trial.number in self._halving.waiting():
             return told
-        self._halving.ends(trial.number)
+        self._halving.ends(trial.number, is_usable=self._is_usable(trial, result))
         return super().ended(trial, result)
 
     def failed(self, trial: Trial) -> Telling:
-        self._halving.ends(trial.number)
+        self._halving.ends(trial.number, is_usable=False)
         return super().failed(trial)
+
+    def _is_usable(self, trial: Trial, result: Result) -> bool:
+        """Whether a trial that has ended ran to its end and keeps to the constraints."""
+        if result[EPOCH] < result[EPOCHS]:
+            return False
+        values = {"accuracy": self._halving.best(trial.number), **costs_in(dict(result[METRICS]))}
+        return not broken(self._config.study.constraints.bounds, values)
 
 
 def _course(config: StudyConfig, job: Job) -> Course:

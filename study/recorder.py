@@ -114,12 +114,14 @@ class Recorder:
                 number=job.number,
                 of=job.of,
                 params=job.shown_params(),
+                until=job.until,
                 directory=str(job.folder(self._config)),
             )
             params = trial_params(self._config, job)
             told = telling.trial_begins(self.results, row, params, _now_ms())
         else:
-            row = known.model_copy(update={"state": "running", "error": None, "findings": None})
+            update = {"state": "running", "until": job.until, "error": None, "findings": None}
+            row = known.model_copy(update=update)
             told = telling.trial_goes_on(row, _now_ms())
         self._put(row, told)
         Path(row.directory).mkdir(parents=True, exist_ok=True)

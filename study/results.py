@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -62,6 +62,8 @@ class TrialRow(BaseModel):
     """The searched values by dotted path, and `distill.k`/`distill.n` beside a searched decomposition."""
     epochs: int = 0
     """Epochs that were reported."""
+    until: int | None = None
+    """The epoch after which it waits for its turn; None in the last piece of it, or where it has no pieces."""
     value: float | None = None
     """Best validation accuracy of an epoch, in [0, 1]."""
     best_epoch: int | None = None
@@ -163,8 +165,9 @@ class StudyResults(BaseModel):
 
     @property
     def best_trials(self) -> tuple[TrialRow, ...]:
-        """The usable trials, best validation accuracy first, the earlier of equals first."""
-        return _best_first(self.of("trial"))
+        """The usable trials, best validation accuracy first; of equals those on the front, then the earlier, first."""
+        numbers = {row.number for row in self.front}
+        return _best_first(self.of("trial"), numbers)
 
     def best_of_baseline(self, name: str) -> TrialRow | None:
         """The best trial of a baseline's own search, if any is usable."""
@@ -251,6 +254,10 @@ class StudyResults(BaseModel):
         return None
 
 
-def _best_first(rows: Sequence[TrialRow]) -> tuple[TrialRow, ...]:
+def _best_first(rows: Sequence[TrialRow], on_front: Collection[int] = ()) -> tuple[TrialRow, ...]:
     usable = [row for row in rows if row.is_usable]
-    return tuple(sorted(usable, key=lambda row: (-(row.value or 0.0), row.number)))
+    return tuple(
+        sorted(
+            usable, key=lambda row: (-(row.value or 0.0), row.number not in on_front, row.number)
+        )
+    )

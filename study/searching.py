@@ -60,12 +60,18 @@ class Searching:
             yield from self._prune(job)
 
     def _waits_as_it_did(self, left: list[Job]) -> None:
-        """A driver may have died before it wrote down that a trial waits."""
+        """A driver may have died before it wrote down that a trial waits, or when one had gone on."""
+        if self._halving is None:
+            return
         for job in left:
             if job.number not in self._waiting():
                 continue
-            if self._is_running(job):
-                self._recorder.waits(job)
+            row = self._recorder.row(job)
+            if row is not None and row.state == "running":
+                if row.until is not None and self._halving.epoch(job.number) >= row.until:
+                    self._recorder.waits(job)
+                else:
+                    self._halving.begins(job.number)
             elif self._is_running(screening := replace(job, role="screening")):
                 self._recorder.ended(screening, "complete")
 

@@ -102,13 +102,21 @@ class SearchRange(Config):
     def holds(self, value: Value) -> bool:
         """Whether a trial may draw this value; a whole number stands for a real one."""
         if self.choice is not None:
-            return any(value == one and type(value) is type(one) for one in self.choice)
+            return bool(self._equals(value))
         low, high = self._bounds
         kinds = (int,) if self.integers is not None else (int, float)
         return type(value) in kinds and low <= cast(float, value) <= high
 
+    def _equals(self, value: Value) -> tuple[Value, ...]:
+        """The choices that a value is; 1 is 1.0, but not True."""
+        is_flag = isinstance(value, bool)
+        assert self.choice is not None
+        return tuple(c for c in self.choice if c == value and isinstance(c, bool) == is_flag)
+
     def own(self, value: Value) -> Value:
         """A value that it `holds`, of the type that it draws."""
+        if self.choice is not None:
+            return self._equals(value)[0]
         is_real = self.uniform is not None or self.loguniform is not None
         return float(value) if is_real else value
 

@@ -147,6 +147,7 @@ def _known(
     drawable = {path for path, value in sample.items() if ranges[path].holds(value)}
     if any(space.is_read(path, sample) for path in ranges.keys() - drawable):
         return None
+    sample = {p: ranges[p].own(v) if p in drawable else v for p, v in sample.items()}
     try:
         mine = config.trial(sample)
     except ConfigError:

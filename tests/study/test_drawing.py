@@ -186,7 +186,7 @@ def test_a_whole_number_that_is_given_is_drawn_as_the_real_one_it_stands_for(
     ("first", "line"),
     [
         ({"optim.lr": 5.0}, "optim.lr: must be a value that search.optim.lr can give, got 5.0; "),
-        ({"data.batch_size": 64.0}, "data.batch_size: must be a value that search.data.batch_size"),
+        ({"data.batch_size": True}, "data.batch_size: must be a value that search.data.batch_size"),
         ({"distill.decomposition": "5/3"}, "distill.decomposition: must be a value that search."),
         ({"optim.momentum": 0.9}, "optim.momentum: is not searched, and so the same for all"),
         (
@@ -263,6 +263,19 @@ def test_a_warm_study_knows_the_complete_trials_that_it_could_draw(made_up: Path
         assert trial.params["optim.lr"] == row.params["optim.lr"]
         is_whole = row.params["distill.decomposition"] == "1/0"
         assert ("distill.alpha" in trial.params) == is_whole
+
+
+def test_a_whole_number_among_choices_stands_for_a_real_one(made_up: Path) -> None:
+    """A trial's temperature is 4.0, and the search's 4."""
+    said: list[str] = []
+    whole = int(parse_config({**TREE, "storage": {"path": "/s"}}).distill.temperature)
+    search = NARROW | {"distill.temperature": {"choice": [whole, whole + 1]}}
+    settings = config(made_up, search=search, warm_start=["made-up"])
+    known = known_trials(open_study(settings, said.append), settings)
+    path = "distill.temperature"
+    drawn = [trial.params[path] for trial in known if path in trial.params]
+    assert drawn
+    assert {type(value) for value in drawn} == {int}
 
 
 def test_known_trials_are_none_of_the_studys(made_up: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Collection
 from typing import Any
 
 import pytest
@@ -41,8 +42,8 @@ def config(epochs: int = EPOCHS, decomposition: str | None = None, **changes: An
         (config(optim={"schedule": "multistep", "milestones": [10]}), (3, 5, 10)),  # 0
         (config(optim={"warmup_fraction": 0.5}), (3, 5, 12)),  # 10, and 8 is as near as 12
         (config(60, "5/2"), (9, 15, 30)),  # of 20: 6, 26, 46, and ± 2
-        (config(7), (3, 4)),  # 2.1: 2 is around it, and so twice 3
-        (config(2), (1,)),
+        (config(7), (3, 3, 4)),  # 2.1: 2 is around it, and so twice 3
+        (config(2), (1, 1, 1)),
         (config(1), ()),
     ],
 )
@@ -118,6 +119,23 @@ def test_trials_are_compared_with_their_kind_only() -> None:
     assert went_on == [1, 3]
 
 
+def test_where_points_are_one_trials_are_still_compared_at_points_of_one_place() -> None:
+    """A trial that waits after 2, 2 and 6 epochs has nothing to be compared with after 3."""
+    early, usual = (Course("alike", points, 12) for points in ((2, 2, 6), (2, 3, 6)))
+    race = Race([0.3, 0.4, 0.1, 0.2], planned=9)
+    race.begin(early)
+    race.begin(usual)
+    assert race.halving.next_up(are_more=True) == 1
+    assert race.run(1, usual) == 3
+    # The first is at its second point, too, and 1 is the better half.
+    assert race.halving.next_up(are_more=True) == 1
+    assert race.run(1, usual) == 6
+    for course in (early, usual):
+        race.begin(course)
+    assert race.halving.next_up(are_more=True) is None  # at the second point 1 is of 0, 1, 2
+    assert set(race.halving.waiting()) == {0, 1, 2, 3}
+
+
 def test_a_trial_that_was_half_drawn_is_judged_by_what_it_became() -> None:
     other = Course("other", POINTS, EPOCHS)
     race = Race([0.1, 0.2, 0.3], planned=9)
@@ -152,6 +170,34 @@ def test_there_are_as_many_finalists_as_are_wanted_and_no_more() -> None:
         assert set(whole) == set(sorted(range(4), key=lambda n: -race.values[n])[: len(whole)])
 
 
+def test_what_is_not_usable_is_no_finalist() -> None:
+    """Those that failed, or broke a constraint: the next goes on in their place."""
+    race = Race([0.9, 0.8, 0.7, 0.6], finalists=2)
+    for _ in race.values:
+        race.begin()
+    order = []
+    while (number := race.halving.next_up(are_more=False)) is not None:
+        assert not race.halving.hopeless()
+        if race.run(number) == EPOCHS:
+            race.halving.ends(number, is_usable=number not in (0, 2))
+            order.append(number)
+    assert order == [0, 1, 2, 3]
+
+
+def test_a_trial_waits_until_those_before_it_have_ended_well() -> None:
+    race = Race([0.9, 0.8])
+    for _ in race.values:
+        race.begin()
+    assert race.halving.next_up(are_more=False) == 0
+    race.halving.begins(0)
+    assert race.halving.hopeless() == ()
+    race.halving.ends(0, is_usable=False)
+    assert race.halving.hopeless() == ()
+    while race.run(1) < EPOCHS:
+        assert race.halving.next_up(are_more=False) == 1
+    assert race.halving.next_up(are_more=False) is None
+
+
 def test_a_trial_that_runs_is_not_handed_out_and_one_that_failed_still_counts() -> None:
     race = Race([0.9, 0.8, 0.1, 0.2], planned=9)
     for _ in range(2):
@@ -172,8 +218,18 @@ def test_the_value_at_a_point_is_the_best_until_there() -> None:
     assert halving.next_up(are_more=True) == 0
 
 
-def played(values: list[list[float]], order: random.Random, *, drops: bool, rebuilds: bool) -> Any:
-    """(trials that ran to their end, all that was trained), of a study with up to three places."""
+def played(
+    values: list[list[float]],
+    order: random.Random,
+    *,
+    drops: bool,
+    rebuilds: bool,
+    failing: Collection[int] = (),
+) -> Any:
+    """(trials that ran to their end, all that was trained), of a study with up to three places.
+
+    Those that are `failing` do when they have run to their end.
+    """
     courses = [Course(f"kind {number % 3}", POINTS, EPOCHS) for number in range(len(values))]
     halving, drawn, running = Halving(len(values), 2), 0, dict[int, int]()
     over, epochs = set[int](), dict[int, int]()
@@ -188,7 +244,8 @@ def played(values: list[list[float]], order: random.Random, *, drops: bool, rebu
                 curve = dict(enumerate(values[number][: epochs[number]], start=1))
                 halving.follow(number, courses[number], curve)
                 if number in over:
-                    halving.ends(number)
+                    is_whole = epochs[number] == EPOCHS
+                    halving.ends(number, is_usable=is_whole and number not in failing)
         if len(running) < 3:
             number = halving.next_up(are_more=drawn < len(values))
             if number is None and drawn < len(values):
@@ -199,7 +256,7 @@ def played(values: list[list[float]], order: random.Random, *, drops: bool, rebu
                 continue
         if not running:
             whole = {number for number, epoch in epochs.items() if epoch == EPOCHS}
-            return whole, epochs
+            return whole - {*failing}, epochs
         number = order.choice(sorted(running))
         until = running.pop(number)
         for epoch in range(epochs.get(number, 0) + 1, until + 1):
@@ -207,7 +264,9 @@ def played(values: list[list[float]], order: random.Random, *, drops: bool, rebu
         epochs[number] = until
         if until == EPOCHS:
             over.add(number)
-        (halving.ends if until == EPOCHS else halving.rests)(number)
+            halving.ends(number, is_usable=number not in failing)
+        else:
+            halving.rests(number)
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -215,17 +274,20 @@ def test_what_is_dropped_as_hopeless_would_not_have_gone_on(seed: int) -> None:
     draw = random.Random(seed)
     count = draw.randint(1, 30)
     values = [[draw.random() for _ in range(EPOCHS)] for _ in range(count)]
-    kept = played(values, random.Random(seed), drops=False, rebuilds=False)
-    assert played(values, random.Random(seed), drops=True, rebuilds=False) == kept
-    assert len(kept[0]) >= min(2, count)
+    failing = [number for number in range(count) if draw.random() < 0.2]
+    known = {"rebuilds": False, "failing": failing}
+    kept = played(values, random.Random(seed), drops=False, **known)
+    assert played(values, random.Random(seed), drops=True, **known) == kept
+    assert len(kept[0]) >= min(2, count - len(failing))
 
 
 @pytest.mark.parametrize("seed", range(10))
 def test_a_state_that_is_rebuilt_from_the_curves_goes_on_alike(seed: int) -> None:
     draw = random.Random(seed)
     values = [[draw.random() for _ in range(EPOCHS)] for _ in range(24)]
-    as_it_was = played(values, random.Random(seed), drops=True, rebuilds=False)
-    assert played(values, random.Random(seed), drops=True, rebuilds=True) == as_it_was
+    known = {"drops": True, "failing": draw.sample(range(24), 4)}
+    as_it_was = played(values, random.Random(seed), rebuilds=False, **known)
+    assert played(values, random.Random(seed), rebuilds=True, **known) == as_it_was
 
 
 def test_a_screening_is_the_point_before_all_others() -> None:
@@ -262,10 +324,12 @@ def test_trials_that_are_screened_only_then_run_to_their_end() -> None:
         halving.begins(number)
         halving.screened(number, value)
         halving.rests(number)
-    assert halving.hopeless() == (0,)
-    halving.ends(0)
     assert halving.next_up(are_more=False) == 1
     assert halving.begins(1) is None
+    assert halving.hopeless() == ()
+    halving.reported(1, whole.epochs, 0.9)
+    halving.ends(1)
+    assert halving.hopeless() == (0,)
 
 
 def test_most_of_a_long_search_is_dropped_as_it_goes() -> None:

@@ -40,6 +40,18 @@ def test_winner_is_the_best_complete_trial() -> None:
     assert results(*reversed(rows)).winner == rows[1]
 
 
+def test_of_equally_accurate_trials_one_of_the_front_wins() -> None:
+    """The earlier of two is no answer where the later costs less."""
+    rows = [
+        trial(number, value=value, costs={"latency": latency})
+        for number, (value, latency) in enumerate([(0.7, 9.0), (0.7, 5.0), (0.6, 1.0), (0.7, 5.0)])
+    ]
+    both = results(*rows).model_copy(update={"objectives": ("accuracy", "latency")})
+    assert both.front == (rows[1], rows[2], rows[3])
+    assert both.winner == rows[1]
+    assert results(*rows).winner == rows[0]
+
+
 def test_without_validation_the_last_complete_trial_wins() -> None:
     assert results(trial(0), trial(1, "failed")).winner == trial(0)
     assert results().winner is None

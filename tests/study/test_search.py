@@ -23,6 +23,7 @@ from study.optuna_study import (
     unfinished,
 )
 from study.pieces import open_halving
+from study.schema import ConstraintsConfig
 from study.search import StudySearch
 from study.steps import Draw, GoOn
 
@@ -407,6 +408,34 @@ def test_a_trial_that_fails_between_its_points_waits_no_more(tmp_path: Path) -> 
     search.failed(job)
     assert halving.waiting() == ()
     assert [trial.state for trial in study.get_trials()] == [TrialState.FAIL]
+
+
+@pytest.mark.parametrize(
+    ("bound", "goes_on"), [({"parameters": 10.0}, True), ({"accuracy": 0.6}, True), ({}, False)]
+)
+def test_a_whole_trial_that_breaks_a_constraint_leaves_its_place_to_the_next(
+    tmp_path: Path, bound: dict[str, float], goes_on: bool
+) -> None:
+    """Now, and for the next driver."""
+    settings, study = halved(tmp_path / "s")
+    section = settings.study.model_copy(
+        update={"constraints": ConstraintsConfig.model_validate(bound)}
+    )
+    settings = settings.model_copy(update={"study": section})
+    halving = open_halving(settings, study)
+    assert halving is not None
+    steps = iter(["trial", "trial", GoOn(1), GoOn(1)])
+    search = StudySearch(settings, study, steps, halving=halving)
+    play(search, "a", [0.2])
+    play(search, "b", [0.3])
+    play(search, "c", [0.3, 0.4])
+    suggest(search, "d")
+    whole = {**result(3, 0.5), "metrics": [("student/parameters", 11.0)]}
+    search.on_trial_complete("d", whole)
+    again = open_halving(settings, open_study(settings), {1} if bound else ())
+    assert again is not None
+    for one in (halving, again):
+        assert one.next_up(are_more=False) == (0 if goes_on else None)
 
 
 def test_trials_of_baselines_train_in_one_piece(tmp_path: Path) -> None:

@@ -356,3 +356,12 @@ def test_each_path_can_be_searched_alone_with_the_method(path: str) -> None:
     assert any(path in sample for sample in samples)
     for sample in samples:
         assert rules.problems(config.trial(sample), 5) == []
+
+
+def test_a_choice_is_equal_to_a_number_of_another_kind_but_not_to_a_flag() -> None:
+    numbers, flags = range_of(choice=[1, 2.5]), range_of(choice=[True, False])
+    assert numbers.holds(1.0)
+    assert type(numbers.own(1.0)) is int
+    assert not numbers.holds(True)
+    assert not flags.holds(1)
+    assert flags.own(True) is True
