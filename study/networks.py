@@ -38,12 +38,20 @@ class _Kind:
 class Networks:
     """The networks of every kind of trial.
 
-    Where the data cannot be read, they are checked for pictures as there often are.
+    Where the data cannot be read, they are checked for pictures as there often are. `asked_most` is the data of the
+    trials that ask a cached teacher about most pictures.
     """
 
-    def __init__(self, config: StudyConfig, data: DataSummary | None, checks: Checks) -> None:
+    def __init__(
+        self,
+        config: StudyConfig,
+        data: DataSummary | None,
+        checks: Checks,
+        asked_most: DataSummary | None,
+    ) -> None:
         self._checks = checks
         self._data = data or _usual_data(config)
+        self._asked_most = asked_most or self._data
         self._students: dict[str, NetworkSummary | None] = {}
         self.parameters: dict[str, int] = {}
         """Of the student of every kind of trial as it is used, by what search gives it."""
@@ -92,7 +100,8 @@ class Networks:
             reads = ("student", "teacher.model", "teacher.cuts", "distill.method")
             self._checks.of(reads, lambda: tasks.check_features(trial, data), kind.placed)
             reads = ("data", "teacher", "student.cuts", "distill.method", "train.precision")
-            self._checks.of(reads, lambda: tasks.check_teacher_cache(trial, data), kind.placed)
+            asked = self._asked_most
+            self._checks.of(reads, lambda: tasks.check_teacher_cache(trial, asked), kind.placed)
         traits = METHODS[trial.distill.method]
         if self.teacher is None and traits.features == "maps":
             return

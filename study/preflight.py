@@ -75,7 +75,7 @@ def preflight_draft(draft: Draft, capacity: Capacity) -> StudyPlan:
         fewer = checks.of(("data", "study.screening"), lambda: tasks.inspect_data(screened))
         checks.add(_too_few_pictures(screened, fewer))
         checks.add(_no_whole_update(screened, fewer, draft.unknown))
-    networks = Networks(config, data, checks)
+    networks = Networks(config, data, checks, _asked_most(config, data, checks))
     checks.add(cross_problems(config, networks.blocks_of, draft.unknown))
     checks.add(missing_package(config.study))
     checks.add(_too_many_parameters(config, networks.parameters, draft.unknown))
@@ -97,6 +97,20 @@ def stages_by_decomposition(plan_: StudyPlan) -> dict[str, tuple[plan.Stage, ...
         name = trial.distill.decomposition if has_stages else None
         result[name or trial.distill.method] = plan.stages(trial, blocks)
     return result
+
+
+def _asked_most(
+    config: StudyConfig, data: DataSummary | None, checks: Checks
+) -> DataSummary | None:
+    """The data of the trials that ask a cached teacher about most pictures: replicates hold none out."""
+    is_cached = config.teacher is not None and config.teacher.cache
+    if not is_cached or config.study.replicates is None:
+        return data
+    whole = config.data.model_copy(update={"val_fraction": 0.0})
+    return checks.of(
+        ("data", "study.replicates"),
+        lambda: tasks.inspect_data(config.model_copy(update={"data": whole})),
+    )
 
 
 def _too_few_pictures(config: StudyConfig, data: DataSummary | None) -> list[Problem]:

@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import accumulate
 from typing import Literal
 
@@ -198,8 +199,8 @@ def _split(epochs: int, n: int, ratio: float) -> tuple[int, ...]:
     Each has one, and of the others stage i has the floor of its share rⁱ/(1 + r + … + rⁿ), the last the rest: with
     r = 1 ⌊e/(n + 1)⌋ each and what is left over to the last.
     """
-    shares = [ratio ** (i - n if ratio > 1 else i) for i in range(n + 1)]  # none above 1
-    spans = [1 + int((epochs - n - 1) * share / sum(shares)) for share in shares[:-1]]
+    shares = [Fraction(ratio) ** i for i in range(n + 1)]  # of real ones a floor may be one too few
+    spans = [1 + math.floor((epochs - n - 1) * share / sum(shares)) for share in shares[:-1]]
     return (*spans, epochs - sum(spans))
 
 

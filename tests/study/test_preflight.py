@@ -515,6 +515,15 @@ def test_what_a_cached_teacher_says_must_fit_into_the_budget() -> None:
     plan_of(*features[1:])
 
 
+def test_replicates_ask_a_cached_teacher_about_the_pictures_that_trials_hold_out() -> None:
+    features = "distill={method: stablekd, lam: 1, decomposition: 5/2}"
+    cached = ("teacher.cache=true", "data.cache_budget_gib=0.0025", features)
+    searched = (*cached, "search.optim.lr={uniform: [0.1, 1]}")
+    plan_of(*searched)
+    (line,) = wrong(*searched, "study.replicates={finalists: 1, seeds: 2}")
+    assert "needs at least 0.00262 GiB for logits and features of 1,438 pictures" in line
+
+
 def test_with_a_cached_teacher_the_search_has_methods_that_ask_for_the_same() -> None:
     methods = "search.distill.method={choice: [kd, none, sobolev]}"
     lines = wrong("teacher.cache=true", "distill.lam=1", methods)

@@ -113,6 +113,35 @@ def test_a_damaged_checkpoint_is_replaced(
     assert snapshot.shared["at"] == -20
 
 
+def test_a_checkpoint_that_a_node_lost_part_of_comes_back(
+    student: BlockNetwork, bucket: Bucket, tmp_path: Path
+) -> None:
+    """Its manifest is whole, as when the power fails before the rest is on the disk."""
+    one = Node(tmp_path / "one", bucket)
+    one.save(student, 10)
+    whole = one.files()
+    file = one.folder / CHECKPOINTS / "000000010" / BEST
+    file.unlink()  # which may be linked to the best student beside
+    file.write_bytes(b"cut")
+    one.mirror.fetch()
+    assert one.files() == whole
+
+
+def test_statistics_are_kept_before_the_checkpoint_that_they_belong_to(
+    student: BlockNetwork, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node that dies between the two leaves too many of them, which are written anew, and not too few."""
+    one = Node(tmp_path / "one", bucket)
+    put, order = Bucket.put, list[str]()
+    monkeypatch.setattr(
+        Bucket, "put", lambda self, name, what: (order.append(name), put(self, name, what))[1]
+    )
+    (one.folder / STATISTICS).write_bytes(b"of this epoch")
+    one.save(student, 10)
+    assert order[0] == STATISTICS
+    assert order[-1].endswith(MANIFEST)
+
+
 def test_a_trial_goes_on_on_another_node_as_if_nothing_had_been(
     make_config: MakeConfig, tmp_path: Path
 ) -> None:

@@ -196,6 +196,21 @@ def test_a_ratio_makes_each_stage_so_much_longer(ratio: float | None, expected: 
     assert [stage.epochs for stage in stages(config, 5)] == expected
 
 
+@pytest.mark.parametrize(
+    ("decomposition", "epochs", "ratio", "expected"),
+    [("5/1", 9, 6.0, [2, 7]), ("5/2", 68, 3.0, [6, 16, 46])],
+)
+def test_a_share_of_whole_epochs_is_not_rounded_down(
+    decomposition: str, epochs: int, ratio: float, expected: list[int]
+) -> None:
+    """7/7 and 65·(1, 3)/13, which are a little less in real numbers."""
+    config = stablekd(decomposition, epochs)
+    config = config.model_copy(
+        update={"distill": config.distill.model_copy(update={"stage_split": ratio})}
+    )
+    assert [stage.epochs for stage in stages(config, 5)] == expected
+
+
 @given(st.integers(0, 4), st.integers(1, 300), st.floats(1e-3, 1e3))
 def test_any_ratio_gives_every_stage_an_epoch(n: int, epochs: int, ratio: float) -> None:
     config = stablekd(f"9/{n}", epochs)

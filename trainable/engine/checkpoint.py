@@ -120,7 +120,7 @@ class CheckpointFolder:
             raise input_error(
                 CheckpointError,
                 str(self._checkpoints),
-                f"must hold a checkpoint that is whole ({_damage(self._newest_first()[0])})",
+                f"must hold a checkpoint that is whole ({damage_of(self._newest_first()[0])})",
                 "restore one, or delete the trial's folder to start it again",
             )
         if update == _NONE:
@@ -141,7 +141,7 @@ class CheckpointFolder:
             shutil.rmtree(leftover)
         found = self._newest_first()
         for path in found:
-            damage = _damage(path)
+            damage = damage_of(path)
             if damage is None:
                 return int(path.name)
             _log.warning("%s: %s; trying the checkpoint before it", path, damage)
@@ -239,7 +239,7 @@ def _checksums(checkpoint: Path) -> dict[str, str]:
     return json.loads((checkpoint / MANIFEST).read_text())
 
 
-def _damage(checkpoint: Path) -> str | None:
+def damage_of(checkpoint: Path) -> str | None:
     """What is wrong with the files of a checkpoint."""
     try:
         sums = _checksums(checkpoint)

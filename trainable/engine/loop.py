@@ -223,7 +223,9 @@ class Trial:
         }
         if device.type == "cuda":
             peak = ranks.max_number_over_ranks(torch.cuda.max_memory_reserved(device), device)
-            metrics[records.TRAIN_PEAK_MEMORY] = peak / 2**30
+            # Of a trial that went on in another process, the most of both.
+            told = before.get(records.TRAIN_PEAK_MEMORY, 0.0)
+            metrics[records.TRAIN_PEAK_MEMORY] = max(told, peak / 2**30)
         return metrics
 
     def _enter_stage(self, epoch: int) -> Stage:

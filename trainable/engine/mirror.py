@@ -14,7 +14,7 @@ from pathlib import Path
 
 from trainable import ranks
 from trainable.bucket import Bucket
-from trainable.engine.checkpoint import BEST, CHECKPOINTS, MANIFEST
+from trainable.engine.checkpoint import BEST, CHECKPOINTS, MANIFEST, damage_of
 from trainable.records import NOTES, STATISTICS
 
 
@@ -40,7 +40,7 @@ class Mirror:
         there = bucket.names(CHECKPOINTS)
         whole = {Path(name).parent.name for name in there if name.endswith(f"/{MANIFEST}")}
         for path in checkpoints.glob("*"):
-            if path.name not in whole or not self._is_the_same(path):
+            if path.name not in whole or not self._is_the_same(path) or damage_of(path):
                 shutil.rmtree(path)
         for number in sorted(whole):
             if not (checkpoints / number).exists():
@@ -54,18 +54,22 @@ class Mirror:
             bucket.fetch(NOTES, self._folder / NOTES)
 
     def keep(self) -> None:
-        """Bring the bucket to what the folder has; when this returns, another node can go on from it."""
+        """Bring the bucket to what the folder has; when this returns, another node can go on from it.
+
+        Statistics come before the checkpoint that they belong to: of epochs that are trained again they are written
+        anew, and of others not.
+        """
         bucket, checkpoints = self._bucket, self._folder / CHECKPOINTS
         there = bucket.names(CHECKPOINTS)
         here = sorted(path for path in checkpoints.glob("[0-9]*") if path.is_dir())
+        for name in (STATISTICS, NOTES):
+            if (self._folder / name).exists():
+                bucket.put(name, self._folder / name)
         for checkpoint in here:
             if not self._is_the_same(checkpoint):
                 self._keep_checkpoint(checkpoint)
         if here and (here[-1] / BEST).exists():
             bucket.copy(f"{CHECKPOINTS}/{here[-1].name}/{BEST}", BEST)
-        for name in (STATISTICS, NOTES):
-            if (self._folder / name).exists():
-                bucket.put(name, self._folder / name)
         kept = {path.name for path in here}
         # The manifest first: without it what is left of a checkpoint is none.
         for name in sorted(there, key=lambda name: not name.endswith(MANIFEST)):

@@ -210,6 +210,18 @@ class TestCheck:
         with pytest.raises(DataError, match=r"\(train\): every class .* got without any: cow"):
             open_dataset(config, cache)
 
+    def test_a_class_that_is_taken_away_leaves_no_labels_behind(
+        self, image_folder: Make, cache: Path
+    ) -> None:
+        """An empty one, between others that have pictures: the labels of those after it were other ones."""
+        config = image_folder()
+        empty = Path(config.root or "") / "train" / "azure"  # between ant and bee
+        empty.mkdir()
+        with pytest.raises(DataError, match="got without any: azure"):
+            check_data(config, cache)
+        empty.rmdir()
+        assert set(open_dataset(config, cache).train.labels.tolist()) == {0, 1}
+
     def test_a_class_of_one_picture_cannot_be_validated(self, image_folder, cache: Path) -> None:
         config = image_folder()
         for number in (1, 2, 3):

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from trainable.config import DataConfig
-from trainable.data.content import content_key
+from trainable.data.content import combine, content_key
 from trainable.data.faults import data_error
 from trainable.data.sources.base import Labels, Picture, SplitName, corrupt, decode, require_root
 
@@ -104,7 +104,8 @@ class ImageFolderSource:
         """Content key of the split's files and their paths, classes in label order."""
         folder = self._folder(name)
         files = [folder / file for file in itertools.chain.from_iterable(self._pictures(name))]
-        return content_key(folder, files, self._cache)
+        # What was decoded keeps labels, which depend on all classes, also those without a file here.
+        return combine(content_key(folder, files, self._cache), *self.classes)
 
     def _pictures(self, name: SplitName) -> list[list[str]]:
         """Each class's pictures, relative to the split's folder; listed once, as it takes a while."""
