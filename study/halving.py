@@ -19,7 +19,7 @@ A state that can be rebuilt from what the trials reported: nothing of it is kept
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from trainable.config import TrialConfig
@@ -171,21 +171,24 @@ class Halving:
         """The trials that wait at one of their points."""
         return tuple(number for number, trial in self._trials.items() if trial.waits)
 
-    def next_up(self, *, are_more: bool) -> int | None:
-        """The trial that is to go on now, those that are farthest first; None if none is.
+    def next_up(
+        self, *, are_more: bool, fits: Callable[[int], bool] = lambda _: True
+    ) -> int | None:
+        """The trial that is to go on now, of those that are farthest and one that `fits`; None if none is.
 
         Where no trial runs and there are no more to draw, the best that still wait go on, until a trial of
         every kind has run to its end, and enough of them are usable.
         """
         for point, ranked in self._all_ranked():
             for number in ranked[: self._share_of(len(ranked), point)]:
-                if self._waits_at(number, point):
+                if self._waits_at(number, point) and fits(number):
                     return number
         if are_more or any(trial.runs for trial in self._trials.values()):
             return None
         waiting, kinds = self.waiting(), self._kinds_with_a_whole_trial()
         of_other_kinds = [n for n in waiting if self._trials[n].course.kind not in kinds]
-        candidates = of_other_kinds or (() if self._has_finalists() else waiting)
+        waiting = () if self._has_finalists() else waiting
+        candidates = [n for n in of_other_kinds if fits(n)] or [n for n in waiting if fits(n)]
         return min(candidates, key=self._rank, default=None)
 
     def hopeless(self) -> tuple[int, ...]:

@@ -83,8 +83,10 @@ class Searching:
         wants_more = self._begun < self._config.study.trials
         may_draw = wants_more and self._has_room([*ended, *self._waiting()], running)
         if self._halving is not None:
-            number = self._halving.next_up(are_more=may_draw)
-            if number is not None and self._may_go_on(number, ended, running):
+            number = self._halving.next_up(
+                are_more=may_draw, fits=lambda number: self._may_go_on(number, ended, running)
+            )
+            if number is not None:
                 return GoOn(number)
         if may_draw:
             self._begun += 1

@@ -170,6 +170,22 @@ def test_there_are_as_many_finalists_as_are_wanted_and_no_more() -> None:
         assert set(whole) == set(sorted(range(4), key=lambda n: -race.values[n])[: len(whole)])
 
 
+def test_another_goes_on_where_the_first_does_not_fit() -> None:
+    """Into what is left of a budget of epochs, which those that have come far need less of."""
+    other = Course("other", POINTS, EPOCHS)
+    race = Race([0.5, 0.6, 0.7, 0.8, 0.1], planned=9, finalists=2)
+    for course in (ALIKE, ALIKE, ALIKE, ALIKE, other):
+        race.begin(course)
+    assert race.halving.next_up(are_more=True) == 3
+    assert race.halving.next_up(are_more=True, fits=lambda number: number != 3) == 2
+    assert race.halving.next_up(are_more=True, fits=lambda _: False) is None
+    while race.run(3) < EPOCHS:
+        pass
+    assert race.halving.next_up(are_more=False) == 2
+    unlike = [number for number in range(5) if number not in (2, 4)]
+    assert race.halving.next_up(are_more=False, fits=lambda number: number in unlike) == 1
+
+
 def test_what_is_not_usable_is_no_finalist() -> None:
     """Those that failed, or broke a constraint: the next goes on in their place."""
     race = Race([0.9, 0.8, 0.7, 0.6], finalists=2)
