@@ -132,7 +132,7 @@ def test_each_baseline_has_an_optuna_study_of_its_own(answered: Any) -> None:
     names = {found.study_name for found in optuna.get_all_study_summaries(study._storage)}
     assert names == {"tiny", "tiny/none", "tiny/kd"}
     for name, count in BASELINES.items():
-        own = optuna.load_study(study_name=f"tiny.{name}", storage=study._storage)
+        own = optuna.load_study(study_name=f"tiny/{name}", storage=study._storage)
         rows = answered.results.of("baseline", name)
         assert [trial.value for trial in own.trials] == [row.value for row in rows]
         assert len(rows) == count

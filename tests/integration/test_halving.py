@@ -144,9 +144,8 @@ def test_a_screened_study_trains_the_better_half_from_the_beginning(
     ends = [(row.state, row.epochs) for row in calm.results.of("trial")]
     assert set(ends) == {("complete", 4), ("pruned", 0)}
     assert len(ends) == 5
-    assert (
-        1 <= ends.count(("complete", 4)) <= 3
-    )  # who was of the better half when it came may not be later
+    # Who was of the better half when it came may not be later.
+    assert 1 <= ends.count(("complete", 4)) <= 3
     best = max(screenings, key=lambda row: row.value)
     assert calm.results.row("trial", best.number).state == "complete"
     for row in (*screenings, *calm.results.of("trial")):

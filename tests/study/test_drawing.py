@@ -266,7 +266,7 @@ def test_a_warm_study_knows_the_complete_trials_that_it_could_draw(made_up: Path
 
 
 def test_a_whole_number_among_choices_stands_for_a_real_one(made_up: Path) -> None:
-    """A trial's temperature is 4.0, and the search's 4."""
+    """A trial's temperature is a real number, and this search's choices are whole ones."""
     said: list[str] = []
     whole = int(parse_config({**TREE, "storage": {"path": "/s"}}).distill.temperature)
     search = NARROW | {"distill.temperature": {"choice": [whole, whole + 1]}}
