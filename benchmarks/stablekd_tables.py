@@ -3,6 +3,7 @@
     python benchmarks/stablekd_tables.py --list          what each cell is in the paper and here, and what is missing
     python benchmarks/stablekd_tables.py --table 5 --epochs 20 --data /path/to/cifar100 --parallel 4
     python benchmarks/stablekd_tables.py --table 5 --epochs 20 --data … --teacher r34.safetensors
+    python benchmarks/stablekd_tables.py --cells 2-kd-0-2-300 4-kd---mse-60 --data …         some, as the list calls them
     python benchmarks/stablekd_tables.py --table 1 --student swin_t --data /path/to/imagenet --teacher swin_s.pth
 
 Every cell of `stablekd_cells` is trained once for each seed on the whole training split (`data.val_fraction: 0`); its
@@ -142,6 +143,7 @@ def chosen(options: argparse.Namespace) -> list[Cell]:
         and options.student in (None, cell.pair[1])
         and options.epochs in (None, cell.epochs)
         and (not options.schemes or cell.scheme in options.schemes)
+        and (not options.cells or cell.name in options.cells)
     ]
 
 
@@ -154,6 +156,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--student", choices=sorted({cell.pair[1] for cell in CELLS}))
     made.add_argument("--epochs", type=int)
     made.add_argument("--schemes", nargs="*", help="e.g. KD StableKD-5/2")
+    made.add_argument("--cells", nargs="*", help="by the names that --list gives them")
     made.add_argument("--seeds", type=int, nargs="*", default=SEEDS, choices=SEEDS)
     made.add_argument("--data", type=Path)
     made.add_argument("--teacher", type=Path)
@@ -182,6 +185,8 @@ def main() -> None:
     """Train what is missing."""
     command = parser()
     options = command.parse_args()
+    if unknown := sorted(set(options.cells or ()) - {cell.name for cell in CELLS}):
+        command.error(f"--cells must be names that --list gives, got {' '.join(unknown)}")
     cells = chosen(options)
     if options.list:
         print("\n".join(listing(cells, kept_records(RESULTS))))
@@ -190,7 +195,7 @@ def main() -> None:
     if len(pairs) != 1:
         found = "; ".join(" ".join(pair) for pair in pairs) or "no cell at all"
         command.error(
-            f"--table, --student and --schemes must leave one data set and student, got {found}"
+            f"--table, --student, --schemes and --cells must leave one data set and student, got {found}"
         )
     if options.data is None:
         command.error(f"--data must name the folder of {pairs[0][0]}")

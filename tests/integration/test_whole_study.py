@@ -313,7 +313,8 @@ def test_second_study_finds_the_teacher_and_stops_when_its_time_is_up(
         with contextlib.suppress(StopIteration):
             next(r for r in spy.ended if r.role == "trial" and r.state == "complete")
             if row.role == "trial":
-                assert stops[-1]._deadline > 0
+                # Not of an attribute that is no more; several epochs may come in before Tune asks.
+                assert stops[-1]._deadline is not None
                 stops[-1]._deadline = 0.0
 
     def no_report(*arguments: Any) -> Path:
