@@ -3,7 +3,7 @@
     python benchmarks/stablekd_tables.py --list          what each cell is in the paper and here, and what is missing
     python benchmarks/stablekd_tables.py --table 5 --epochs 20 --data /path/to/cifar100 --parallel 4
     python benchmarks/stablekd_tables.py --table 5 --epochs 20 --data … --teacher r34.safetensors
-    python benchmarks/stablekd_tables.py --cells 2-kd-0-2-300 4-kd---mse-60 --data …         some, as the list calls them
+    python benchmarks/stablekd_tables.py --cells 2-kd-0-2-300 4-kd---mse-60 --data … some, as the list calls them
     python benchmarks/stablekd_tables.py --table 1 --student swin_t --data /path/to/imagenet --teacher swin_s.pth
 
 Every cell of `stablekd_cells` is trained once for each seed on the whole training split (`data.val_fraction: 0`); its

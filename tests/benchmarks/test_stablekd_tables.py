@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+Script = Callable[[str], Any]
+
+
+def test_cells_are_chosen_by_the_names_that_the_list_gives_them(script: Script) -> None:
+    tables = script("stablekd_tables")
+    listed = script("stablekd_listing").listing(tables.CELLS, {})
+    names = [line.split()[0] for line in listed if line.endswith("not run")]
+    assert len(names) == len(set(names)) == len(tables.CELLS)
+    for wanted in (["2-kd-0-2-300", "4-kd---mse-60"], ["searched-stablekd-3-1-20"]):
+        options = tables.parser().parse_args(["--cells", *wanted])
+        assert [cell.name for cell in tables.chosen(options)] == wanted
+    assert tables.chosen(tables.parser().parse_args([])) == list(tables.CELLS)
+
+
+def test_a_name_that_no_cell_has_is_said(
+    script: Script, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tables = script("stablekd_tables")
+    monkeypatch.setattr(sys, "argv", ["stablekd_tables.py", "--cells", "5-kd-20", "5-kd-21"])
+    with pytest.raises(SystemExit) as ended:
+        tables.main()
+    assert ended.value.code == 2
+    assert "--cells must be names that --list gives, got 5-kd-21\n" in capsys.readouterr().err
