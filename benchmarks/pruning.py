@@ -41,7 +41,15 @@ from study.halving import Course, Halving, course_of
 from trainable.config import TrialConfig
 
 RESULTS = Path(__file__).parent / "results"
-CURVES = tuple(RESULTS / f"learning-curves{part}-nvidia-h200.parquet" for part in ("", "-holdout"))
+CURVES = tuple(
+    RESULTS / f"learning-curves{part}.parquet"
+    for part in (
+        "-nvidia-h200",
+        "-holdout-nvidia-h200",
+        "-holdout2-nvidia-h100-80gb-hbm3",
+        "-holdout3-nvidia-h100-80gb-hbm3",
+    )
+)
 GRACE, FACTORS = (1, 2, 3, 4, 5), (2, 3, 4)
 """ASHA's settings."""
 BOOTSTRAPS = 10_000

@@ -2,7 +2,8 @@
 
 A trial trains in pieces. At three points of its epochs it ends its piece and waits, its checkpoint kept, and
 goes on from there once it is among the best half of those that have come as far: promotions as in asynchronous
-successive halving (Li et al. 2020, algorithm 2), where no trial is judged by the few that came first.
+successive halving (Li et al. 2020, algorithm 2), where no trial is judged by the few that came first. Half of an odd
+number is rounded down as long as others may come, and up when all have: of the three that are left of a kind two go on.
 
 What differs is where trials wait, and by what and with whom they are compared. A point is moved away from the peak of
 the learning rate of the stage that it lies in, where accuracy tells least of what a trial will come to. Trials are
@@ -25,7 +26,7 @@ from dataclasses import dataclass, field
 from trainable.config import TrialConfig
 from trainable.plan import Decomposition, cycles, decomposition_of, warmup_share
 
-SHARES = (0.15, 0.25, 0.5)
+SHARES = (0.1, 0.25, 0.4)
 """Of a trial's epochs, after which it waits."""
 AROUND_PEAK = 0.1
 """Share of a stage's epochs before and after the peak of its learning rate, in which no trial is judged."""
@@ -179,8 +180,9 @@ class Halving:
         Where no trial runs and there are no more to draw, the best that still wait go on, until a trial of
         every kind has run to its end, and enough of them are usable.
         """
+        rounded = math.floor if are_more or self._some_are_to_come() else math.ceil
         for point, ranked in self._all_ranked():
-            for number in ranked[: self._share_of(len(ranked), point)]:
+            for number in ranked[: self._share_of(len(ranked), point, rounded)]:
                 if self._waits_at(number, point) and fits(number):
                     return number
         if are_more or any(trial.runs for trial in self._trials.values()):
@@ -205,7 +207,7 @@ class Halving:
                 trial.course.kind == kind and len(trial.bests) <= point and not trial.is_over
                 for trial in self._trials.values()
             )
-            most = self._share_of(len(ranked) + may_come, point)
+            most = self._share_of(len(ranked) + may_come, point, math.ceil)
             found += [number for number in ranked[most:] if self._waits_at(number, point)]
         return tuple(found)
 
@@ -230,9 +232,13 @@ class Halving:
         point = len(self._trials[number].bests) - 1
         return -point, *self._place(number, point)
 
-    def _share_of(self, count: int, point: int) -> int:
-        """How many of so many go on from a point."""
-        return math.floor(count * self._kept[point] + 1e-9)
+    def _some_are_to_come(self) -> bool:
+        """Whether a trial that was drawn has yet to come to its first point."""
+        return any(not trial.bests and not trial.is_over for trial in self._trials.values())
+
+    def _share_of(self, count: int, point: int, rounded: Callable[[float], int]) -> int:
+        """How many of so many go on from a point; to nine digits, since 0.3 of ten is 3."""
+        return rounded(round(count * self._kept[point], 9))
 
     def _place(self, number: int, point: int) -> tuple[float, int]:
         return -self._trials[number].bests[point], number

@@ -51,12 +51,12 @@ def test_the_best_from_the_start_is_found_for_less(
 
 
 def test_halving_spends_what_its_points_say(script: Script, trials: list[Any]) -> None:
-    """Best first: 3 epochs each, one more of the first half, and so on."""
+    """Best first: 2 epochs each, two more of the first half, and so on; of the last three two are whole."""
     pruning = script("pruning")
     best_first = trials[::-1]
     cost, _ = pruning.replay(best_first, pruning.pruners(EPOCHS)["halving"](best_first), 1)
-    assert best_first[0].course.points == (3, 4, 10)
-    assert cost == pytest.approx((12 * 3 + 6 * 1 + 3 * 6 + 1 * 10) / (12 * EPOCHS))
+    assert best_first[0].course.points == (2, 4, 8)
+    assert cost == pytest.approx((12 * 2 + 6 * 2 + 3 * 4 + 2 * 12) / (12 * EPOCHS))
 
 
 def test_a_trial_that_a_pruner_misses_is_its_regret(script: Script, trials: list[Any]) -> None:

@@ -33,16 +33,16 @@ def config(epochs: int = EPOCHS, decomposition: str | None = None, **changes: An
 @pytest.mark.parametrize(
     ("trial", "points"),
     [
-        (config(decomposition="5/3"), (3, 5, 10)),  # stages of 5 epochs: peaks at 1.5, 6.5, 11.5
-        (config(decomposition="5/2"), (3, 5, 10)),  # of 6: 1.8, 7.8, 13.8
-        (config(decomposition="5/1"), (4, 5, 10)),  # of 10: 3, and 3 ± 1 are around it
-        (config(decomposition="1/0"), (3, 4, 10)),  # of 20: 6, and 6 ± 2 are around it
-        (config(), (3, 4, 10)),  # OneCycle over all epochs
-        (config(optim={"schedule": "cosine"}), (3, 5, 10)),  # 1, and ± 2
-        (config(optim={"schedule": "multistep", "milestones": [10]}), (3, 5, 10)),  # 0
-        (config(optim={"warmup_fraction": 0.5}), (3, 5, 12)),  # 10, and 8 is as near as 12
-        (config(60, "5/2"), (9, 15, 30)),  # of 20: 6, 26, 46, and ± 2
-        (config(7), (3, 3, 4)),  # 2.1: 2 is around it, and so twice 3
+        (config(decomposition="5/3"), (2, 5, 8)),  # stages of 5 epochs: peaks at 1.5, 6.5, 11.5
+        (config(decomposition="5/2"), (3, 5, 9)),  # of 6: 1.8 and 7.8, and from 1 to 3 and from 7 to 9 is around them
+        (config(decomposition="5/1"), (2, 5, 8)),  # of 10: 3, and ± 1
+        (config(decomposition="1/0"), (2, 4, 8)),  # of 20: 6, and from 4 to 8 is around it
+        (config(), (2, 4, 8)),  # OneCycle over all epochs
+        (config(optim={"schedule": "cosine"}), (3, 5, 8)),  # 1, and ± 2
+        (config(optim={"schedule": "multistep", "milestones": [10]}), (2, 5, 8)),  # 0
+        (config(optim={"warmup_fraction": 0.5}), (2, 5, 8)),  # 10, and ± 2
+        (config(60, "5/2"), (8, 15, 24)),  # of 20: 6, 26, 46, and ± 2
+        (config(7), (1, 3, 3)),  # 2.1: 2 is around it, and 3 is as near as 1
         (config(2), (1, 1, 1)),
         (config(1), ()),
     ],
@@ -105,6 +105,22 @@ def test_the_best_half_of_those_that_came_as_far_goes_on() -> None:
     assert race.halving.next_up(are_more=True) == 1  # the farthest first
     assert race.run(1) == 10
     assert set(race.halving.waiting()) == {0, 1, 2, 3}
+
+
+def test_half_of_three_is_two_when_all_have_come() -> None:
+    race = Race([0.1, 0.5, 0.4], planned=3)
+    for _ in range(2):
+        race.begin()
+    last = race.draw()
+    race.halving.begins(last)
+    assert race.halving.next_up(are_more=False) == 1  # half of the two that have come
+    assert race.run(1) == 5
+    assert race.halving.next_up(are_more=False) is None
+    race.run(last)
+    order = []
+    while (number := race.halving.next_up(are_more=False)) is not None:
+        order.append((number, race.run(number)))
+    assert order == [(1, 10), (1, 20), (2, 5)]
 
 
 def test_trials_are_compared_with_their_kind_only() -> None:
