@@ -34,7 +34,10 @@ def config(epochs: int = EPOCHS, decomposition: str | None = None, **changes: An
     ("trial", "points"),
     [
         (config(decomposition="5/3"), (2, 5, 8)),  # stages of 5 epochs: peaks at 1.5, 6.5, 11.5
-        (config(decomposition="5/2"), (3, 5, 9)),  # of 6: 1.8 and 7.8, and from 1 to 3 and from 7 to 9 is around them
+        (
+            config(decomposition="5/2"),
+            (3, 5, 9),
+        ),  # of 6: 1.8 and 7.8, and from 1 to 3 and from 7 to 9 is around them
         (config(decomposition="5/1"), (2, 5, 8)),  # of 10: 3, and ± 1
         (config(decomposition="1/0"), (2, 4, 8)),  # of 20: 6, and from 4 to 8 is around it
         (config(), (2, 4, 8)),  # OneCycle over all epochs

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -17,6 +19,7 @@ from trainable.config import TrialConfig
 from trainable.engine.checkpoint import BEST
 from trainable.engine.loop import TrialTask, run
 from trainable.methods import METHODS
+from trainable.records import VAL_LOSS, EpochRecord
 from trainable.rules import problems
 from trainable.rules.reading import READINGS, is_read, with_value, without_unused
 
@@ -73,6 +76,11 @@ CASES: dict[str, tuple[tuple[Any, Any], list[dict[str, Any]], list[dict[str, Any
         [{"distill.method": "dkd", "distill.alpha": None}],
         [{}],
     ),
+    "distill.hard": (
+        (True, False),
+        [{"distill.method": "deit", "student.model": "vit_t8", "optim.lr": 1e-3}],
+        [{}],
+    ),
     "distill.nontarget_weight": (
         (1.0, 8.0),
         [{"distill.method": "dkd", "distill.alpha": None}],
@@ -80,6 +88,11 @@ CASES: dict[str, tuple[tuple[Any, Any], list[dict[str, Any]], list[dict[str, Any
     ),
     "student.head.margin": (
         (0.1, 0.4),
+        [MARGIN, MARGIN | stablekd("2/1")],
+        [MARGIN | stablekd("5/2")],
+    ),
+    "student.head.scale": (
+        (5.0, 30.0),
         [MARGIN, MARGIN | stablekd("2/1")],
         [MARGIN | stablekd("5/2")],
     ),
@@ -107,6 +120,7 @@ CASES: dict[str, tuple[tuple[Any, Any], list[dict[str, Any]], list[dict[str, Any
     "train.loss_scale.initial": ((1024.0, 2.0**20), [], [{}]),
     "train.loss_scale.growth_interval": ((1, 2000), [], [{}]),
     "train.loss_scale.floor": ((0.5, 2.0), [], [{}]),
+    "train.batchnorm.sync": ((True, False), [], [{}]),
     "train.batchnorm.momentum": ((0.1, 0.5), [{}], []),
     "train.batchnorm.eps": ((1e-5, 1e-2), [{}], []),
     "train.batchnorm.freeze_after": ((1, 3), [{}], []),
@@ -140,7 +154,7 @@ def trained(trial: TrialConfig, folder: Path) -> dict[str, Tensor]:
     if METHODS[trial.distill.method].teacher:
         weights = untrained_teacher(trial, folder)
     run(TrialTask(trial, folder, weights), lambda _: None, CPU)
-    return {k: v for k, v in load_file(folder / BEST).items() if not k.startswith("fc.")}
+    return {k: v for k, v in load_file(folder / BEST).items() if not k.startswith(("fc.", "head."))}
 
 
 def both(path: str, settings: dict[str, Any], folder: Path) -> list[dict[str, Tensor]]:
@@ -167,6 +181,45 @@ def test_what_is_not_read_leaves_all_but_the_head_as_it_is(
     assert not is_read(config(settings), path)
     one, other = both(path, settings, tmp_path)
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+def _rank(rank: int, folder: str, trial: TrialConfig) -> None:
+    torch.set_num_threads(1)
+    store = f"file://{folder}.store"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+    run(TrialTask(trial, Path(folder), None), lambda _: None, CPU)
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_statistics_over_all_workers_train_another_student(tmp_path: Path) -> None:
+    students = []
+    for sync in (True, False):
+        trial = config(NONE | {"train.workers": 2, "train.batchnorm.sync": sync})
+        assert is_read(trial, "train.batchnorm.sync")
+        folder = tmp_path / str(sync)
+        folder.mkdir()
+        mp.spawn(_rank, (str(folder), trial), nprocs=2)
+        students.append(load_file(folder / BEST))
+    one, other = students
+    assert not torch.equal(one["conv1.weight"], other["conv1.weight"])
+
+
+@pytest.mark.slow
+def test_when_statistics_are_measured_changes_what_is_seen_of_a_student(tmp_path: Path) -> None:
+    """And so which of its epochs is kept; the last has them measured in either case."""
+    seen = []
+    for at in ("epoch", "stage"):
+        changes = {"data.val_fraction": 0.5, "train.batchnorm.recalibrate": 2}
+        trial = config(NONE | changes | {"train.batchnorm.recalibrate_at": at})
+        assert is_read(trial, "train.batchnorm.recalibrate_at")
+        found = list[EpochRecord]()
+        (tmp_path / at).mkdir()
+        run(TrialTask(trial, tmp_path / at, None), found.append, CPU)
+        seen.append([record.metrics[VAL_LOSS] for record in found])
+    one, other = seen
+    assert one[0] != other[0]
+    assert one[-1] == other[-1]
 
 
 def test_the_table_names_keys_of_the_config_alone() -> None:

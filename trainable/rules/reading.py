@@ -120,6 +120,10 @@ def _has_batchnorm(config: TrialConfig) -> bool:
     return config.train.batchnorm.group_norm is None
 
 
+def _has_other_workers(config: TrialConfig) -> bool:
+    return config.train.workers > 1
+
+
 def _recalibrates(config: TrialConfig) -> bool:
     return _has_batchnorm(config) and config.train.batchnorm.recalibrate > 0
 
@@ -213,9 +217,15 @@ READINGS: Mapping[str, Reading] = MappingProxyType(
         "train.loss_scale.initial": _FP16,
         "train.loss_scale.growth_interval": _FP16,
         "train.loss_scale.floor": _FP16,
+        "train.batchnorm.sync": Reading(
+            f"{_GROUP_NORM} is not set, and train.workers is above 1",
+            (_GROUP_NORM, "train.workers"),
+            _has_batchnorm,
+            _has_other_workers,
+        ),
         **{
             f"train.batchnorm.{key}": _BATCHNORM
-            for key in ("sync", "momentum", "eps", "freeze_after", "recalibrate")
+            for key in ("momentum", "eps", "freeze_after", "recalibrate")
         },
         "train.batchnorm.recalibrate_at": Reading(
             "train.batchnorm.recalibrate is above 0",
