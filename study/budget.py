@@ -8,10 +8,16 @@ from study.results import StudyResults
 from study.schema import StudyConfig
 
 
+def longest(config: StudyConfig) -> int:
+    """The most epochs that a trial of the search has of its own."""
+    searched, own = config.search.get("train.epochs"), config.train.epochs
+    given = (own,) if searched is None else searched.candidates
+    return max((epochs for epochs in given if isinstance(epochs, int)), default=own)
+
+
 def epochs_of_a_trial(config: StudyConfig) -> int:
     """The most that a trial of the search trains for, with its screening."""
-    searched, screening = config.search.get("train.epochs"), config.study.screening
-    own = config.train.epochs if searched is None else int(max(map(float, searched.candidates)))
+    own, screening = longest(config), config.study.screening
     if screening is None:
         return own
     return own + (own if screening.epochs is None else screening.epochs)

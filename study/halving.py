@@ -3,7 +3,8 @@
 A trial trains in pieces. At three points of its epochs it ends its piece and waits, its checkpoint kept, and
 goes on from there once it is among the best half of those that have come as far: promotions as in asynchronous
 successive halving (Li et al. 2020, algorithm 2), where no trial is judged by the few that came first. Half of an odd
-number is rounded down as long as others may come, and up when all have: of the three that are left of a kind two go on.
+number is rounded down as long as others are on their way or may be drawn, and up when none is: of the last three of a
+kind two go on.
 
 What differs is where trials wait, and by what and with whom they are compared. A point is moved away from the peak of
 the learning rate of the stage that it lies in, where accuracy tells least of what a trial will come to. Trials are
@@ -180,9 +181,10 @@ class Halving:
         Where no trial runs and there are no more to draw, the best that still wait go on, until a trial of
         every kind has run to its end, and enough of them are usable.
         """
-        rounded = math.floor if are_more or self._some_are_to_come() else math.ceil
         for point, ranked in self._all_ranked():
-            for number in ranked[: self._share_of(len(ranked), point, rounded)]:
+            is_open = are_more or self._some_are_on_their_way(ranked, point)
+            share = self._share_of(len(ranked), point, math.floor if is_open else math.ceil)
+            for number in ranked[:share]:
                 if self._waits_at(number, point) and fits(number):
                     return number
         if are_more or any(trial.runs for trial in self._trials.values()):
@@ -232,9 +234,16 @@ class Halving:
         point = len(self._trials[number].bests) - 1
         return -point, *self._place(number, point)
 
-    def _some_are_to_come(self) -> bool:
-        """Whether a trial that was drawn has yet to come to its first point."""
-        return any(not trial.bests and not trial.is_over for trial in self._trials.values())
+    def _some_are_on_their_way(self, ranked: list[int], point: int) -> bool:
+        """Whether another trial of their kind runs, or is to begin, that has yet to come to the point."""
+        kind = self._trials[ranked[0]].course.kind
+        return any(
+            trial.course.kind == kind
+            and len(trial.bests) <= point
+            and not trial.is_over
+            and (trial.runs or not trial.bests)
+            for trial in self._trials.values()
+        )
 
     def _share_of(self, count: int, point: int, rounded: Callable[[float], int]) -> int:
         """How many of so many go on from a point; to nine digits, since 0.3 of ten is 3."""

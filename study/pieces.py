@@ -67,9 +67,9 @@ class TrialsInPieces(Trials):
         self._halving.follow(job.number, _course(self._config, job), {})
         return job
 
-    def keep_back(self, trial: Trial, values: Values) -> None:
-        super().keep_back(trial, values)
-        self._halving.ends(trial.number)
+    def keep_back(self, trial: Trial, values: Values) -> Telling:
+        self._halving.ends(trial.number, is_usable=False)
+        return super().keep_back(trial, values)
 
     def piece_of(self, job: Job) -> Job:
         """Its screening, or its own next epochs."""

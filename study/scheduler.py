@@ -9,6 +9,7 @@ from typing import Any
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
+from study.budget import longest
 from study.config import StudyConfig
 from study.jobs import Job
 from trainable.records import EPOCH, VALUE
@@ -19,7 +20,7 @@ Curves = Mapping[int, Mapping[int, float]]
 
 def build_scheduler(config: StudyConfig, ended: Curves) -> TrialScheduler:
     """Tune's scheduler for the config's pruner, which knows the trials that have `ended` before."""
-    pruner, epochs = config.study.pruner, config.train.epochs
+    pruner, epochs = config.study.pruner, longest(config)
     if pruner.name != "asha":  # under `study.halving` a trial ends its piece itself
         return FIFOScheduler()
     asha = _TrialsOnly(

@@ -104,10 +104,10 @@ class StudySearch(OptunaSearch):
             if (trial := self._failed_of(job)) is not None:
                 self._running[trial_id] = job.of, trial
             return {"job": job.to_dict()}
-        if self._untold:
-            return None
         suggestion = _KEPT_BACK
         while suggestion is _KEPT_BACK:
+            if self._untold:
+                return None
             self._step = self._step or next(self._steps, Searcher.FINISHED)
             try:
                 suggestion = self._taken(self._step, trial_id)
@@ -157,7 +157,7 @@ class StudySearch(OptunaSearch):
         trial = trials.next({*running, *failed})
         job = trials.draw(trial)
         if values := self._known_before(job):
-            trials.keep_back(trial, values)
+            self._tell(trials.keep_back(trial, values))
             return _KEPT_BACK
         return self._handed_out(of, trial, trial_id)
 

@@ -81,17 +81,20 @@ class Searching:
         ended = yield from asked(lambda: ended_states(self._study))
         running = self._begun - len({*ended, *self._waiting()})
         wants_more = self._begun < self._config.study.trials
-        may_draw = wants_more and self._has_room([*ended, *self._waiting()], running)
+        resting = [*ended, *self._waiting()]
+        may_draw = wants_more and self._has_room(resting, running)
         if self._halving is not None:
             number = self._halving.next_up(
-                are_more=may_draw, fits=lambda number: self._may_go_on(number, ended, running)
+                # Those that run may rest early, and leave room.
+                are_more=wants_more and self._has_room(resting, 0),
+                fits=lambda number: self._may_go_on(number, ended, running),
             )
             if number is not None:
                 return GoOn(number)
         if may_draw:
             self._begun += 1
             return "trial"
-        return "wait" if running else None
+        return "wait" if running > 0 else None
 
     def _drop_hopeless(self) -> Iterator[Step]:
         if self._halving is None:

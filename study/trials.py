@@ -69,10 +69,14 @@ class Trials:
         role = "baseline" if self._of else "trial"
         return Job(role, trial.number, dict(trial.params), of=self._of)
 
-    def keep_back(self, trial: Trial, values: Values) -> None:
+    def keep_back(self, trial: Trial, values: Values) -> Telling:
         """A trial that breaks a constraint by these values is over before it begins."""
-        tell_excesses(trial, self._config.study, values)
-        prune(self._study, self.job_of(trial))
+
+        def tell() -> None:
+            tell_excesses(trial, self._config.study, values)
+            prune(self._study, self.job_of(trial))
+
+        return tell
 
     def piece_of(self, job: Job) -> Job:
         """What of a trial begins now."""

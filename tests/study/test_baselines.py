@@ -115,6 +115,10 @@ def test_a_single_trial_has_nothing_to_be_compared_with() -> None:
             "study.epoch_budget: must be >= 20, the epochs of one trial, got 19",
         ),
         (
+            {"search": SEARCH | {"train.epochs": {"choice": [20, "many"]}}},
+            "search.train.epochs: must be a whole number",
+        ),
+        (
             {"search": SEARCH | {"train.epochs": {"int": [5, 30]}}, "study": {"epoch_budget": 29}},
             "study.epoch_budget: must be >= 30",
         ),

@@ -126,6 +126,19 @@ def test_half_of_three_is_two_when_all_have_come() -> None:
     assert order == [(1, 10), (1, 20), (2, 5)]
 
 
+def test_who_is_on_the_way_to_a_point_is_waited_for_there() -> None:
+    race = Race([0.5, 0.6, 0.1, 0.2])
+    for _ in race.values:
+        race.begin()
+    for number in (1, 0):
+        assert race.halving.next_up(are_more=False) == number
+        race.halving.begins(number)
+    assert race.run(0) == 5
+    assert race.halving.next_up(are_more=False) is None
+    assert race.run(1) == 5
+    assert race.halving.next_up(are_more=False) == 1
+
+
 def test_trials_are_compared_with_their_kind_only() -> None:
     other = Course("other", POINTS, EPOCHS)
     race = Race([0.1, 0.2, 0.8, 0.9], planned=4)

@@ -6,15 +6,18 @@ from itertools import permutations, repeat
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
+from study import trials
 from study.config import StudyConfig, parse_config
 from study.jobs import Job
 from study.objectives import broken, excesses, pareto_front
+from study.optuna_storage import AwayError
 from study.optuna_study import ended_curves, ended_states, open_study, prune, unfinished
 from study.search import StudySearch
 from tests.study.test_search import EPOCHS, journalled, result, suggest
@@ -145,6 +148,32 @@ def test_a_trial_that_is_known_to_break_a_constraint_is_stopped_before_it_begins
     search.on_trial_complete("a", result(EPOCHS, 0.5) | {"metrics": [("student/parameters", 80.0)]})
     search.settle()
     assert ended_states(study)[0] == "complete"
+
+
+def test_a_trial_is_kept_back_once_though_the_storages_answer_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, lost = journalled(tmp_path / "s", constraints={"parameters": 100}), list[int]()
+
+    def once_without_an_answer(study: optuna.Study, job: Job) -> None:
+        prune(study, job)
+        if not lost:
+            lost.append(job.number)
+            raise AwayError("the connection is gone")
+
+    monkeypatch.setattr(trials, "prune", once_without_an_answer)
+    study, test = open_study(here), Job("trial", 1, split="test")
+    search = StudySearch(
+        here,
+        study,
+        iter(["trial", "trial", test]),
+        known_before=lambda job: {} if job.number else {"parameters": 150.0},
+    )
+    assert search.suggest("a") is None
+    assert lost == [0]
+    assert suggest(search, "a").number == 1
+    assert suggest(search, "b") == test
+    assert [trial.state for trial in study.get_trials()] == [TrialState.PRUNED, TrialState.RUNNING]
 
 
 @pytest.mark.slow

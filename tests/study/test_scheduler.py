@@ -14,7 +14,8 @@ from study.jobs import Job
 from study.scheduler import Curves, build_scheduler
 
 
-def config(epochs: int, **pruner: Any) -> StudyConfig:
+def config(epochs: int, searched: Any = None, **pruner: Any) -> StudyConfig:
+    lengths = {} if searched is None else {"train.epochs": searched}
     return parse_config(
         {
             "study": {"name": "s", "pruner": {"name": "asha", **pruner}},
@@ -23,7 +24,7 @@ def config(epochs: int, **pruner: Any) -> StudyConfig:
             "student": {"model": "mini_resnet_10_4"},
             "distill": {"method": "none"},
             "train": {"epochs": epochs},
-            "search": {"optim.lr": {"loguniform": [1e-4, 1.0]}},
+            "search": {"optim.lr": {"loguniform": [1e-4, 1.0]}, **lengths},
         }
     )
 
@@ -54,6 +55,12 @@ def flat(value: float, epochs: int) -> dict[int, float]:
 
 def test_no_pruner_stops_nothing() -> None:
     assert isinstance(build_scheduler(config(9, name="none"), {}), FIFOScheduler)
+
+
+@pytest.mark.parametrize("searched", [{"int": [4, 60]}, {"choice": [60, 4]}])
+def test_the_longest_trial_of_a_search_runs_to_its_end(searched: Any) -> None:
+    scheduler = build_scheduler(config(12, searched, grace_epochs=3), {})
+    assert decisions(scheduler, {0: flat(0.5, 60)}) == {0: 60}
 
 
 def test_only_the_best_third_pass_a_rung() -> None:

@@ -21,10 +21,10 @@ from tests.study.test_recorder import Outlet, build, driver, record
 class Left:
     """A study of three epochs, whose trials wait after the first and the second, as its driver was killed."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **study: Any) -> None:
         self._config = build(
             folder,
-            study={"name": "s", "trials": 9, "pruner": {"name": "halving"}},
+            study={"name": "s", "trials": 9, "pruner": {"name": "halving"}, **study},
             train={"epochs": 3},
             optim={"schedule": "multistep", "milestones": [2]},
         )
@@ -82,3 +82,18 @@ def test_a_trial_whose_driver_died_before_it_wrote_that_it_waits_waits(tmp_path:
     assert next(searching.steps()) == "trial"  # a new one
     assert halving.waiting() == (0,)
     assert recorder.results.rows[0].state == "waiting"
+
+
+def test_where_a_running_trial_holds_the_budget_others_may_still_be_drawn(tmp_path: Path) -> None:
+    """It may rest early: half of three is not yet two."""
+    left = Left(tmp_path, epoch_budget=7)
+    left.waits(0.1)
+    promoted = left.waits(0.3)
+    left.goes_on(promoted, 2)
+    left.waits(0.2)
+    searching, halving, _ = left.taken_up()
+    steps = searching.steps()
+    assert next(steps) == "trial"  # the one that had gone on
+    assert next(steps) == "wait"
+    halving.ends(promoted.number)
+    assert halving.next_up(are_more=False) == 2
