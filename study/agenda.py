@@ -97,6 +97,8 @@ class Agenda:
     def _references(self) -> Iterator[Step]:
         """Train the teacher unless its weights exist, and beside it the student without a teacher."""
         jobs = [_TEACHER] if self._lacks_teacher else []
+        if not jobs and self._weights is not None and self._config.trains_teacher:
+            self._recorder.mirror.give(self._weights)  # a driver may have died before it had
         if self._config.search and not self._has_ended(_BASELINE):
             jobs.append(_BASELINE)
         if jobs:

@@ -15,6 +15,7 @@ from ray.exceptions import AuthenticationError
 
 from study.config import StudyConfig
 from study.packing import with_gpus
+from study.schema import StudySection
 from trainable.config import TrialConfig
 from trainable.errors import ConfigError, Problem
 
@@ -128,7 +129,14 @@ def concurrency(config: StudyConfig, capacity: Capacity) -> int:
     fits = sum(_workers_on(node, need) for node in nodes) // workers
     if fits == 0:
         raise ConfigError([_too_large(need, workers, capacity)])
-    return min(fits, config.study.trials, config.study.concurrency or fits)
+    return min(fits, _most_at_once(config.study), config.study.concurrency or fits)
+
+
+def _most_at_once(study: StudySection) -> int:
+    """Trials that could ever run beside each other: the search's, the baselines', or the replicates."""
+    replicates, searched = study.replicates, len(study.baselines)
+    again = 0 if replicates is None else replicates.seeds * (replicates.finalists + searched + 1)
+    return max(study.trials, sum(study.baselines.values()), again)
 
 
 def _must_listen(address: str) -> None:

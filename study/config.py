@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from study.problems import near_key, parse, place_of, problems_of
 from study.results import Value
 from study.rules import cross_problems, valid_candidates
-from study.schema import StudyConfig, StudySection
+from study.schema import MOST_LETTERS, StudyConfig, StudySection
 from study.space import Sample
 from study.tree import (
     Tree,
@@ -45,6 +45,8 @@ __all__ = [
     "without_search",
 ]
 
+_ALONE = "-train"
+"""After the name of the study whose single trial is trained."""
 RESOLVED = "config.yaml"
 """The file in a study's folder that holds the config it began with."""
 
@@ -105,7 +107,8 @@ def dump_config(config: StudyConfig) -> str:
 
 def embedded_store(storage: Path) -> str:
     """URI of the MLflow store that studies keep under `storage` unless they name another."""
-    return f"sqlite:///{storage / 'mlflow.db'}"
+    path = str(storage / "mlflow.db").replace("%", "%25").replace("?", "%3F")  # as in any URL
+    return f"sqlite:///{path}"
 
 
 def differing_keys(old: StudyConfig, new: StudyConfig) -> list[str]:
@@ -131,10 +134,13 @@ def load_single(
 def without_search(config: StudyConfig) -> StudyConfig:
     """A study of one trial at the base values, called `<name>-train`.
 
-    ConfigError names the searched paths that have no base value and no default.
+    ConfigError names the searched paths that have no base value and no default, or a name that is too long for it.
     """
+    if len(config.study.name) > (most := MOST_LETTERS - len(_ALONE)):
+        rule = f"must have at most {most} characters: the single trial's is called <name>{_ALONE}"
+        raise ConfigError([Problem("study.name", rule, "shorten it", config.study.name)])
     alone = {
-        "name": f"{config.study.name}-train",
+        "name": f"{config.study.name}{_ALONE}",
         "trials": 1,
         "epoch_budget": None,
         "first_trials": (),
@@ -156,7 +162,7 @@ def _searched_at_default(config: StudyConfig) -> dict[str, Value | None]:
     """Searched paths that the config gives no value of its own, with the default that a single trial takes."""
     given = flat(config.model_dump(exclude_unset=True, exclude={"search"}))
     values = flat(config.model_dump(exclude={"search"}))
-    return {path: values[path] for path in config.search if path not in given}
+    return {path: values.get(path) for path in config.search if path not in given}
 
 
 def _without_base(single: StudyConfig, sample: Sample, found: list[Problem]) -> list[Problem]:

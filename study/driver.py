@@ -36,7 +36,14 @@ from study.measuring import packed
 from study.mirror import KeepingError, Mirror, mirrored
 from study.nodes import cluster_problems
 from study.optuna_storage import OptunaError, database_problems
-from study.optuna_study import NO_BASELINES, ended_curves, ended_states, open_baselines, open_study
+from study.optuna_study import (
+    NO_BASELINES,
+    claim,
+    ended_curves,
+    ended_states,
+    open_baselines,
+    open_study,
+)
 from study.packing import as_packed
 from study.pieces import open_halving
 from study.preflight import StudyPlan, preflight
@@ -134,13 +141,17 @@ def _run(
             if weights is not None and config.trains_teacher:
                 mirror.bring(weights)
             plan, told = packed(plan, weights)
-            recording = _recording(plan.config, store, plan.concurrency, mirror, open_display)
-            with recording as (recorder, show):
-                if told:
-                    show.message(told)
-                if before is not None:
-                    replace_config(config)
-                return _Run(plan, recorder, show).run()
+            with _spooling(plan.config, mirror) as spool:
+                claim(plan.config, spool.study_id)
+                recording = _recording(
+                    plan.config, store, plan.concurrency, spool, mirror, open_display
+                )
+                with recording as (recorder, show):
+                    if told:
+                        show.message(told)
+                    if before is not None:
+                        replace_config(config)
+                    return _Run(plan, recorder, show).run()
 
 
 def _end(
@@ -150,8 +161,11 @@ def _end(
     with only_driver(config.folder), log_file(config.folder):
         try:
             settled = as_packed(config, config.folder)
-            recording = _recording(settled, connect(config), 1, mirror, open_display)
-            with recording as (recorder, display):
+            store = connect(config)
+            with (
+                _spooling(settled, mirror) as spool,
+                _recording(settled, store, 1, spool, mirror, open_display) as (recorder, display),
+            ):
                 if not (config.folder / PAGE).exists():
                     _report(recorder, display, config.folder)
                 recorder.settle(REST_S)
@@ -163,18 +177,29 @@ def _end(
 
 
 @contextmanager
-def _recording(
-    config: StudyConfig, store: Store, slots: int, mirror: Mirror, open_display: OpenDisplay
-) -> Generator[tuple[Recorder, Display]]:
-    """A recorder of the study as it stands, whose lines are sent to the store in this block."""
+def _spooling(config: StudyConfig, mirror: Mirror) -> Generator[Spool]:
+    """The study's spool, in which is the name by which stores know the study."""
     with Spool(config.folder / SPOOL) as spool:
         if config.bucket is not None:
             spool.released = 0  # until they are kept: the next driver would tell of them once more
-        mirror.keep()  # the name by which the store knows the study
-        results = open_results(config, store, spool)
-        rested = [row for row in results.rows if _is_counted(row) and row.state != "running"]
-        with open_display(slots, rested) as display, Writer(spool, Tracker(store)) as writer:
-            yield Recorder(config, results, writer, display, mirror), display
+        mirror.keep()
+        yield spool
+
+
+@contextmanager
+def _recording(
+    config: StudyConfig,
+    store: Store,
+    slots: int,
+    spool: Spool,
+    mirror: Mirror,
+    open_display: OpenDisplay,
+) -> Generator[tuple[Recorder, Display]]:
+    """A recorder of the study as it stands, whose lines are sent to the store in this block."""
+    results = open_results(config, store, spool)
+    rested = [row for row in results.rows if _is_counted(row) and row.state != "running"]
+    with open_display(slots, rested) as display, Writer(spool, Tracker(store)) as writer:
+        yield Recorder(config, results, writer, display, mirror), display
 
 
 def _is_counted(row: TrialRow) -> bool:

@@ -13,7 +13,9 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 from pathlib import Path
+from urllib.parse import unquote
 
+from study.config import embedded_store
 from study.results import StudyResults
 from trainable.errors import InputError, input_error
 
@@ -61,7 +63,7 @@ def find_results(storage: Path, name: str) -> StudyResults:
     """The ledger of the study `name` under `storage`; InputError names the studies that are there."""
     path = storage / name / LEDGER
     if path.is_file():
-        return load_results(path).lying_in(path.parent)
+        return _as_it_lies(path)
     raise no_such_study(storage, name, beside=LEDGER)
 
 
@@ -77,8 +79,24 @@ def all_results(storage: Path) -> list[StudyResults]:
     found: list[StudyResults] = []
     for path in storage.glob(f"*/{LEDGER}"):
         with suppress(InputError):
-            found.append(load_results(path))
+            found.append(_as_it_lies(path))
     return sorted(found, key=lambda results: -results.started_at)
+
+
+def _as_it_lies(path: Path) -> StudyResults:
+    """A ledger with the places that it speaks of where they are, if its study was moved with the store beside it."""
+    results = load_results(path).lying_in(path.parent)
+    here = embedded_store(path.parent.parent)
+    there = _file_of(results.tracking_uri)
+    if there is not None and not os.path.isfile(there) and os.path.isfile(_file_of(here) or ""):
+        return results.model_copy(update={"tracking_uri": here})
+    return results
+
+
+def _file_of(uri: str) -> str | None:
+    """Of a SQLite database; None for what is none."""
+    _, scheme, path = uri.rpartition("sqlite:///")
+    return unquote(path) if scheme else None
 
 
 def save_results(results: StudyResults, path: Path) -> None:

@@ -58,7 +58,7 @@ class Mirror(Protocol):
         ...
 
     def give(self, path: Path) -> None:
-        """Keep a file that is not the driver's own."""
+        """Keep a file that is not the driver's own and never changes, unless it is kept."""
         ...
 
     def forget(self, trial: Path, *, keep_best: bool) -> None:
@@ -165,7 +165,9 @@ class BucketMirror:
         self._bucket.fetch(self._name(path), path)
 
     def give(self, path: Path) -> None:
-        self._bucket.put(self._name(path), path)
+        name = self._name(path)
+        if name not in self._bucket.names(self._name(path.parent)):
+            self._bucket.put(name, path)
 
     def forget(self, trial: Path, *, keep_best: bool) -> None:
         """Not before it is kept that the trial is over: the next driver would begin it anew."""
@@ -253,7 +255,8 @@ _PASSING = (".tmp", ".lock", ".db-journal", ".db-wal", ".db-shm")
 
 def _files_beside(folder: Path) -> Iterator[Path]:
     """What else the driver has written, each kept by itself."""
-    for pattern in (PAGE, TRIALS, f"*/{CURVE}", f"*/*/{CURVE}", f"{ARTIFACTS}/**/*", STORE):
+    curves = (f"*/{CURVE}", f"*/*/{CURVE}", f"*/*/*/{CURVE}")  # as deep as `place_of` has them
+    for pattern in (PAGE, TRIALS, *curves, f"{ARTIFACTS}/**/*", STORE):
         yield from (path for path in folder.glob(pattern) if path.is_file())
 
 

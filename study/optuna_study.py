@@ -12,11 +12,14 @@ from optuna.trial import FrozenTrial, TrialState
 from study.baselines import baseline_search
 from study.config import StudyConfig
 from study.jobs import Job
+from study.ledger import LEDGER
 from study.optuna_storage import open_storage
 from study.outcomes import curve_of, directions
 from study.results import State
 from study.schema import BaselineName
+from study.secrets import without_passwords
 from study.warm_start import keep_known_trials
+from trainable.errors import ConfigError, Problem
 
 Beside = Mapping[BaselineName, optuna.Study]
 """Optuna's studies of the baselines that are searched, beside that of the study itself."""
@@ -27,6 +30,9 @@ _FINISHED: dict[TrialState, State] = {
     TrialState.PRUNED: "pruned",
     TrialState.FAIL: "failed",
 }
+
+_STUDY_ID = "kd.study_id"
+"""As MLflow's tag."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -41,6 +47,26 @@ def open_study(config: StudyConfig, say: Callable[[str], None] = _LOG.warning) -
     study = _opened(config, open_storage(config, say))
     keep_known_trials(study, config, say)
     return study
+
+
+def claim(config: StudyConfig, study_id: str) -> None:
+    """Write into a database whose the study's trials there are.
+
+    ConfigError if they are of another folder's study: it would take them for its own.
+    """
+    url = config.storage.optuna
+    if url is None or not config.search:
+        return
+    storage = open_storage(config, _LOG.warning)
+    for part in (config, *(baseline_search(config, name) for name in config.study.baselines)):
+        study = _opened(part, storage)
+        owner = study.user_attrs.get(_STUDY_ID)
+        is_known = (config.folder / LEDGER).exists() or not trials_of(study)
+        if owner != study_id and (owner is not None or not is_known):
+            rule = f"holds a study {study.study_name!r} that is not the one of {config.place}"
+            remedy = "choose another study.name, or delete it there (`optuna delete-study`)"
+            raise ConfigError([Problem("storage.optuna", rule, remedy, without_passwords(url))])
+        study.set_user_attr(_STUDY_ID, study_id)
 
 
 def open_baselines(config: StudyConfig, study: optuna.Study) -> Beside:

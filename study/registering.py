@@ -12,6 +12,7 @@ import numpy as np
 from study.config import StudyConfig
 from study.export import CARD, Export
 from study.folder import connect, tracking_uri
+from study.secrets import without_passwords
 from study.store import refused_in_words
 from study.telling import TAG_STUDY, TAG_TRIAL
 from study.tracking import Registration, Tracker
@@ -33,7 +34,7 @@ def register(done: Export, name: str) -> str:
     if row.run_id is None:
         rule = f"must hold the run of {row.label}, which was never sent"
         remedy = f"`kd-study resume {done.choice.results.name}` sends what is left"
-        raise input_error(InputError, "tracking.uri", rule, remedy, uri)
+        raise input_error(InputError, "tracking.uri", rule, remedy, without_passwords(uri))
     with tempfile.TemporaryDirectory() as temporary, refused_in_words(uri, "the model"):
         folder = Path(temporary) / "model"
         _write_model(done, folder)

@@ -26,6 +26,9 @@ from trainable.config import (
 from trainable.places import BUCKETS, is_bucket, within, working_folder
 from trainable.rules.reading import without_unused
 
+MOST_LETTERS = 100
+"""Of a study's name."""
+
 
 class PrunerConfig(Config):
     """Which trials are stopped early."""
@@ -93,7 +96,7 @@ BaselineName = Literal["none", "kd"]
 class StudySection(Config):
     """The search as a whole."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=MOST_LETTERS)]
     """Names the study's folder and its MLflow run."""
     trials: PositiveInt = 20
     time_budget_s: PositiveFloat | None = None
@@ -101,7 +104,7 @@ class StudySection(Config):
     epoch_budget: PositiveInt | None = None
     """Epochs that the trials of the search train altogether: none begins that could exceed it, and those that run
     go on to their end; None has no limit."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, le=2**53)] = 0
     """Seed of the sampler; the trials' own is train.seed, and replicates' follow from this one."""
     sampler: Literal["tpe", "gp", "nsga2", "random", "qmc", "cmaes"] = "tpe"
     """How hyperparameters are drawn; `docs/search.md` says what each can do."""

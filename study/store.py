@@ -73,7 +73,8 @@ def must_answer(uri: str) -> Generator[None]:
         reason = _reason(error)
         rule = f"must be the address of an MLflow store that answers ({reason})"
         remedy = "start the server, correct the address, or remove it to use the study's storage"
-        raise input_error(ConfigError, "tracking.uri", rule, remedy, uri) from error
+        rule, shown = without_passwords(rule), without_passwords(uri)
+        raise input_error(ConfigError, "tracking.uri", rule, remedy, shown) from error
 
 
 @contextmanager

@@ -20,8 +20,12 @@ LOCAL_SERVER = "http://127.0.0.1:5000"
 
 
 def server_of(tracking_uri: str) -> str | None:
-    """The server's address, or None for a store that has no pages of its own."""
-    return tracking_uri.rstrip("/") if tracking_uri.startswith(("http://", "https://")) else None
+    """The server's address as it can be shown, without a user's name; None for a store that has no pages of its own."""
+    scheme, mark, rest = tracking_uri.rstrip("/").partition("://")
+    if scheme not in ("http", "https"):
+        return None
+    host, slash, path = rest.partition("/")
+    return f"{scheme}{mark}{host.rpartition('@')[2]}{slash}{path}"
 
 
 def open_command(tracking_uri: str) -> str:

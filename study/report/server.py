@@ -42,8 +42,9 @@ def serve(uri: str, port: int, ready: Callable[[str], None]) -> None:
     _check_port(port)
     address = f"http://{HOST}:{port}"
     command = [sys.executable, "-m", "mlflow", "ui", "--host", HOST, "--port", str(port)]
-    command += ["--workers", "1", "--backend-store-uri", uri]
-    environment = {**_ENVIRONMENT, **os.environ}
+    command += ["--workers", "1"]
+    # Not as an argument: it may have a password, and all users see arguments.
+    environment = {**_ENVIRONMENT, **os.environ, "MLFLOW_BACKEND_STORE_URI": uri}
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryFile("w+") as log:
         # In a session of its own: Ctrl-C reaches this process alone, which then ends all of MLflow's.

@@ -15,10 +15,13 @@ from typer.testing import CliRunner
 import study.driver
 from study.cli import _app
 from study.config import dump_config
+from study.ledger import LEDGER
+from study.optuna_study import claim
 from trainable import records
 from trainable.data.decoded import decoded_path
 from trainable.data.opened import open_split
 from trainable.data.sources import open_source
+from trainable.errors import ConfigError
 from trainable.places import cache_folder
 from trainable.records import grad_norm_of, update_distance_of, update_travelled_of
 
@@ -289,6 +292,17 @@ def test_report_of_an_unknown_study_names_those_that_are_there(whole: Any) -> No
     missing = CliRunner().invoke(_app, ["report", "tny", "--storage", whole.config.storage.path])
     assert missing.exit_code == 2
     assert "there are tiny" in missing.stderr
+
+
+def test_a_database_with_anothers_study_of_that_name_is_refused_before_anything_begins(
+    tmp_path: Path, configure: Any, conduct: Any
+) -> None:
+    database = {"path": str(tmp_path / "here"), "optuna": f"sqlite:///{tmp_path}/optuna.db"}
+    config = configure(tmp_path / "here", storage=database)
+    claim(config, "another's")
+    with pytest.raises(ConfigError, match=r"^storage\.optuna: holds a study 'tiny' that is not"):
+        conduct(config)
+    assert not (config.folder / LEDGER).exists()
 
 
 def test_second_study_finds_the_teacher_and_stops_when_its_time_is_up(

@@ -13,6 +13,7 @@ from optuna.trial import TrialState
 from study.agenda import Agenda
 from study.config import StudyConfig
 from study.jobs import Job
+from study.mirror import NoMirror
 from study.optuna_study import ended_states, open_baselines, open_study
 from study.recorder import Recorder
 from study.schema import ReplicatesConfig
@@ -104,6 +105,21 @@ def test_a_study_from_its_teacher_to_its_tests(config: StudyConfig, tmp_path: Pa
         played.recorder.tested(job, {})  # type: ignore[arg-type]
     assert played.next() is None
     assert played.agenda.is_over
+
+
+def test_a_teacher_that_is_there_is_given_to_the_bucket_in_case_it_was_not(
+    config: StudyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Path] = []
+    monkeypatch.setattr(NoMirror, "give", lambda self, path: given.append(path))
+    weights = tmp_path / "weights"
+    weights.touch()
+    Played(config, weights).next()
+    assert given == [weights]
+    assert config.teacher is not None
+    own = config.teacher.model_copy(update={"checkpoint": weights, "train": None})
+    Played(config.model_copy(update={"teacher": own}), weights).next()
+    assert given == [weights]
 
 
 def test_a_teacher_that_failed_under_another_driver_is_waited_for(

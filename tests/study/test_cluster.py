@@ -60,6 +60,8 @@ def config(
         ({"gpus": 1, "concurrency": 3}, Capacity(64, 4), 3),
         ({"gpus": 1, "concurrency": 9}, Capacity(64, 4), 4),
         ({"gpus": 1, "trials": 2}, Capacity(64, 4), 2),
+        ({"gpus": 1, "trials": 1, "baselines": {"none": 3}}, Capacity(64, 4), 3),
+        ({"gpus": 1, "trials": 1, "replicates": {"seeds": 2}}, Capacity(64, 8), 4),
         (
             {"gpus": 0, "cpus": 2},
             Capacity(6, 0, ((3, 0), (3, 0))),

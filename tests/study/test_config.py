@@ -27,6 +27,7 @@ from study.config import (
     without_search,
 )
 from study.problems import all_paths
+from study.replicates import replicate_seeds
 from study.yaml import dump_yaml, parse_yaml
 from trainable.errors import ConfigError, Problem
 
@@ -523,6 +524,21 @@ def test_a_single_trial_takes_the_base_values() -> None:
     assert (single.study.name, single.study.trials) == ("s-train", 1)
 
 
+def test_a_single_trials_name_is_longer_than_its_studys() -> None:
+    assert len(without_search(config_with(f"study.name={'s' * 94}")).study.name) == 100
+    told = (
+        r"^study\.name: must have at most 94 characters: the single trial's is called <name>-train"
+    )
+    with pytest.raises(ConfigError, match=told):
+        without_search(config_with(f"study.name={'s' * 95}"))
+
+
+def test_a_seed_leaves_room_for_those_of_replicates() -> None:
+    assert paths(wrong(f"study.seed={2**53 + 1}")) == ["study.seed"]
+    (seed,) = replicate_seeds(2**53, 0, 1)
+    assert seed < 2**63
+
+
 def test_searched_paths_without_a_base_value_are_named_for_a_single_trial() -> None:
     config = config_with(
         "distill.alpha=null",
@@ -554,6 +570,11 @@ def test_searched_paths_that_take_their_default_are_known() -> None:
     single, defaults = load_single(QUICKSTART)
     assert defaults == {"optim.weight_decay": 5e-4}
     assert single.optim.weight_decay == 5e-4
+
+
+def test_a_path_in_a_section_that_is_not_there_has_no_default() -> None:
+    path = "data.augment.rand_augment.magnitude"
+    assert load_single(QUICKSTART, [f"search.{path}={{int: [3, 9]}}"])[1][path] is None
 
 
 def test_a_single_trial_does_not_mind_what_the_search_would_make_of_it() -> None:

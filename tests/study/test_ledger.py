@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from study.ledger import LEDGER, Ledger, find_results, load_results, save_results
+from study.config import embedded_store
+from study.ledger import LEDGER, Ledger, all_results, find_results, load_results, save_results
 from study.results import StudyResults, TrialRow
 from tests.study.test_results import results, trial
 from trainable.errors import InputError
@@ -41,6 +42,26 @@ def test_a_study_that_was_moved_is_found_where_it_lies(tmp_path: Path) -> None:
         f"{tmp_path}/s/trials/0012",
         f"{tmp_path}/s/baseline",
     ]
+
+
+def test_a_store_that_was_moved_with_a_study_is_found_where_it_lies(tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    before = results(trial(0)).model_copy(update={"tracking_uri": "sqlite:////before/mlflow.db"})
+    save_results(before, tmp_path / "s" / LEDGER)
+    assert find_results(tmp_path, "s").tracking_uri == before.tracking_uri
+    (tmp_path / "mlflow.db").touch()
+    assert find_results(tmp_path, "s").tracking_uri == embedded_store(tmp_path)
+    assert [found.tracking_uri for found in all_results(tmp_path)] == [embedded_store(tmp_path)]
+
+
+def test_a_store_that_is_elsewhere_stays_there(tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    for path in (tmp_path / "mlflow.db", tmp_path / "other.db"):
+        path.touch()
+    for uri in (f"sqlite:///{tmp_path}/other.db", "http://127.0.0.1:5000"):
+        before = results(trial(0)).model_copy(update={"tracking_uri": uri})
+        save_results(before, tmp_path / "s" / LEDGER)
+        assert find_results(tmp_path, "s").tracking_uri == uri
 
 
 def changed(before: StudyResults, *rows: TrialRow) -> StudyResults:

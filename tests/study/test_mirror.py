@@ -16,9 +16,9 @@ from study.fetching import bring_back
 from study.lease import Lease
 from study.ledger import LEDGER, find_results, save_results
 from study.mirror import BucketMirror, KeepingError
-from study.results import StudyResults, TrialRow
+from study.results import StudyResults, TrialRow, place_of
 from study.spool import SPOOL, Spool
-from trainable.bucket import Bucket
+from trainable.bucket import Bucket, BucketError
 from trainable.records import EpochRecord
 
 
@@ -93,6 +93,51 @@ def test_a_study_is_brought_back_elsewhere_with_its_places(
         moved = told.model_copy(update={"path": str(root / "s" / "trials/0000/best.safetensors")})
         assert spool.read(9) == [points(1), Line(number=2, entries=(moved,))]
     assert not bring_back(bucket, "nobody", root)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        place_of("teacher", 0),
+        place_of("trial", 3),
+        place_of("replicate", 0, "trial 3"),
+        place_of("baseline", 2, "kd"),
+    ],
+    ids=str,
+)
+def test_the_curve_of_whatever_was_trained_is_brought_back(
+    mirror: BucketMirror, bucket: Bucket, folder: Path, tmp_path: Path, place: Path
+) -> None:
+    save_results(ledger_of(folder, 1), folder / LEDGER)
+    (folder / place).mkdir(parents=True)
+    add_epoch(folder / place, EpochRecord(1, {"val/accuracy": 0.5}, 1))
+    mirror.keep()
+    assert bring_back(bucket, "s", tmp_path / "other")
+    curve = (tmp_path / "other" / "s" / place / CURVE).read_bytes()
+    assert curve == (folder / place / CURVE).read_bytes()
+
+
+def test_what_is_given_is_kept_once(
+    mirror: BucketMirror, bucket: Bucket, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = folder.parent / "teachers" / "a.safetensors"
+    weights.parent.mkdir()
+    weights.write_bytes(b"weights")
+    put, lost = Bucket.put, list[str]()
+
+    def losing(self: Bucket, name: str, content: Path | bytes) -> None:
+        if not lost:
+            lost.append(name)
+            raise BucketError("the bucket is away")
+        put(self, name, content)
+
+    monkeypatch.setattr(Bucket, "put", losing)
+    with pytest.raises(BucketError):
+        mirror.give(weights)
+    mirror.give(weights)
+    assert bucket.read(lost[0]) == b"weights"
+    monkeypatch.setattr(Bucket, "put", None)
+    mirror.give(weights)
 
 
 def test_what_waits_for_it_comes_after_it_is_kept(

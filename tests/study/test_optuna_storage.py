@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import sqlite3
 import time
 from itertools import repeat
@@ -17,12 +18,14 @@ from sqlalchemy.exc import OperationalError
 from study import optuna_storage
 from study.config import StudyConfig
 from study.jobs import Job
+from study.ledger import LEDGER
 from study.optuna_storage import AwayError, OptunaError, database_problems
-from study.optuna_study import ended_curves, ended_states, open_study, unfinished
+from study.optuna_study import claim, ended_curves, ended_states, open_study, unfinished
 from study.search import StudySearch
 from tests.study.mlflow_server import free_port
 from tests.study.postgres import Postgres
 from tests.study.test_search import EPOCHS, config, journalled, play, result, suggest
+from trainable.errors import ConfigError
 
 
 def at(url: str, folder: Path, **study: Any) -> StudyConfig:
@@ -46,6 +49,29 @@ def outline(trials: list[FrozenTrial]) -> list[tuple[Any, ...]]:
         (t.number, t.state, t.values, t.params, t.intermediate_values, t.user_attrs, t.constraints)
         for t in trials
     ]
+
+
+def test_a_study_does_not_take_anothers_trials_for_its_own(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'optuna.db'}"
+    here, there = (at(url, tmp_path / name, baselines={"none": 2}) for name in ("here", "there"))
+    for _ in range(2):
+        claim(here, "one")
+    told = f"storage.optuna: holds a study 's' that is not the one of {there.folder}"
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        claim(there, "two")
+    claim(at(url, tmp_path / "there", name="other"), "two")
+
+
+def test_trials_that_nobody_has_claimed_are_the_folders_that_knows_them(tmp_path: Path) -> None:
+    here = at(f"sqlite:///{tmp_path / 'optuna.db'}", tmp_path / "here")
+    open_study(here).ask()
+    with pytest.raises(ConfigError, match="holds a study 's'"):
+        claim(here, "one")
+    here.folder.mkdir(parents=True)
+    (here.folder / LEDGER).touch()
+    claim(here, "one")
+    (here.folder / LEDGER).unlink()
+    claim(here, "one")
 
 
 def test_a_locked_sqlite_file_is_waited_for(tmp_path: Path) -> None:

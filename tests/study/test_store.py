@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
+from study.config import embedded_store
 from study.store import open_store
 from tests.study.mlflow_server import free_port
 from trainable.errors import ConfigError
@@ -29,6 +30,18 @@ def test_embedded_artifacts_lie_under_their_root(embedded: tuple[str, Path]) -> 
     store.client.log_text(run_id, "a: 1", "config.yaml")
     (written,) = embedded[1].glob("*odd*/*/artifacts/config.yaml")
     assert written.is_relative_to(embedded[1])
+
+
+def test_the_embedded_store_lies_where_its_folder_says(tmp_path: Path) -> None:
+    folder = tmp_path / "a%2Fb? #c d"
+    folder.mkdir()
+    store = open_store(embedded_store(folder), "e", folder / "mlartifacts")
+    run_id = store.client.create_run(store.experiment_id).info.run_id
+    store.client.log_text(run_id, "a: 1", "config.yaml")
+    assert (folder / "mlflow.db").is_file()
+    assert len(list(folder.glob("mlartifacts/*/*/artifacts/config.yaml"))) == 1
+    # MLflow makes an empty folder of the address's own letters beside it.
+    assert [path for path in tmp_path.rglob("*.db") if path.parent != folder] == []
 
 
 def test_deleted_experiment_is_refused(embedded: tuple[str, Path]) -> None:
