@@ -43,7 +43,6 @@ def open_study(config: StudyConfig, say: Callable[[str], None] = _LOG.warning) -
     It keeps the trials of other studies that the config names, since it is made. `say` is told of them, and when
     the storage goes away and is back.
     """
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = _opened(config, open_storage(config, say))
     keep_known_trials(study, config, say)
     return study
@@ -78,6 +77,7 @@ def open_baselines(config: StudyConfig, study: optuna.Study) -> Beside:
 
 
 def _opened(config: StudyConfig, storage: BaseStorage) -> optuna.Study:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna.create_study(
         storage=storage,
         study_name=config.study.name,

@@ -298,7 +298,8 @@ def test_a_database_with_anothers_study_of_that_name_is_refused_before_anything_
     tmp_path: Path, configure: Any, conduct: Any
 ) -> None:
     database = {"path": str(tmp_path / "here"), "optuna": f"sqlite:///{tmp_path}/optuna.db"}
-    config = configure(tmp_path / "here", storage=database)
+    search = {"optim.lr": {"loguniform": [0.01, 0.1]}}
+    config = configure(tmp_path / "here", storage=database, search=search)
     claim(config, "another's")
     with pytest.raises(ConfigError, match=r"^storage\.optuna: holds a study 'tiny' that is not"):
         conduct(config)
