@@ -321,7 +321,7 @@ def score_weights(
         metrics[names[0]] = Evaluator(loader, len(part), normalize, device).score(model).accuracy
     if unseen is not None:
         loader = open_loader(unseen, device, config.data.decode_workers)
-        metrics[names[1]] = Verifier(loader, len(unseen), normalize, device).eer(model)
+        metrics[names[1]] = Verifier(loader, unseen.labels, normalize, device).eer(model)
     return records.finite(metrics)
 
 

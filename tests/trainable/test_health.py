@@ -152,6 +152,12 @@ def test_a_bad_sample_is_told_to_who_can_name_it(place: str) -> None:
     assert health.check("here") is True
 
 
+def test_a_block_that_is_called_as_a_sample_is_none() -> None:
+    health, names = health_of(), [*NAMES, INPUT]
+    health.count(names, torch.tensor([*[0.0] * len(NAMES), 1.0]))
+    assert health.check("here") is False
+
+
 def test_places_cannot_change_on_the_way() -> None:
     health = health_of()
     judge(health)

@@ -23,7 +23,7 @@ from tests.trainable.trials import (
 from trainable import records
 from trainable.config import TrialConfig
 from trainable.engine import loop
-from trainable.engine.checkpoint import BEST, CHECKPOINTS
+from trainable.engine.checkpoint import BEST, CHECKPOINTS, CheckpointFolder
 from trainable.engine.randomness import generator_states, restore_generators, seed_everything
 from trainable.engine.step import Step
 from trainable.errors import TrainingError
@@ -261,9 +261,15 @@ def test_an_epochs_counts_are_those_of_the_whole_epoch(
 def test_an_epochs_speed_is_that_of_all_processes(
     teacher_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A clock that the updates alone move: 1 s each, before the stop and after it."""
+    """A clock that updates move by 1 s, before the stop and after it, and checkpoints by 100."""
     clock = [0.0]
-    accumulate = Step.accumulate
+    accumulate, save = Step.accumulate, CheckpointFolder.save
+
+    def long(self: CheckpointFolder, *arguments: Any, **how: Any) -> None:
+        clock[0] += 100.0
+        save(self, *arguments, **how)
+
+    monkeypatch.setattr(CheckpointFolder, "save", long)
 
     def slow(self: Step, *arguments: Any, **how: Any) -> None:
         clock[0] += 1.0
@@ -281,3 +287,13 @@ def test_an_epochs_speed_is_that_of_all_processes(
     assert speeds[0] * PER_EPOCH == pytest.approx(1078, abs=10)
     seconds = [record.metrics[records.TRAIN_SECONDS] for record in found]
     assert seconds == [PER_EPOCH * epoch for epoch in range(1, len(found) + 1)]
+
+
+def test_a_trial_from_a_cpu_goes_on_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the GPU's own generator as the epoch's seed left it."""
+    states, told = generator_states(CPU), list[object]()
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda *state: told.append(state))
+    drawn = random.random()
+    restore_generators(states, torch.device("cuda"))
+    assert random.random() == drawn
+    assert told == []

@@ -86,6 +86,7 @@ def the_only_problem(config: TrialConfig, blocks: int | None = None) -> Problem:
             for name in ("at", "nst", "reviewkd")
         ),
         {"distill.method": "sobolev", "distill.lam": 1.0},
+        {"distill.method": "sobolev", "distill.lam": 1.0, "train.batchnorm": {"sync": True}},
         {"distill.method": "dkd", "distill.alpha": None, "distill.nontarget_weight": 2.0},
         {"distill.method": "deit", "distill.hard": False},
         {"student.head": {"name": "am_softmax", "margin": 0.0, "scale": 16.0}},
@@ -154,6 +155,8 @@ def test_a_trial_without_a_method_needs_no_teacher() -> None:
                 "distill.method": "sobolev",
                 "distill.lam": 1.0,
                 "train.batchnorm": {"sync": True},
+                "train.workers": 2,
+                "resources.gpus_per_worker": 0,
             },
             "train.batchnorm.sync",
             "sobolev differentiates twice, which SyncBatchNorm cannot",

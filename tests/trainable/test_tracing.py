@@ -23,6 +23,7 @@ from trainable.networks.build import (
     output_shapes,
 )
 from trainable.networks.teacher import FrozenTeacher
+from trainable.networks.tracing import RESERVED
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 CUTS = {
@@ -273,10 +274,10 @@ def test_a_cut_at_the_end_is_refused() -> None:
 
 def test_the_names_of_other_blocks_are_no_cuts() -> None:
     network = nn.Sequential()
-    for name in ("method", "head", "fc"):
+    for name in (*RESERVED, "fc"):
         network.add_module(name, nn.Linear(4, 4))
-    for name in ("method", "head"):
-        with pytest.raises(ConfigError, match=f"head or method.*got '{name}'"):
+    for name in RESERVED:
+        with pytest.raises(ConfigError, match=f"must not name a block head or .*got '{name}'"):
             BlockNetwork(network, (name,))
 
 

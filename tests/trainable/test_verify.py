@@ -123,7 +123,7 @@ def verifier_of(config: TrialConfig) -> Verifier:
     unseen = open_dataset(config.data).unseen
     assert unseen is not None
     prepare = Normalizer((0.0,) * 3, (1 / 255,) * 3, CPU)
-    return Verifier(open_loader(unseen, CPU, 0), len(unseen), prepare, CPU)
+    return Verifier(open_loader(unseen, CPU, 0), unseen.labels, prepare, CPU)
 
 
 @pytest.mark.parametrize("batch", [512, 7])
@@ -204,6 +204,13 @@ def test_weights_are_scored_on_either_split(
     data = open_dataset(config.data)
     assert data.unseen is not None
     normalize = Normalizer(data.mean, data.std, CPU)
-    verifier = Verifier(open_loader(data.unseen, CPU, 0), len(data.unseen), normalize, CPU)
+    verifier = Verifier(open_loader(data.unseen, CPU, 0), data.unseen.labels, normalize, CPU)
     assert val[records.VAL_EER] == verifier.eer(student)
     assert open_unseen_test(make_config().data) is None
+
+
+def test_a_class_of_two_pictures_among_many_is_compared() -> None:
+    labels = np.array([0] * 50_000 + [1, 1])
+    chosen = verify._drawn(labels)[: verify.PICTURES]
+    assert {50_000, 50_001} <= set(chosen.tolist())
+    assert sorted(verify._drawn(labels).tolist()) == list(range(len(labels)))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 
 from trainable.errors import CheckpointError
 from trainable.networks.blocks import BlockNetwork
@@ -78,6 +79,32 @@ def test_weights_that_are_not_finite_are_named(student: BlockNetwork, tmp_path: 
     torch.save(state, tmp_path / "teacher.pth")
     with pytest.raises(CheckpointError, match=r"1 not finite \(fc.bias\)"):
         load_weights(student.network, tmp_path / "teacher.pth", config_path=PLACE)
+
+
+class Masked(torch.nn.Linear):
+    """With a buffer that is meant to have infinities."""
+
+    def __init__(self) -> None:
+        super().__init__(2, 2)
+        self.register_buffer("mask", torch.full((2, 2), -torch.inf).triu(1))
+
+
+def test_infinities_that_a_network_has_itself_are_no_fault(tmp_path: Path) -> None:
+    save_weights(Masked(), tmp_path / "a.safetensors")
+    load_weights(Masked(), tmp_path / "a.safetensors", config_path=PLACE)
+    broken = Masked()
+    broken.get_buffer("mask")[1, 0] = torch.nan
+    save_weights(broken, tmp_path / "b.safetensors")
+    with pytest.raises(CheckpointError, match=r"1 not finite \(mask\)"):
+        load_weights(Masked(), tmp_path / "b.safetensors", config_path=PLACE)
+
+
+def test_networks_that_read_the_version_of_their_weights_are_loaded(tmp_path: Path) -> None:
+    one, other = (torchvision.models.mnasnet0_5(num_classes=10) for _ in range(2))
+    save_weights(one, tmp_path / "a.safetensors")
+    load_weights(other, tmp_path / "a.safetensors", config_path=PLACE)
+    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
 
 
 class _Evil:

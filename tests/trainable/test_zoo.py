@@ -92,6 +92,15 @@ def number():
 def depths():
     return nn.Sequential(nn.Flatten(), nn.Linear(192, [int(x.item()) for x in torch.linspace(10, 20, 3)][0]))
 
+class Centred(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("middle", torch.Tensor([0.5, 0.5, 0.5]).view(1, 3, 1, 1))
+        self.fc = nn.Linear(3, 10)
+
+    def forward(self, x):
+        return self.fc((x - self.middle).mean((2, 3)))
+
 constant = 3
 """
 
@@ -107,6 +116,13 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_a_factory_gets_the_facts_that_it_names(own: str) -> None:
     network = build(f"{own}:small", Pictures(4, 3, (8, 6)), path="student.model").network
     assert network(torch.zeros(2, 3, 8, 6)).shape == (2, 4)
+
+
+def test_a_factory_whose_buffers_are_on_no_device_of_choice_can_be_looked_at(own: str) -> None:
+    pictures = Pictures(10, 3, (8, 8))
+    with torch.device("meta"):
+        built = build(f"{own}:Centred", pictures, path="student.model")
+        assert output_shapes(BlockNetwork(built.network, ()), pictures) == ((10,),)
 
 
 def test_a_factory_that_reads_values_can_be_looked_at_without_weights(own: str) -> None:

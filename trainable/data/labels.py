@@ -24,6 +24,10 @@ def label_problems(
     counts = _counts(labels, classes)
     seen = {name: counts[name] for name in classes.seen}
     found = range_problems(where, labels, classes)
+    if len(classes.seen) < 2:
+        rule = "there must be 2 classes or more to tell apart"
+        remedy = "name them all in data.classes, or give the folder whose subfolders they are"
+        found.append(Problem(where, rule, remedy, ", ".join(classes.seen) or "none"))
     found += _class_problem(
         where,
         "every class must have a picture in it",

@@ -32,7 +32,7 @@ from trainable import ranks
 from trainable.errors import CheckpointError, input_error
 from trainable.networks.blocks import BlockNetwork
 from trainable.networks.projectors import fold
-from trainable.networks.weights import save_tensors, save_weights
+from trainable.networks.weights import put_weights, save_tensors, save_weights
 
 BEST, CHECKPOINTS, MANIFEST = "best.safetensors", "checkpoints", "manifest.json"
 _STUDENT, _STATE = "student.safetensors", "state.pt"
@@ -53,7 +53,7 @@ class Snapshot:
 
     def load_student(self, student: BlockNetwork) -> None:
         """Give the student its weights, and rank 0's running statistics."""
-        student.whole.load_state_dict(safetensors.torch.load_file(self.path / _STUDENT))
+        put_weights(student.whole, safetensors.torch.load_file(self.path / _STUDENT))
 
 
 class CheckpointFolder:

@@ -124,7 +124,8 @@ class Health:
             raise ValueError(f"the places must stay {self._names}, but got {names}")
         self._names = names
         self._order = torch.arange(len(names), device=self._device)
-        is_input = [float(name in (INPUT, LABEL)) for name in names]
+        # A block may be called so, too: it comes later.
+        is_input = [float(names.index(n) == i and n in (INPUT, LABEL)) for i, n in enumerate(names)]
         self._is_input = torch.tensor(is_input, device=self._device)
         self._since_flush = torch.zeros(len(names), device=self._device)
         self._row = torch.zeros(len(names), device=self._device)

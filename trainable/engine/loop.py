@@ -165,7 +165,7 @@ class Trial:
             self._evaluator = Evaluator(loader, len(data.val), self._feed.prepare, device)
         if data.unseen is not None:
             loader = open_loader(data.unseen, device, workers)
-            self._verifier = Verifier(loader, len(data.unseen), self._feed.prepare, device)
+            self._verifier = Verifier(loader, data.unseen.labels, self._feed.prepare, device)
 
     def resume(self) -> None:
         """Load the last checkpoint, if any."""
@@ -242,10 +242,9 @@ class Trial:
 
     def _enter_randomness(self, epoch: int) -> None:
         """Dropout must not depend on how many numbers were drawn before: a resumed trial drew none."""
+        seed_everything(self._config.train.seed + 1_000_003 * epoch + 7_919 * ranks.rank())
         if self._generators is not None and self._progress.done:
             restore_generators(self._generators, self._device)
-        else:
-            seed_everything(self._config.train.seed + 1_000_003 * epoch + 7_919 * ranks.rank())
         self._generators = None
 
     def _train(self, epoch: int) -> None:
@@ -265,7 +264,9 @@ class Trial:
             progress.seconds = before + time.perf_counter() - started
             if every and (first + progress.done) % every == 0 and progress.done < len(plan):
                 self._check_health(wait=True)
+                saving = time.perf_counter()
                 self._save(is_best=False)
+                started += time.perf_counter() - saving
         self._check_health(wait=True)
         progress.seconds = before + time.perf_counter() - started
         self._reading.settle()

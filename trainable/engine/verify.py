@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -61,22 +62,33 @@ def equal_error_rate(scores: Tensor, same: Tensor) -> float:
     return (before * above - after * below) / (impostors * (above - below))
 
 
+def _drawn(labels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """All samples in a fixed order that has two of each class first, which make a pair."""
+    # Not every n-th: classes that take turns in a set could drop out.
+    order = permutation(stream_key("verify"), len(labels))
+    by_class = np.argsort(labels[order], kind="stable")
+    _, starts, counts = np.unique(labels[order][by_class], return_index=True, return_counts=True)
+    place = np.empty(len(labels), dtype=np.int64)
+    place[by_class] = np.arange(len(labels)) - np.repeat(starts, counts)
+    return order[np.argsort(place >= 2, kind="stable")]
+
+
 class Verifier:
     """Measures how well networks tell unseen classes apart, always on the same pairs."""
 
     def __init__(
         self,
         loader: Loader,
-        samples: int,
+        labels: npt.NDArray[np.int64],
         prepare: Callable[[Tensor], Tensor],
         device: torch.device,
     ) -> None:
-        """Of more than `PICTURES` samples so many are compared, spread over the set by a fixed draw.
+        """Of more than `PICTURES` samples so many are compared: two of each class, and others by a fixed draw.
 
-        `prepare` turns (batch, channels, height, width) uint8 pictures into what networks take.
+        `labels` are the samples'. `prepare` turns (batch, channels, height, width) uint8 pictures into what networks
+        take.
         """
-        # Not every n-th: classes that take turns in a set could drop out.
-        chosen = np.sort(permutation(stream_key("verify"), samples)[:PICTURES])
+        chosen = np.sort(_drawn(labels)[:PICTURES])
         starts = range(0, len(chosen), EVALUATION_BATCH)
         self._batches = [chosen[start : start + EVALUATION_BATCH] for start in starts]
         self._loader, self._prepare, self._device = loader, prepare, device

@@ -20,8 +20,8 @@ from trainable.errors import ConfigError, InputError, input_error
 HAND_MADE = "blocks_in_order"
 """A method of a network: () → [(name, module), …], which applied one after the other are its forward."""
 
-RESERVED = ("head", "method")
-"""The last block, and a method's own parameters."""
+RESERVED = ("head", "method", "input", "label", "loss", "batchnorm", "ce", "kl", "feature")
+"""The last block, a method's own parameters, and other places where something may not be finite."""
 
 _FEW, _SHOWN = 4, 16
 """Of the names of submodules in an error: fewer are shown with what they hold, more are not shown."""

@@ -199,10 +199,13 @@ def _reason(error: Exception) -> str:
 
 def _made(make: Callable[[], Any]) -> Any:
     """What somebody else's code makes; where it reads values of tensors, it cannot do so of shapes alone."""
+    is_meta = torch.get_default_device().type == "meta"
     try:
-        return make()
-    except RuntimeError:
-        if torch.get_default_device().type != "meta":
+        made = make()
+        # Some ways to make a tensor do not ask for the default device.
+        return made.to("meta") if is_meta and isinstance(made, nn.Module) else made
+    except (RuntimeError, TypeError):
+        if not is_meta:
             raise
     with torch.random.fork_rng(), torch.device("cpu"):
         return make().to("meta")

@@ -70,7 +70,8 @@ def _gpus_can_be_given(config: TrialConfig, _: int | None) -> Iterator[Problem]:
 
 
 def _sobolev_has_plain_batchnorm(config: TrialConfig, _: int | None) -> Iterator[Problem]:
-    if METHODS[config.distill.method].slope and config.train.batchnorm.sync:
+    syncs = config.train.batchnorm.sync and config.train.workers > 1
+    if METHODS[config.distill.method].slope and syncs:
         rule = f"{config.distill.method} differentiates twice, which SyncBatchNorm cannot"
         yield Problem("train.batchnorm.sync", rule, "set it to false", "true")
 
@@ -154,7 +155,7 @@ RULES: tuple[Rule, ...] = (
     Rule(("data.batch_size", _WORKERS, "train.accumulate"), _micro_batches_have_two_pictures),
     Rule(("train.launcher", _WORKERS), _inline_has_one_worker),
     Rule((_GPUS, _WORKERS), _gpus_can_be_given),
-    Rule((_METHOD, "train.batchnorm.sync"), _sobolev_has_plain_batchnorm),
+    Rule((_METHOD, "train.batchnorm.sync", _WORKERS), _sobolev_has_plain_batchnorm),
     Rule((_GPUS, "train.precision"), _precision_has_a_gpu),
     Rule(
         (_METHOD, _GPUS, "teacher", "teacher.precision", "train.precision"),

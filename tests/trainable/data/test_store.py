@@ -202,6 +202,17 @@ class TestCheck:
         with pytest.raises(DataError, match=r"\(test\): every class must .* got without any: bee"):
             check_data(config, cache)
 
+    def test_a_folder_above_the_classes_is_one_class(self, image_folder: Make, cache: Path) -> None:
+        config = image_folder()
+        root = Path(config.root or "")
+        for split in ("train", "test"):
+            (root / split).rename(root / "all")
+            (root / split).mkdir()
+            (root / "all").rename(root / split / "mine")
+        told = r"\(train\): there must be 2 classes or more to tell apart, got mine; name them"
+        with pytest.raises(DataError, match=told):
+            check_data(config, cache)
+
     def test_an_empty_class_is_named(self, image_folder: Make, cache: Path) -> None:
         config = image_folder()
         (Path(config.root or "") / "train" / "cow").mkdir()
