@@ -8,6 +8,7 @@ import socket
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 import torch
@@ -61,7 +62,12 @@ def connected() -> Generator[Capacity]:
         address = os.environ.get("RAY_ADDRESS") or "local"
         try:
             _must_listen(address)
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            ray.init(
+                address=address,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env=_told(address),
+            )
         except (OSError, RuntimeError, ValueError, AuthenticationError) as error:
             if address == "local":
                 raise
@@ -137,6 +143,13 @@ def _most_at_once(study: StudySection) -> int:
     replicates, searched = study.replicates, len(study.baselines)
     again = 0 if replicates is None else replicates.seeds * (replicates.finalists + searched + 1)
     return max(study.trials, sum(study.baselines.values()), again)
+
+
+def _told(address: str) -> dict[str, Any]:
+    """What all processes of a study know. What frees the place of a trial whose node is lost, for one, asks the
+    cluster of RAY_ADDRESS, and without it gives up on a machine where several run.
+    """
+    return {} if address == "local" else {"env_vars": {"RAY_ADDRESS": address}}
 
 
 def _must_listen(address: str) -> None:

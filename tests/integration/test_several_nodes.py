@@ -194,8 +194,14 @@ def test_with_notice_a_trial_leaves_after_its_epoch_and_loses_nothing(
 
 @pytest.mark.chaos
 def test_a_trial_that_lost_the_node_of_one_worker_goes_on_when_there_is_another(
-    machines: Machines, other: Machine, tmp_path: Path, configure: Any, left_by: Any
+    ray_cluster: str,
+    machines: Machines,
+    other: Machine,
+    tmp_path: Path,
+    configure: Any,
+    left_by: Any,
 ) -> None:
+    """Also where another cluster is on the machine, `ray_cluster`: what frees its place must ask the right one."""
     changes = {"study": {"trials": 1}, "train": {"epochs": EPOCHS, "workers": 2}}
     config = without_search(configure(tmp_path, **changes))
     process = submitted(config, machines)
