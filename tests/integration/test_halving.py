@@ -103,8 +103,7 @@ def test_an_interrupted_study_ends_as_one_that_was_left_alone(
     assert sent
     again = make_spy()
     left = conduct(config, again)
-    waits = any(row.state == "waiting" for row in again.rested)
-    assert waits == (after[0] < TRIALS - 1)  # by the last trial all others have ended
+    assert any(row.state == "waiting" for row in again.rested)
     told = ("label", "params", "state", "epochs", "value", "best_epoch")
     rows, others = (
         [[getattr(row, name) for name in told] for row in one.results.of("trial")]
