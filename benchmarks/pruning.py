@@ -4,10 +4,10 @@
     python benchmarks/pruning.py --half holdout --curves FILE.parquet   on some of another file
 
 `study.halving`, stock ASHA (Tune's own class) over its two settings, and no pruner run studies of trials that
-`learning_curves.py` recorded: every study takes --size of them in a random order, --places at a time, each epoch taking
-its trial's recorded seconds. Written to benchmarks/results/pruning-<half>.json, as means over the studies with
-95 % intervals (percentiles of 10,000 bootstrap resamplings of the studies; studies share trials, so they say how sure
-the mean over such studies is, and not what other trials would do):
+`learning_curves.py` recorded: every study takes so many of --sizes of them in a random order, --places at a time, each
+epoch taking its trial's recorded seconds. Written to benchmarks/results/pruning-<half>.json by size, as means over the
+studies with 95 % intervals (percentiles of 10,000 bootstrap resamplings of the studies; studies share trials, so they
+say how sure the mean over such studies is, and not what other trials would do):
 
 - cost: seconds of training, as a share of those without a pruner;
 - regret: best validation accuracy of all of a study's trials less that of the complete ones, in points.
@@ -48,6 +48,8 @@ CURVES = tuple(
         "-holdout-nvidia-h200",
         "-holdout2-nvidia-h100-80gb-hbm3",
         "-holdout3-nvidia-h100-80gb-hbm3",
+        "-holdout4-nvidia-h100-80gb-hbm3",
+        "-holdout5-nvidia-h100-80gb-hbm3",
     )
 )
 GRACE, FACTORS = (1, 2, 3, 4, 5), (2, 3, 4)
@@ -237,13 +239,16 @@ def at_peaks() -> Generator[None]:
 
 
 def studies(
-    trials: Sequence[Recorded], make: Callable[[Sequence[Recorded]], Pruner], options: Any
+    trials: Sequence[Recorded],
+    make: Callable[[Sequence[Recorded]], Pruner],
+    size: int,
+    options: Any,
 ) -> Any:
     """(cost, regret) of every resampling: the same studies for every pruner, [resamplings, 2]."""
     random = np.random.default_rng(options.seed)
     found = list[tuple[float, float]]()
     for _ in range(options.resamplings):
-        order = random.choice(len(trials), min(options.size, len(trials)), replace=False)
+        order = random.choice(len(trials), size, replace=False)
         study = [trials[index] for index in order]
         found.append(replay(study, make(study), options.places))
     return np.array(found)
@@ -268,14 +273,13 @@ def summary(found: Any) -> dict[str, Any]:
     }
 
 
-def compare(options: Any) -> dict[str, Any]:
-    """All pruners, and halving against the setting of ASHA that costs as much."""
-    trials = read(options.curves, options.half)
+def compare(trials: Sequence[Recorded], size: int, options: Any) -> dict[str, Any]:
+    """All pruners, and halving against the setting of ASHA that costs as much, in studies of one size."""
     made = pruners(len(trials[0].values))
-    found = {name: studies(trials, make, options) for name, make in made.items()}
+    found = {name: studies(trials, make, size, options) for name, make in made.items()}
     with at_peaks():
         judged_there = read(options.curves, options.half)
-        found["halving, also at peaks"] = studies(judged_there, made["halving"], options)
+        found["halving, also at peaks"] = studies(judged_there, made["halving"], size, options)
     cost = found["halving"][:, 0].mean()
     rival = min(
         (name for name in found if name.startswith("asha")),
@@ -283,7 +287,6 @@ def compare(options: Any) -> dict[str, Any]:
     )
     less = found[rival] - found["halving"]
     return {
-        "trials": len(trials),
         "pruners": {name: summary(values) for name, values in found.items()},
         "rival": rival,
         "rival_less_halving": {"cost": interval(less[:, 0]), "regret": interval(less[:, 1])},
@@ -299,7 +302,9 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--half", choices=("tuning", "holdout", "all"), default="all")
     made.add_argument("--resamplings", type=int, default=200)
-    made.add_argument("--size", type=int, default=48, help="trials of a study")
+    made.add_argument(
+        "--sizes", type=int, nargs="+", default=(24, 48, 96), help="trials of a study"
+    )
     made.add_argument("--places", type=int, default=4, help="trials at a time")
     made.add_argument("--seed", type=int, default=0)
     made.add_argument("--output", type=Path, default=RESULTS)
@@ -308,22 +313,33 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     """Compare, show and keep."""
-    options = parser().parse_args()
-    found = compare(options)
+    command = parser()
+    options = command.parse_args()
+    trials = read(options.curves, options.half)
+    if max(options.sizes) > len(trials):
+        command.error(f"--sizes must be at most {len(trials)}, the trials there are")
+    sizes = {size: compare(trials, size, options) for size in options.sizes}
+    for size, found in sizes.items():
+        show(size, found)
+    kept = {key: value for key, value in vars(options).items() if key not in ("output", "sizes")}
+    kept["curves"] = [path.name for path in options.curves]
+    record = {"environment": environment(), "settings": kept, "trials": len(trials), "sizes": sizes}
+    path = options.output / f"pruning-{options.half}.json"
+    path.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def show(size: int, found: dict[str, Any]) -> None:
+    """A line for each pruner, cheapest first."""
+    print(f"studies of {size} trials")
     for name, of in sorted(found["pruners"].items(), key=lambda item: item[1]["cost"]["mean"]):
         cost, regret = of["cost"], of["regret"]
         print(
-            f"{name:40} cost {cost['mean']:.3f} [{cost['low']:.3f}, {cost['high']:.3f}]  "
+            f"{name:45} cost {cost['mean']:.3f} [{cost['low']:.3f}, {cost['high']:.3f}]  "
             f"regret {regret['mean']:.2f} [{regret['low']:.2f}, {regret['high']:.2f}] points, "
             f"none in {of['without_regret']:.0%}"
         )
     less = found["rival_less_halving"]
     print(f"{found['rival']} less halving: cost {less['cost']}, regret {less['regret']}")
-    kept = {key: value for key, value in vars(options).items() if key != "output"}
-    kept["curves"] = [path.name for path in options.curves]
-    name = f"pruning-{options.half}.json"
-    record = {"environment": environment(), "settings": kept, **found}
-    (options.output / name).write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":
