@@ -11,7 +11,7 @@ from trainable.statistics.diagnosis.history import History, Told
 from trainable.statistics.diagnosis.wording import either, in_epochs, number
 
 COLLAPSED = 16.0
-"""Loss scale over its floor at which four more overflows in a row end the trial; fp16 trains at 2⁸ and more."""
+"""Loss scale over its floor at which five more overflows in a row end the trial; fp16 trains at 2⁸ and more."""
 _BEFORE_THE_SCALE = ("input", "label", "ce", "kl", "feature", "loss", "batchnorm")
 """Places of `records.skipped_at` that the loss scale does not reach: all but the gradients of blocks."""
 
