@@ -15,6 +15,8 @@ from trainable.errors import InputError, input_error
 from trainable.storage import writing_to
 
 CARD = "MODEL_CARD.md"
+_WRITTEN = {CARD, tasks.RECIPE, *tasks.FILES.values()}
+"""What an export consists of."""
 _THEN = "run the same command again"
 
 
@@ -59,10 +61,11 @@ def export(choice: Choice, folder: Path, formats: Sequence[tasks.Format], *, fol
 
 
 def _check_may_be_replaced(folder: Path) -> None:
-    if folder.is_dir() and ((folder / CARD).is_file() or not any(folder.iterdir())):
+    if not folder.exists():
         return
-    if folder.exists():
-        rule = "must be a new folder, an empty one, or one with an earlier export"
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else [folder.name]
+    if foreign := [name for name in names if name not in _WRITTEN]:
+        rule = f"must be a new folder, an empty one, or one with an earlier export alone (it has {foreign[0]})"
         raise input_error(InputError, "--to", rule, "choose another", str(folder))
 
 
@@ -71,5 +74,10 @@ def _put(temporary: Path, folder: Path) -> None:
     former = temporary.with_suffix(".old")
     if folder.exists():
         folder.rename(former)
-    temporary.rename(folder)
+    try:
+        temporary.rename(folder)
+    except OSError:
+        if former.exists():
+            former.rename(folder)
+        raise
     shutil.rmtree(former, ignore_errors=True)

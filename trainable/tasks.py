@@ -40,7 +40,7 @@ from trainable.engine.rehearsal import Footprint, rehearse
 from trainable.engine.settings import apply_settings
 from trainable.engine.verify import Verifier
 from trainable.export.classify import Answer, classify
-from trainable.export.program import FILES, FORMATS, Format, check_packages
+from trainable.export.program import FILES, FORMATS, RECIPE, Format, check_packages
 from trainable.export.write import AGREEMENT, Exported, export_student
 from trainable.methods import METHODS
 from trainable.networks.blocks import BlockNetwork
@@ -62,6 +62,7 @@ __all__ = [
     "AGREEMENT",
     "FILES",
     "FORMATS",
+    "RECIPE",
     "Answer",
     "BlockSummary",
     "DataSummary",

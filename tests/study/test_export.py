@@ -206,6 +206,19 @@ def test_what_lies_there_already_is_not_replaced(study: MadeUp, tmp_path: Path) 
     (tmp_path / "mine" / "thesis.tex").touch()
     assert refused(study, "--to", tmp_path / "mine").startswith("--to: must be a new folder, ")
     assert names(tmp_path / "mine") == ["thesis.tex"]
+    (tmp_path / "file").touch()
+    assert refused(study, "--to", tmp_path / "file").startswith("--to: must be a new folder, ")
+
+
+def test_an_export_with_something_of_ones_own_beside_it_is_not_replaced(study: MadeUp) -> None:
+    assert study.export(*LIGHT).exit_code == 0
+    notes = study.folder / "export" / "notes.txt"
+    notes.write_text("mine")
+    assert "(it has notes.txt)" in refused(study, *LIGHT)
+    assert notes.read_text() == "mine"
+    assert (study.folder / "export" / "student.safetensors").is_file()
+    notes.unlink()
+    assert study.export(*LIGHT).exit_code == 0
 
 
 def test_a_format_that_is_off_leaves_the_former_export(

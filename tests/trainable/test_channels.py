@@ -83,7 +83,7 @@ def test_a_channel_that_no_picture_gets_through_is_silent() -> None:
 
 def test_a_rank_without_pictures_is_watched_like_the_others(student: BlockNetwork) -> None:
     student.eval()
-    silence = Silence(student)
+    silence = Silence(student.network)
     with silence.watch(), torch.no_grad():
         assert student(torch.zeros(0, 3, 8, 8)).shape == (0, 10)
     assert len(silence.channels()) == 5
@@ -95,7 +95,7 @@ def test_watching_changes_no_output_and_leaves_nothing_behind(student: BlockNetw
     x = torch.randn(4, 3, 8, 8)
     with torch.no_grad():
         expected = student(x)
-        silence = Silence(student)
+        silence = Silence(student.network)
         with silence.watch():
             assert torch.equal(student(x), expected)
         watched = silence.channels()

@@ -43,6 +43,7 @@ FAMILIES = {
     "timm": trial("timm:resnet10t", 32),
     "timm's own BatchNorm": trial("timm:efficientnet_lite0", 32),
     "factory": trial(f"{HERE}:Own"),
+    "a submodule called network": trial(f"{HERE}:Wrapping"),
     "hand-made blocks": trial(f"{HERE}:HandMade", student={"cuts": ["conv", "sign"]}),
     "projectors kept": trial("mini_resnet_10_2", student={"projectors": "keep"}, **KD),
     "projectors folded": trial("mini_resnet_10_2", student={"projectors": "fold"}, **KD),
@@ -70,6 +71,29 @@ class Own(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(self.norm(self.conv(self.first(x))).relu().mean((2, 3)))
+
+
+class Wrapping(nn.Module):
+    """Its layers are in a submodule called `network`, one of which reads the version that its weights are of."""
+
+    class Versioned(nn.Linear):
+        _version = 2
+
+        def _load_from_state_dict(self, state: Any, prefix: str, local: Any, *rest: Any) -> None:
+            assert local.get("version") == 2
+            super()._load_from_state_dict(state, prefix, local, *rest)
+
+    def __init__(self, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        norms = nn.BatchNorm2d(8), nn.BatchNorm2d(8)
+        self.network = nn.Sequential(nn.Conv2d(in_channels, 8, 3), norms[0], nn.ReLU())
+        self.conv = nn.Conv2d(8, 8, 3)
+        self.add_module("1", norms[1])
+        self.fc = Wrapping.Versioned(8, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        second = self.get_submodule("1")
+        return self.fc(second(self.conv(self.network(x))).relu().mean((2, 3)))
 
 
 class HandMade(Own):

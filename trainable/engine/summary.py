@@ -80,13 +80,14 @@ def validation_summary(
     evaluator: Evaluator | None, student: BlockNetwork, *, watch_batch_statistics: bool
 ) -> Summary:
     """Score of the composed student, how it does with batch statistics, and the state of its channels."""
-    silence, statistics = Silence(student), BatchStatistics(student)
+    # By the names that the network itself gives them; projectors have none.
+    silence, statistics = Silence(student.network), BatchStatistics(student.network)
     found = Summary({})
     if evaluator is not None:
         with silence.watch():
             score = evaluator.score(student)
         found.metrics |= {records.VAL_ACCURACY: score.accuracy, records.VAL_LOSS: score.loss}
-    whole, found.layers = channel_state(student, silence.channels())
+    whole, found.layers = channel_state(student.network, silence.channels())
     found.metrics |= whole
     if (
         evaluator is not None

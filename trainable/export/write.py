@@ -33,7 +33,7 @@ from trainable.export.trained import Trained, load_trained
 from trainable.networks.build import flops
 from trainable.networks.folding import Named, fold_layers, foldable
 from trainable.networks.projectors import widths_of
-from trainable.networks.weights import save_tensors
+from trainable.networks.weights import put_weights, save_tensors
 from trainable.statistics.batchnorm import batchnorm_layers
 
 AGREEMENT = 1e-5
@@ -171,7 +171,7 @@ def _write(trained: Trained, recipe: Recipe, folder: Path, formats: Sequence[For
     student, own = rebuilt(recipe), trained.student
     # Names of layers are the network's; `whole` has them as its own only without projectors.
     folded = fold_layers(own.network, recipe.network.folded)
-    student.network.load_state_dict(folded)
+    put_weights(student.network, folded)
     student.projectors.load_state_dict(own.projectors.state_dict())
     if "safetensors" in formats:
         save_tensors(student.whole.state_dict(), folder / FILES["safetensors"])

@@ -15,7 +15,7 @@ _RUNNING = ("running_mean", "running_var")
 def batchnorm_layers(network: nn.Module) -> dict[str, _BatchNorm]:
     """Every BatchNorm layer that keeps running statistics, by name."""
     return {
-        name.removeprefix("network."): layer
+        name: layer
         for name, layer in network.named_modules()
         if isinstance(layer, _BatchNorm) and layer.running_var is not None
     }
