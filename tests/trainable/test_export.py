@@ -12,13 +12,17 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from tests.trainable.exports import keep, logits_of, pictures_of, trial
-from trainable.config import TrialConfig
+from trainable.config import DataConfig, TrialConfig
+from trainable.engine.checkpoint import best_student
+from trainable.engine.loop import TrialTask, run
 from trainable.errors import ExportError, InputError
 from trainable.export import program
 from trainable.export.program import Format, load_student, run_of
+from trainable.export.trained import load_trained
 from trainable.export.write import AGREEMENT, Exported, export_student
 
 TOGETHER: tuple[Format, ...] = ("safetensors", "program")
@@ -267,3 +271,37 @@ def test_weights_of_other_classes_are_refused(tmp_path: Path) -> None:
     weights: Any = keep(trial("mini_resnet_10_4"), tmp_path / "kept.safetensors")
     with pytest.raises(InputError, match="must fit the network"):
         export_student(trial("mini_resnet_10_2"), weights, tmp_path, ("safetensors",), fold=False)
+
+
+def test_data_that_are_not_what_the_student_was_trained_on_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A renamed class would go by another's name, and other pictures would move the mean that is subtracted."""
+    monkeypatch.setenv("KD_STUDY_CACHE", str(tmp_path / "cache"))
+    root = tmp_path / "pets"
+    for split in ("train", "test"):
+        for shade, name in enumerate(("cat", "dog")):
+            (root / split / name).mkdir(parents=True)
+            for number in range(4):
+                picture = Image.new("RGB", (8, 8), (40 + 90 * shade, 20 * number, 60 + number))
+                picture.save(root / split / name / f"{number}.png")
+    data = DataConfig(source="image_folder", root=str(root), image_size=8, val_fraction=0)
+    config = trial("mini_resnet_10_2").model_copy(update={"data": data})
+    config = config.model_copy(
+        update={"train": config.train.model_copy(update={"epochs": 1, "precision": "fp32"})}
+    )
+    run(TrialTask(config, tmp_path / "trial", None), lambda _: None, torch.device("cpu"))
+    weights = best_student(tmp_path / "trial")
+    assert load_trained(config, weights).data.classes == ("cat", "dog")
+
+    for split in ("train", "test"):
+        (root / split / "cat").rename(root / split / "kitten")
+    with pytest.raises(InputError, match=r"with classes \['cat', 'dog'\].*got .*'kitten'"):
+        load_trained(config, weights)
+    for split in ("train", "test"):
+        (root / split / "kitten").rename(root / split / "cat")
+    assert load_trained(config, weights).data.classes == ("cat", "dog")
+
+    Image.new("RGB", (8, 8), (255, 255, 255)).save(root / "train" / "cat" / "new.png")
+    with pytest.raises(InputError, match=r"with mean .*bring that data back"):
+        load_trained(config, weights)

@@ -6,6 +6,7 @@ mapped from there by every trial; a larger one is streamed.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,6 +60,21 @@ class Dataset:
     fingerprint: str
     """Hex key of the training split's content and of every setting that changes its pixels, what
     is held out of it or its normalization: what a cached teacher may be named by."""
+
+
+def facts_of_data(data: Dataset) -> dict[str, str]:
+    """What a network's outputs depend on of its data, for the file of its weights.
+
+    One text of JSON: safetensors writes several in any order, and the same student's files would differ.
+    """
+    facts = {
+        "classes": data.classes,
+        "channels": data.channels,
+        "image_size": data.image_size,
+        "mean": data.mean,
+        "std": data.std,
+    }
+    return {"data": json.dumps(facts)}
 
 
 def open_dataset(config: DataConfig, cache: Path | None = None) -> Dataset:

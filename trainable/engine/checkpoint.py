@@ -62,8 +62,11 @@ class CheckpointFolder:
     The folder is made here, and not again: where it is away later, another one must not take its place.
     """
 
-    def __init__(self, folder: Path, device: torch.device) -> None:
-        self._folder, self._device = folder, device
+    def __init__(
+        self, folder: Path, device: torch.device, facts: Mapping[str, str] | None = None
+    ) -> None:
+        """`facts` are written into the student's files."""
+        self._folder, self._device, self._facts = folder, device, facts
         self._checkpoints = folder / CHECKPOINTS
         self._checkpoints.mkdir(parents=True, exist_ok=True)
         self._best_sum: str | None = None
@@ -91,10 +94,10 @@ class CheckpointFolder:
         torch.save(dict(own), temporary / _rank_file(ranks.rank()))
         ranks.barrier(self._device)
         if ranks.rank() == 0:
-            save_weights(student.whole, temporary / _STUDENT)
+            save_weights(student.whole, temporary / _STUDENT, self._facts)
             torch.save(dict(shared), temporary / _STATE)
             if is_best and student.is_to_be_folded:
-                save_tensors(fold(student.whole.state_dict()), temporary / BEST)
+                save_tensors(fold(student.whole.state_dict()), temporary / BEST, self._facts)
             elif is_best:
                 _link(temporary / _STUDENT, temporary / BEST)
             else:

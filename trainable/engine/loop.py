@@ -19,7 +19,7 @@ import torch
 from trainable import ranks, records
 from trainable.config import TrialConfig
 from trainable.data.loaders import open_loader
-from trainable.data.store import Dataset, open_dataset
+from trainable.data.store import Dataset, facts_of_data, open_dataset
 from trainable.distill.maps import feature_shapes
 from trainable.distill.objective import Objective, method_of
 from trainable.engine.answers import Answers
@@ -131,7 +131,7 @@ class Trial:
         asked = self._answering(task, data, teacher)
         self.updater = Updater(config, self._feed, asked, self._step, progress, device)
         self._folder = task.folder
-        self._checkpoints = CheckpointFolder(task.folder, device)
+        self._checkpoints = CheckpointFolder(task.folder, device, facts_of_data(data))
         self._mirror = mirror_of(task.folder, task.bucket)
         self._best = -1.0
         self._generators: dict[str, Any] | None = None

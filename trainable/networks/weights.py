@@ -20,18 +20,32 @@ _SHOWN = 4
 _COUNT = "num_batches_tracked"
 
 
-def save_weights(network: nn.Module, path: Path) -> None:
-    """Write the state dict as safetensors: to a temporary file first, so that a reader never sees half."""
-    save_tensors(network.state_dict(), path)
+def save_weights(network: nn.Module, path: Path, facts: Mapping[str, str] | None = None) -> None:
+    """Write the state dict as safetensors: to a temporary file first, so that a reader never sees half.
+
+    `facts` are kept in the file's header: see `facts_of`.
+    """
+    save_tensors(network.state_dict(), path, facts)
 
 
-def save_tensors(weights: Mapping[str, Tensor], path: Path) -> None:
+def save_tensors(
+    weights: Mapping[str, Tensor], path: Path, facts: Mapping[str, str] | None = None
+) -> None:
     """As `save_weights`, of tensors by name."""
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    safetensors.torch.save_file(tensors, temporary)
+    safetensors.torch.save_file(tensors, temporary, None if facts is None else dict(facts))
     os.replace(temporary, path)
+
+
+def facts_of(path: Path) -> dict[str, str]:
+    """What a safetensors file says of itself; of others, and of one that says nothing, an empty dict."""
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            return dict(file.metadata() or {})
+    except (OSError, SafetensorError):
+        return {}
 
 
 def load_weights(network: nn.Module, path: Path, *, config_path: str) -> None:
