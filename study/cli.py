@@ -223,7 +223,10 @@ def _study(
     from study.report.progress import Progress
 
     def display(slots: int, ended: Sequence[TrialRow]) -> Progress:
-        return Progress(config.study.trials, slots, ended=ended, console=OUT)
+        section = config.study
+        return Progress(
+            section.trials, slots, ended=ended, objectives=section.objectives, console=OUT
+        )
 
     try:
         results = (conduct or run_study)(config, display)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -166,12 +166,11 @@ class StudyResults(BaseModel):
     @property
     def best_trials(self) -> tuple[TrialRow, ...]:
         """The usable trials, best validation accuracy first; of equals those on the front, then the earlier, first."""
-        numbers = {row.number for row in self.front}
-        return _best_first(self.of("trial"), numbers)
+        return best_first(self.of("trial"), self.objectives)
 
     def best_of_baseline(self, name: str) -> TrialRow | None:
         """The best trial of a baseline's own search, if any is usable."""
-        return next(iter(_best_first(self.of("baseline", name))), None)
+        return next(iter(best_first(self.of("baseline", name))), None)
 
     @property
     def winner(self) -> TrialRow | None:
@@ -181,13 +180,7 @@ class StudyResults(BaseModel):
     @property
     def front(self) -> tuple[TrialRow, ...]:
         """The usable trials that no other betters in all objectives together; none where there is one objective."""
-        if len(self.objectives) == 1:
-            return ()
-        told = {row.number: row for row in self.of("trial") if row.is_usable}
-        points = {
-            n: row.values for n, row in told.items() if set(self.objectives) <= set(row.values)
-        }
-        return tuple(told[number] for number in pareto_front(points, self.objectives))
+        return _front(self.of("trial"), self.objectives)
 
     @property
     def replicates_of_winner(self) -> tuple[TrialRow, ...]:
@@ -254,10 +247,22 @@ class StudyResults(BaseModel):
         return None
 
 
-def _best_first(rows: Sequence[TrialRow], on_front: Collection[int] = ()) -> tuple[TrialRow, ...]:
+def best_first(
+    rows: Iterable[TrialRow], objectives: Sequence[str] = ("accuracy",)
+) -> tuple[TrialRow, ...]:
+    """The usable ones, best validation accuracy first; of equals those on the front, then the earlier, first."""
     usable = [row for row in rows if row.is_usable]
-    return tuple(
-        sorted(
-            usable, key=lambda row: (-(row.value or 0.0), row.number not in on_front, row.number)
-        )
-    )
+    front = {row.number for row in _front(usable, objectives)}
+
+    def key(row: TrialRow) -> tuple[float, bool, int]:
+        return -(row.value or 0.0), row.number not in front, row.number
+
+    return tuple(sorted(usable, key=key))
+
+
+def _front(rows: Iterable[TrialRow], objectives: Sequence[str]) -> tuple[TrialRow, ...]:
+    if len(objectives) == 1:
+        return ()
+    told = {row.number: row for row in rows if row.is_usable}
+    points = {n: row.values for n, row in told.items() if set(objectives) <= set(row.values)}
+    return tuple(told[number] for number in pareto_front(points, objectives))

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from study.report.text import UNKNOWN, duration, one_line, params_text, percent, short_names
-from study.results import Key, TrialRow
+from study.results import Key, TrialRow, best_first
 from trainable.records import VAL_ACCURACY, EpochRecord
 
 _QUIET_S = 10.0
@@ -124,10 +124,11 @@ class Progress:
         concurrency: int,
         *,
         ended: Iterable[TrialRow] = (),
+        objectives: Sequence[str] = ("accuracy",),
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._planned = planned
+        self._planned, self._objectives = planned, objectives
         self._concurrency = max(1, concurrency)
         self._console = console or Console()
         self._clock = clock
@@ -219,7 +220,7 @@ class Progress:
                 f"{sum(row.has_ended for row in ended)}/{self._planned} trials",
                 *(f"{counts[state]} {state}" for state in others if counts[state]),
                 *([f"{screened} screened"] if screened else []),
-                f"best {_best(ended)}",
+                f"best {_best(ended, self._objectives)}",
                 self._beside() or f"{duration(self.seconds_left())} left",
             ]
         )
@@ -243,11 +244,13 @@ class Progress:
         return [trial for trial in self._ended.values() if trial.row.role == "trial"]
 
 
-def _best(ended: Iterable[TrialRow]) -> str:
+def _best(ended: Iterable[TrialRow], objectives: Sequence[str]) -> str:
     complete = [row for row in ended if row.is_usable and row.value is not None]
     if not complete:
         return UNKNOWN
-    best = max(complete, key=lambda row: (row.value or 0.0, -row.number))
+    highest = max(row.value or 0.0 for row in complete)
+    # What betters one of these is one of them: they alone tell which are on the front.
+    best = best_first([row for row in complete if row.value == highest], objectives)[0]
     return f"{best.label} {percent(best.value)} %"
 
 

@@ -74,14 +74,15 @@ def ranked(results: StudyResults) -> list[TrialRow]:
     """The trials: complete ones (the winner first), then pruned, running and failed ones.
 
     Within a state those that break a constraint come last; then the better validation accuracy comes first, then
-    the earlier trial.
+    the earlier trial. The usable ones are in the order of `StudyResults.best_trials`.
     """
+    usable = results.best_trials
 
     def key(row: TrialRow) -> tuple[int, bool, float, int]:
         value = float("-inf") if row.value is None else row.value
         return _STATES.index(row.state), bool(row.violates), -value, row.number
 
-    return sorted(results.of("trial"), key=key)
+    return [*usable, *sorted((row for row in results.of("trial") if not row.is_usable), key=key)]
 
 
 class _Leaderboard:

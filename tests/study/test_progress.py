@@ -146,6 +146,17 @@ def test_resumed_study_counts_what_ended_before() -> None:
     assert progress.status() == "1/4 trials, 1 waiting, best trial 0 50.00 %, 20 s left"
 
 
+def test_of_equal_accuracies_the_best_is_the_one_on_the_front() -> None:
+    ended = [
+        trial(number, "complete", 10.0, value=0.5, costs={"latency": latency})
+        for number, latency in enumerate((2.0, 1.0))
+    ]
+    console = Console(file=io.StringIO())
+    for objectives, best in ((("accuracy",), 0), (("accuracy", "latency"), 1)):
+        progress = Progress(4, 1, ended=ended, objectives=objectives, console=console)
+        assert f"best trial {best} 50.00 %" in progress.status()
+
+
 @pytest.mark.parametrize("width", [80, 120])
 def test_live_table(clock: Clock, width: int) -> None:
     out = io.StringIO()

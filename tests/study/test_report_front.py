@@ -12,9 +12,10 @@ import pyarrow.parquet as pq
 from rich.console import Console
 
 from study.ledger import LEDGER, load_results, save_results
+from study.report.board import board_of
 from study.report.front import front_pictures, value_of
 from study.report.page import write_report
-from study.report.table import print_leaderboard
+from study.report.table import print_leaderboard, ranked
 from study.report.trials_file import TRIALS
 from study.report.verdict import verdict
 from study.results import StudyResults, TrialRow
@@ -66,6 +67,16 @@ def test_a_study_of_one_objective_has_no_front() -> None:
     assert "front" not in printed(one)
     assert "latency" not in printed(trial_only := results_of(trial_row(0, value=0.5)))
     assert front_pictures(trial_only) == []
+
+
+def test_of_equal_accuracies_the_one_on_the_front_has_the_first_rank() -> None:
+    equals = study(row(0, 0.80, 2.0, 11.2), row(1, 0.80, 1.0, 4.4))
+    assert equals.winner is not None
+    assert equals.winner.number == 1
+    assert [row for row in ranked(equals) if row.is_usable] == list(equals.best_trials)
+    assert [(line.rank, line.name) for line in board_of(equals).trials] == [
+        *((1, "trial 1"), (2, "trial 0"))
+    ]
 
 
 def test_the_leaderboard_marks_the_front_and_what_is_broken() -> None:
