@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +17,7 @@ from study.jobs import Job
 from study.nodes import must_stay
 from trainable import tasks
 from trainable.records import VALUE, EpochRecord
-from trainable.worker import Work, shared_gpu
+from trainable.worker import Work, do_beside_others, shared_gpu
 
 SCORES = "scores"
 """Key of a result of scoring: metrics by name."""
@@ -51,11 +50,10 @@ def _do(work: Work, study: StudyConfig) -> Any:
 
     if uses_torch_trainer(study):
         return lasting_group(study).do(work, report)
-    device, gpu = tasks.default_device(study), shared_gpu(study)
+    device = tasks.default_device(study)
     if isinstance(work, tasks.TrialTask):
-        return tasks.train(work, report, device, gpu)
-    with nullcontext() if gpu is None else gpu.beside_others():
-        return work(device)
+        return tasks.train(work, report, device, shared_gpu(study))
+    return work(device)
 
 
 def _training(job: Job, study: StudyConfig, teacher_weights: Path | None) -> tasks.TrialTask:
@@ -73,13 +71,15 @@ def _scoring(
     job: Job, split: Literal["val", "test"], study: StudyConfig, teacher_weights: Path | None
 ) -> Work:
     """Measures a job's network on a split."""
+    network: Literal["student", "teacher"] = "student"
     if job.role == "teacher":
         assert teacher_weights is not None
-        weights = _here(teacher_weights, study)
-        return partial(tasks.score_weights, study, "teacher", weights, split)
-    weights = tasks.best_weights(job.folder(study))
-    bring(study, weights)
-    return partial(tasks.score_weights, job.config(study), "student", weights, split)
+        config, network, weights = study, "teacher", _here(teacher_weights, study)
+    else:
+        config, weights = job.config(study), tasks.best_weights(job.folder(study))
+        bring(study, weights)
+    score = partial(tasks.score_weights, config, network, weights, split)
+    return partial(do_beside_others, study, f"scoring the {network} on {split}", score)
 
 
 def _here(teacher_weights: Path, study: StudyConfig) -> Path:

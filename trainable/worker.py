@@ -17,7 +17,7 @@ from ray.exceptions import RayError
 
 from trainable.config import TrialConfig
 from trainable.engine.loop import TrialTask
-from trainable.engine.neighbours import SharedGpu, run_on
+from trainable.engine.neighbours import SharedGpu, do_on, run_on
 from trainable.records import EpochRecord
 
 Work = TrialTask | Callable[[torch.device], Any]
@@ -74,6 +74,13 @@ def _do(work: Work, report: Callable[[EpochRecord], None], device: torch.device)
         error.add_note(traceback.format_exc())  # Ray passes a thousand characters of it on
         raise
     return None
+
+
+def do_beside_others(
+    config: TrialConfig, doing: str, work: Callable[[torch.device], Any], device: torch.device
+) -> Any:
+    """`work(device)` on the GPU of this Ray worker, which others may share; see `engine.neighbours.do_on`."""
+    return do_on(shared_gpu(config), work, device, doing)
 
 
 def shared_gpu(config: TrialConfig) -> SharedGpu | None:

@@ -21,7 +21,7 @@ from trainable.config import TrialConfig
 from trainable.engine import neighbours
 from trainable.engine.checkpoint import BEST
 from trainable.engine.loop import TrialTask, run
-from trainable.engine.neighbours import SharedGpu, notes_of, run_on
+from trainable.engine.neighbours import SharedGpu, do_on, notes_of, run_on
 from trainable.engine.step import Step
 from trainable.errors import OutOfMemoryError, TrainingError
 from trainable.records import EpochRecord
@@ -132,13 +132,13 @@ def test_nobody_waits_for_a_process_that_was_killed(gpu: SharedGpu, tmp_path: Pa
 
 # ------------------------------------------------------------------------------------------- a trial without memory
 class Attempts:
-    """In place of the loop: raises what it is given, one a call, and keeps who else could be there."""
+    """In place of the loop, or of other work: raises what it is given, one a call; keeps who else could be there."""
 
     def __init__(self, lock: Path, *errors: Exception | None) -> None:
         self._lock, self._errors = lock, iter(errors)
         self.were_alone: list[bool] = []
 
-    def __call__(self, task: TrialTask, report: Any, device: torch.device) -> None:
+    def __call__(self, *_: Any) -> str:
         with self._lock.open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -147,6 +147,7 @@ class Attempts:
                 self.were_alone.append(True)
         if (error := next(self._errors)) is not None:
             raise error
+        return "done"
 
 
 @pytest.fixture
@@ -212,6 +213,86 @@ def test_a_gpu_that_failed_cannot_give_back_what_was_used_and_says_why_it_failed
     assert str(attempt(TrainingError("where it was noticed")).error) == "where it was noticed"
 
 
+# ------------------------------------------------------------------------------------- other work without memory
+WORDS = (
+    "rank 0: out of memory on cpu: scoring the student on test must fit into memory; let fewer trials share the "
+    "device (resources.gpus_per_worker), or use a larger one"
+)
+NO_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"),
+    OutOfMemoryError("in words"),
+]
+
+
+class Scoring:
+    """Work that is no trial, on a shared GPU."""
+
+    def __init__(self, gpu: SharedGpu, folder: Path, patch: pytest.MonkeyPatch) -> None:
+        with gpu.beside_others():
+            pass
+        self._gpu, self._lock = gpu, folder / "locks" / "gpu-0.trials"
+        self.given_back: list[bool] = []
+        """When, if others had to wait then."""
+        patch.setattr(torch.cuda, "empty_cache", self._empty_cache)
+
+    def __call__(self, *errors: Exception | None, is_shared: bool = True) -> str:
+        self.attempts = Attempts(self._lock, *errors)
+        gpu = self._gpu if is_shared else None
+        return do_on(gpu, self.attempts, CPU, "scoring the student on test")
+
+    def _empty_cache(self) -> None:
+        with self._lock.open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self.given_back.append(False)
+            except BlockingIOError:
+                self.given_back.append(True)
+
+
+@pytest.fixture
+def scoring(gpu: SharedGpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scoring:
+    return Scoring(gpu, tmp_path, monkeypatch)
+
+
+def test_other_work_leaves_nothing_on_the_gpu_before_another_takes_its_place(
+    scoring: Scoring,
+) -> None:
+    assert scoring(None) == "done"
+    assert scoring.attempts.were_alone == [False]
+    assert scoring.given_back == [True]
+
+
+@pytest.mark.parametrize("error", NO_MEMORY)
+def test_other_work_without_memory_is_done_again_alone(
+    error: Exception, scoring: Scoring, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert scoring(error, None) == "done"
+    assert scoring.attempts.were_alone == [False, True]
+    assert scoring.given_back == [True, True]
+    words = "in words" if isinstance(error, OutOfMemoryError) else WORDS
+    assert caplog.messages == [f"once more, alone on the GPU: {words}"]
+
+
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_without_memory_alone_it_is_the_works_own_fault_in_words(
+    is_shared: bool, scoring: Scoring
+) -> None:
+    errors = NO_MEMORY[:2] if is_shared else NO_MEMORY[:1]
+    with pytest.raises(OutOfMemoryError) as caught:
+        scoring(*errors, is_shared=is_shared)
+    assert str(caught.value) == WORDS
+    assert scoring.attempts.were_alone == ([False, True] if is_shared else [False])
+
+
+def test_another_error_of_other_work_comes_out_as_it_is(scoring: Scoring) -> None:
+    with pytest.raises(RuntimeError, match=r"^shapes$"):
+        scoring(RuntimeError("shapes"))
+    assert scoring.attempts.were_alone == [False]
+    assert scoring.given_back == [True]
+
+
+# ------------------------------------------------------------------------------------- a trial that begins again
 class Full(Step):
     """Finds no memory once, in the middle of the second epoch; what it holds must go before the trial begins again."""
 

@@ -11,22 +11,13 @@ import torch
 from trainable import ranks
 from trainable.config import TrialConfig
 from trainable.errors import KdStudyError, OutOfMemoryError, Problem, TrainingError
+from trainable.memory import is_out_of_memory
 
 TRAINING = "forward and backward"
 """How the activity begins whose memory the settings of `train` govern."""
 
 _GIB = 2**30
 _MORE_MEMORY = "let fewer trials share the device (resources.gpus_per_worker), or use a larger one"
-_NO_MEMORY = (
-    "can't allocate memory",
-    "CUDA error: out of memory",
-    "CUDA driver error: out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUBLAS_STATUS_NOT_INITIALIZED",  # for want of memory: there is a device, and it has worked
-    "CUDNN_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_NOT_INITIALIZED",
-    "DEVICE_ALLOCATION_FAILED",  # cuDNN 9, CUDNN_STATUS_INTERNAL_ERROR_…
-)
 
 _OF_THE_DEVICE = ("CUDA error", "CUDA driver error", "cuDNN error")
 """How PyTorch tells of a kernel or a GPU that failed; what fails for another reason says something else."""
@@ -64,27 +55,36 @@ def explained(progress: Progress, config: TrialConfig, device: torch.device) -> 
         raise
     except Exception as error:
         place = f"rank {ranks.rank()}, {progress}"
-        if _is_out_of_memory(error):
-            raise OutOfMemoryError(
-                _memory_problem(place, progress.doing, config, device)
-            ) from error
+        if is_out_of_memory(error):
+            doing = progress.doing
+            remedy = _remedies(config, device) if doing.startswith(TRAINING) else _MORE_MEMORY
+            raise _memory_error(place, doing, remedy, device) from error
         if any(words in str(error) for words in _OF_THE_DEVICE):
             raise TrainingError(_device_problem(place, progress.doing, device, error)) from error
         text = f"{type(error).__name__}: {error} ({place}, {progress.doing})"
         raise TrainingError(text) from error
 
 
-def _memory_problem(place: str, doing: str, config: TrialConfig, device: torch.device) -> str:
+@contextmanager
+def memory_explained(doing: str, device: torch.device) -> Generator[None]:
+    """Want of memory in this block, which is no part of training, comes out as OutOfMemoryError; the rest as it is."""
+    try:
+        yield
+    except KdStudyError:
+        raise
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise _memory_error(f"rank {ranks.rank()}", doing, _MORE_MEMORY, device) from error
+
+
+def _memory_error(place: str, doing: str, remedy: str, device: torch.device) -> OutOfMemoryError:
     used = ""
     if device.type == "cuda":
         own = torch.cuda.max_memory_reserved(device) / _GIB
         used = f"; it held {own:.1f} GiB at most"
-    problem = Problem(
-        f"{place}: out of memory on {device}",
-        f"{doing} must fit into memory{used}",
-        _remedies(config, device) if doing.startswith(TRAINING) else _MORE_MEMORY,
-    )
-    return str(problem)
+    rule = f"{doing} must fit into memory{used}"
+    return OutOfMemoryError(str(Problem(f"{place}: out of memory on {device}", rule, remedy)))
 
 
 def _device_problem(place: str, doing: str, device: torch.device, error: Exception) -> str:
@@ -111,9 +111,3 @@ def _remedies(config: TrialConfig, device: torch.device) -> str:
     if train.cuda_graph and device.type == "cuda":
         remedies.append("set train.cuda_graph: false")
     return ", or ".join(remedies)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Also of the CPU's allocator, of CUDA's own calls and of cuBLAS, which raise a plain RuntimeError."""
-    known = (MemoryError, torch.OutOfMemoryError)
-    return isinstance(error, known) or any(words in str(error) for words in _NO_MEMORY)

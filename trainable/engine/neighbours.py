@@ -3,6 +3,7 @@
 A trial that ran out of memory beside others cannot know whose fault it was: its neighbours' peaks come and go. So it
 goes on once more from its last checkpoint, alone on the GPU: it waits until those beside it have ended, and who comes
 later waits for it. Out of memory then is its own fault. So a trial begins twice at most, and none is waited for twice.
+Other work on the GPU, such as a network's score, is done again in the same way.
 
 Locks on two files of the node say who is there; the kernel takes those of a process that died.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import fcntl
 import gc
+import logging
 import os
 import tempfile
 import traceback
@@ -18,14 +20,18 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, TypeVar
 
 import torch
 
+from trainable.engine.failures import memory_explained
 from trainable.engine.loop import Report, TrialTask, run
 from trainable.engine.mirror import mirror_of
 from trainable.errors import OutOfMemoryError
 from trainable.records import NOTES
+
+Result = TypeVar("Result")
+_log = logging.getLogger(__name__)
 
 
 class SharedGpu:
@@ -64,17 +70,49 @@ class SharedGpu:
 
 def run_on(gpu: SharedGpu | None, task: TrialTask, report: Report, device: torch.device) -> None:
     """As `loop.run`; on a GPU that it shares once more, alone, if there is no memory left beside the others."""
+
+    def begin_again(reason: str) -> None:
+        _note(task.folder, reason)
+        mirror_of(task.folder, task.bucket).keep()
+
+    _twice_at_most(gpu, lambda: run(task, report, device), begin_again)
+
+
+def do_on(
+    gpu: SharedGpu | None, work: Callable[[torch.device], Result], device: torch.device, doing: str
+) -> Result:
+    """`work(device)`, which is no trial; on a GPU that it shares once more, alone, as `run_on`.
+
+    `doing` says what it is.
+
+    Raises:
+        OutOfMemoryError: There is no memory for it, though it has the GPU to itself.
+    """
+
+    def attempt() -> Result:
+        with memory_explained(doing, device):
+            return work(device)
+
+    def begin_again(reason: str) -> None:
+        _log.warning("once more, alone on the GPU: %s", reason)
+
+    return _twice_at_most(gpu, attempt, begin_again)
+
+
+def _twice_at_most(
+    gpu: SharedGpu | None, attempt: Callable[[], Result], begin_again: Callable[[str], None]
+) -> Result:
+    """`begin_again` is told why the first attempt, beside others, found no memory, before the second."""
     if gpu is None:
-        run(task, report, device)
-        return
+        return attempt()
+    found: list[Result] = []
     with gpu.beside_others(), _leaving_nothing():  # before another takes the place
-        reason = _out_of_memory(lambda: run(task, report, device))
+        reason = _out_of_memory(lambda: found.append(attempt()))
     if reason is None:
-        return
-    _note(task.folder, reason)
-    mirror_of(task.folder, task.bucket).keep()
+        return found[0]
+    begin_again(reason)
     with gpu.alone(), _leaving_nothing():
-        run(task, report, device)
+        return attempt()
 
 
 def notes_of(folder: Path) -> tuple[str, ...]:
@@ -100,10 +138,10 @@ def _leaving_nothing() -> Generator[None]:
             torch.cuda.empty_cache()
 
 
-def _out_of_memory(train: Callable[[], None]) -> str | None:
+def _out_of_memory(attempt: Callable[[], None]) -> str | None:
     """Why it ran out of memory, if it did; the error, and with it all that its frames hold, is gone then."""
     try:
-        train()
+        attempt()
     except OutOfMemoryError as error:
         return str(error)
     return None
