@@ -10,15 +10,16 @@ from trainable.config import TrialConfig
 from trainable.engine.randomness import seed_everything
 from trainable.methods import METHODS
 
+_WORKSPACE, _REPEATABLE = "CUBLAS_WORKSPACE_CONFIG", (":4096:8", ":16:8")
+"""Memory of cuBLAS's own, with which its matrix products are repeatable."""
+
 
 def apply_settings(config: TrialConfig) -> None:
     """Threads, determinism, TF32, fused attention and the global seeds, as the config says."""
     torch.set_num_threads(config.resources.cpus_per_worker)
-    if config.train.deterministic:
-        # cuBLAS reads this when its handle is made; Hopper and later need it for repeatable matrix products.
-        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
-    else:
-        os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
+    # PyTorch reads this once, at a process's first matrix product: too early to know of later trials.
+    if os.environ.get(_WORKSPACE) not in _REPEATABLE:
+        os.environ[_WORKSPACE] = _REPEATABLE[0]
     torch.use_deterministic_algorithms(config.train.deterministic)
     torch.backends.cudnn.deterministic = config.train.deterministic
     torch.backends.cudnn.benchmark = not config.train.deterministic
