@@ -372,6 +372,50 @@ def test_a_teacher_takes_fewer_kernels_for_micro_batches_of_one_kind() -> None:
     assert all(torch.equal(state[name], value) for name, value in weights.items())
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"),
+    ],
+    ids=["torch", "cuda", "cudnn", "cublas"],
+)
+def test_a_kept_teacher_that_found_no_memory_to_be_fused_is_fused_later(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frozen, images = teacher(), pictures()
+
+    def no_memory(*_: Any) -> None:
+        """In the rewriting of a graph, whose interpreter tells of it in an error of its own."""
+        raise RuntimeError("ShapeProp error for: node=convolution") from error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fused_module, "_join", no_memory)
+        with pytest.raises(RuntimeError, match="ShapeProp"):
+            frozen.fuse(images)
+    assert operations(frozen, images).count("batch_norm") == 12
+    frozen.fuse(images)
+    assert operations(frozen, images).count("batch_norm") == 0
+
+
+def test_a_network_that_cannot_be_fused_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    frozen = teacher()
+
+    def refuse(*_: Any) -> None:
+        raise RuntimeError("an operator without a kernel\nand a trace")
+
+    monkeypatch.setattr(fused_module, "_rewritten", refuse)
+    for _ in range(2):
+        frozen.fuse(pictures())
+    lines = [(record.levelname, record.message) for record in caplog.records]
+    said = "the teacher's layers are not fused: an operator without a kernel"
+    assert lines == [("WARNING", said)]
+
+
 def test_a_process_keeps_its_last_teacher(make_config: MakeConfig, tmp_path: Path) -> None:
     config = make_config()
     path = untrained_teacher(config, tmp_path)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.passes.shape_prop import ShapeProp
 
+from trainable.memory import is_out_of_memory
 from trainable.networks.folding import Convolution, Statistics, convolution_of, merged, pairs
 from trainable.networks.record import Forward, Record
 
@@ -39,7 +40,8 @@ def kind_of(x: Tensor) -> Hashable:
 def fused(forward: Forward, example: Tensor) -> Forward | None:
     """`forward` of a network in eval mode, for inputs of the example's kind, whatever the example shows.
 
-    None where nothing can be fused. Outputs are those of `forward` to the rounding of its type: see BOUND.
+    None where nothing can be fused; want of memory, which passes, is raised. Outputs are those of `forward` to the
+    rounding of its type: see BOUND.
     """
     noise = torch.randn(example.shape, generator=torch.Generator().manual_seed(0))
     example = torch.empty_like(example).copy_(noise)
@@ -53,10 +55,10 @@ def fused(forward: Forward, example: Tensor) -> Forward | None:
             return found
         words = "what they say would be %.2g from fp32, where %.2g is allowed"
         _log.warning(f"the teacher's layers are not fused: {words}", off, bound)
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:  # whatever a network's own code raises at being recorded
-        _log.info("the teacher's layers are not fused: %s", str(error).partition("\n")[0])
+        if is_out_of_memory(error):
+            raise
+        _log.warning("the teacher's layers are not fused: %s", str(error).partition("\n")[0])
     return None
 
 

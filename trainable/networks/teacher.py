@@ -78,7 +78,10 @@ class FrozenTeacher(nn.Module):
         return super().train(False)  # type: ignore[return-value]
 
     def fuse(self, images: Tensor) -> None:
-        """From now on take fewer kernels for micro-batches like this one, under the autocast of now."""
+        """From now on take fewer kernels for micro-batches like this one, under the autocast of now.
+
+        Where memory is wanting for it, that is raised, and tried again in the next call.
+        """
         if self._like != (like := kind_of(images)):
             self.eval()
             self._fused, self._like = fused(self.blocks.features, images), like
