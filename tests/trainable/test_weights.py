@@ -49,6 +49,26 @@ def test_state_dicts_of_other_code_are_found(
     assert all(torch.equal(after[name], state[name]) for name in state)
 
 
+class Wrapping(torch.nn.Module):
+    """With a submodule of the name that DataParallel gives, beside another or alone."""
+
+    def __init__(self, *, alone: bool) -> None:
+        super().__init__()
+        self.module = torch.nn.Linear(2, 2)
+        self.head = None if alone else torch.nn.Linear(2, 2)
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_submodule_may_be_called_module(alone: bool, prefix: str, tmp_path: Path) -> None:
+    one, other = Wrapping(alone=alone), Wrapping(alone=alone)
+    state = {f"{prefix}{name}": value for name, value in one.state_dict().items()}
+    torch.save(state, tmp_path / "teacher.pt")
+    load_weights(other, tmp_path / "teacher.pt", config_path=PLACE)
+    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
 def test_what_does_not_fit_is_named(student: BlockNetwork, tmp_path: Path) -> None:
     state = dict(student.network.state_dict())
     state["fc.weight"] = torch.zeros(7, 32)

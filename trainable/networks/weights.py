@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from trainable.errors import CheckpointError, Problem, input_error
 
 _SHOWN = 4
 _COUNT = "num_batches_tracked"
+_WRAPPED = "module."
 
 
 def save_weights(network: nn.Module, path: Path, facts: Mapping[str, str] | None = None) -> None:
@@ -51,11 +52,11 @@ def facts_of(path: Path) -> dict[str, str]:
 def load_weights(network: nn.Module, path: Path, *, config_path: str) -> None:
     """Load a `.safetensors` file or a `torch.save`d state dict into `network`, every tensor by name and shape.
 
-    A state dict may be nested under `state_dict` or `model`, and its names may begin with `module.`.
+    A state dict may be nested under `state_dict` or `model`, and all its names may begin with a `module.` too many.
     `config_path` names the setting in the CheckpointError that a file which does not fit raises.
     """
-    tensors = _read(path, config_path)
     expected = network.state_dict()
+    tensors = _read(path, config_path, expected)
     # Old or exported files lack these counts, which only BatchNorm without a momentum reads.
     counts = {name: count for name, count in expected.items() if name.endswith(_COUNT)}
     tensors = {**counts, **tensors}
@@ -81,7 +82,7 @@ def put_weights(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     network.load_state_dict(state)
 
 
-def _read(path: Path, config_path: str) -> dict[str, Tensor]:
+def _read(path: Path, config_path: str, expected: Collection[str]) -> dict[str, Tensor]:
     if not path.is_file():
         raise input_error(
             CheckpointError, config_path, "must be a file", "check the path", str(path)
@@ -89,7 +90,8 @@ def _read(path: Path, config_path: str) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
-        return _plain_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        return _plain_state_dict(loaded, expected)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         raise input_error(
             CheckpointError,
@@ -100,7 +102,8 @@ def _read(path: Path, config_path: str) -> dict[str, Tensor]:
         ) from error
 
 
-def _plain_state_dict(loaded: Any) -> dict[str, Tensor]:
+def _plain_state_dict(loaded: Any, expected: Collection[str]) -> dict[str, Tensor]:
+    """Without the `module.` that DataParallel puts before every name, unless the names are the `expected` ones."""
     while isinstance(loaded, Mapping):
         nested = next((key for key in ("state_dict", "model") if key in loaded), None)
         if nested is None:
@@ -108,7 +111,10 @@ def _plain_state_dict(loaded: Any) -> dict[str, Tensor]:
         loaded = loaded[nested]
     if not isinstance(loaded, Mapping) or not all(isinstance(v, Tensor) for v in loaded.values()):
         raise ValueError("it holds no state dict")
-    return {str(name).removeprefix("module."): tensor for name, tensor in loaded.items()}
+    tensors = {str(name): tensor for name, tensor in loaded.items()}
+    if all(name.startswith(_WRAPPED) for name in tensors) and not tensors.keys() <= set(expected):
+        return {name.removeprefix(_WRAPPED): tensor for name, tensor in tensors.items()}
+    return tensors
 
 
 def _mismatches(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
