@@ -19,7 +19,14 @@ from trainable.methods import METHODS
 from trainable.tasks import DataSummary, NetworkSummary
 
 _USUAL_CLASSES, _USUAL_SIDE = 10, 64
-_BUILDING = ("student.model", "student.projectors", "student.head.name", "distill.method")
+_NORMS = ("train.batchnorm.sync", "train.batchnorm.group_norm")
+_BUILDING = (
+    "student.model",
+    "student.projectors",
+    "student.head.name",
+    "distill.method",
+    *_NORMS,
+)
 _ANSWERING = ("data.augment.crop", "data.augment.flip", "data.subset", "train.precision")
 """What the size of a cached teacher's answers depends on."""
 
@@ -80,7 +87,8 @@ class Networks:
     def _describe(self, kind: _Kind) -> NetworkSummary | None:
         trial, key = kind.trial, student_key(kind.trial)
         if key not in self._students:
-            reads = ("student", *(("teacher",) if trial.student.projectors != "none" else ()))
+            reads = ("student", *_NORMS, "train.workers")
+            reads += ("teacher",) if trial.student.projectors != "none" else ()
             self._students[key] = self._checks.of(
                 reads, lambda: tasks.describe_student(trial, self._data), kind.placed
             )
@@ -122,7 +130,9 @@ class Networks:
 
 def student_key(trial: TrialConfig) -> str:
     """Equal for trials whose students have the same layers: `deit` adds a token."""
-    return f"{trial.student.model_dump_json()} {trial.distill.method == 'deit'}"
+    norm = trial.train.batchnorm
+    layers = trial.distill.method == "deit", norm.sync and trial.train.workers > 1, norm.group_norm
+    return f"{trial.student.model_dump_json()} {layers}"
 
 
 def _kinds_of_trial(config: StudyConfig) -> Iterator[_Kind]:

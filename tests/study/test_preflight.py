@@ -89,7 +89,14 @@ class Spare(nn.Module):
 def spare(num_classes):
     return Spare(num_classes)
 
+class NormAndMore(nn.BatchNorm2d):
+    def forward(self, x):
+        return super().forward(x).relu()
 
+class More(nn.Sequential):
+    def __init__(self, num_classes):
+        layers = nn.Conv2d(3, 4, 3), NormAndMore(4), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        super().__init__(*layers, nn.Linear(4, num_classes))
 """
 
 
@@ -145,6 +152,20 @@ def test_what_would_fail_in_a_trial_is_refused_before(
     monkeypatch.syspath_prepend(tmp_path)
     text = "\n".join(wrong(*settings))
     assert all(word in text for word in words), text
+
+
+@pytest.mark.parametrize("order", ["[false, true]", "[true, false]"])
+def test_what_replaces_batchnorm_is_checked_wherever_it_stands_in_the_search(
+    order: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "our_nets.py").write_text(NETWORKS)
+    monkeypatch.syspath_prepend(tmp_path)
+    own = ("teacher=null", "distill={method: none}", "student.model=our_nets:More")
+    searched = (*own, "student.cuts=['1']", f"search.train.batchnorm.sync={{choice: {order}}}")
+    (line,) = wrong(*searched, "train.workers=2")
+    assert line.startswith("search.train.batchnorm.sync: replaces BatchNorm layers, and 1 is a ")
+    (line,) = wrong(*own, "student.cuts=['1']", "search.train.batchnorm.group_norm={int: [1, 2]}")
+    assert line.startswith("search.train.batchnorm.group_norm: replaces BatchNorm layers, ")
 
 
 def test_gpus_are_used_where_there_are_any() -> None:
