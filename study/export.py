@@ -63,10 +63,14 @@ def export(choice: Choice, folder: Path, formats: Sequence[tasks.Format], *, fol
 def _check_may_be_replaced(folder: Path) -> None:
     if not folder.exists():
         return
-    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else [folder.name]
-    if foreign := [name for name in names if name not in _WRITTEN]:
-        rule = f"must be a new folder, an empty one, or one with an earlier export alone (it has {foreign[0]})"
-        raise input_error(InputError, "--to", rule, "choose another", str(folder))
+    rule = "must be a new folder, an empty one, or one with an earlier export alone"
+    if folder.is_dir():
+        names = {path.name for path in folder.iterdir()}
+        if not names or (CARD in names and names <= _WRITTEN):
+            return
+        if foreign := sorted(names - _WRITTEN):
+            rule += f" (it has {foreign[0]})"
+    raise input_error(InputError, "--to", rule, "choose another", str(folder))
 
 
 def _put(temporary: Path, folder: Path) -> None:

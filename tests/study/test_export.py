@@ -206,8 +206,14 @@ def test_what_lies_there_already_is_not_replaced(study: MadeUp, tmp_path: Path) 
     (tmp_path / "mine" / "thesis.tex").touch()
     assert refused(study, "--to", tmp_path / "mine").startswith("--to: must be a new folder, ")
     assert names(tmp_path / "mine") == ["thesis.tex"]
-    (tmp_path / "file").touch()
-    assert refused(study, "--to", tmp_path / "file").startswith("--to: must be a new folder, ")
+    # Names alone do not make an export: another tool's folder, or a file, may have one of them.
+    (tmp_path / "other").mkdir()
+    for theirs in (tmp_path / "config.json", tmp_path / "other" / "config.json"):
+        theirs.write_text("theirs")
+    for to in (tmp_path / "config.json", tmp_path / "other"):
+        assert refused(study, "--to", to).startswith("--to: must be a new folder, ")
+    assert (tmp_path / "config.json").read_text() == "theirs"
+    assert (tmp_path / "other" / "config.json").read_text() == "theirs"
 
 
 def test_an_export_with_something_of_ones_own_beside_it_is_not_replaced(study: MadeUp) -> None:

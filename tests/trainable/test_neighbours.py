@@ -131,6 +131,16 @@ def test_nobody_waits_for_a_process_that_was_killed(gpu: SharedGpu, tmp_path: Pa
 
 
 # ------------------------------------------------------------------------------------------- a trial without memory
+def has_to_wait(lock: Path, kind: int) -> bool:
+    """Whoever wants this kind of lock now."""
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 class Attempts:
     """In place of the loop, or of other work: raises what it is given, one a call; keeps who else could be there."""
 
@@ -139,12 +149,7 @@ class Attempts:
         self.were_alone: list[bool] = []
 
     def __call__(self, *_: Any) -> str:
-        with self._lock.open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                self.were_alone.append(False)
-            except BlockingIOError:
-                self.were_alone.append(True)
+        self.were_alone.append(has_to_wait(self._lock, fcntl.LOCK_SH))
         if (error := next(self._errors)) is not None:
             raise error
         return "done"
@@ -242,12 +247,7 @@ class Scoring:
         return do_on(gpu, self.attempts, CPU, "scoring the student on test")
 
     def _empty_cache(self) -> None:
-        with self._lock.open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                self.given_back.append(False)
-            except BlockingIOError:
-                self.given_back.append(True)
+        self.given_back.append(has_to_wait(self._lock, fcntl.LOCK_EX))
 
 
 @pytest.fixture

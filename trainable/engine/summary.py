@@ -80,7 +80,7 @@ def validation_summary(
     evaluator: Evaluator | None, student: BlockNetwork, *, watch_batch_statistics: bool
 ) -> Summary:
     """Score of the composed student, how it does with batch statistics, and the state of its channels."""
-    # By the names that the network itself gives them; projectors have none.
+    # Of the network alone, so that layers are called as it calls them: projectors have no BatchNorm.
     silence, statistics = Silence(student.network), BatchStatistics(student.network)
     found = Summary({})
     if evaluator is not None:
