@@ -9,11 +9,13 @@ from typing import Any
 
 from study.choice import Choice
 from study.replicates import baselines_of, test_accuracies
+from study.report.front import value_of
 from study.report.text import percent, size, value_text
 from study.report.trust import BASELINES
 from study.results import TrialRow
 from study.yaml import dump_yaml
 from trainable import tasks
+from trainable.config import TeacherConfig
 
 _SHOWN_CLASSES = 100
 _SPLITS = {"train": "training", "val": "validation", "test": "test"}
@@ -22,12 +24,14 @@ _SECTIONS = ("data", "teacher", "student", "distill", "optim", "train")
 
 def model_card(choice: Choice, facts: tasks.Exported, sizes: Mapping[str, int]) -> str:
     """Markdown; `sizes` are those of the written files, in bytes. What is not known is left out."""
-    config, row = choice.trial, choice.row
-    taught = "" if config.teacher is None else f" distilled from `{config.teacher.model}`"
+    config, row, teacher = choice.trial, choice.row, choice.teacher
+    taught = "trained without a teacher"
+    if teacher is not None:
+        taught = f"distilled from `{teacher.model}` with `{config.distill.method}`"
     parts = [
         f"# {choice.results.name}, {row.label}",
-        f"A `{config.student.model}`{taught} with `{config.distill.method}` on `{config.data.source}`, for "
-        f"{len(facts.classes)} classes. It takes uint8 pictures of {_shape(facts)} and gives one logit a class.",
+        f"A `{config.student.model}` {taught} on `{config.data.source}`, for {len(facts.classes)} classes. It takes "
+        f"uint8 pictures of {_shape(facts)} and gives one logit a class.",
         "## How good it is",
         *_accuracies(choice, facts),
         "## What these numbers do not say",
@@ -62,13 +66,13 @@ def _accuracies(choice: Choice, facts: tasks.Exported) -> Iterator[str]:
 
 
 def _compared(choice: Choice) -> Iterator[tuple[str, str, str]]:
-    """The baselines, over seeds where they have replicates, and the teacher."""
-    results = choice.results
-    for row in (*baselines_of(results), *results.of("teacher")):
+    """The baselines, over seeds where they have replicates, and its teacher."""
+    results, teacher = choice.results, choice.teacher
+    named = [(BASELINES[row.of], row) for row in baselines_of(results)]
+    if teacher is not None:
+        named += [(f"the teacher, {_told(teacher)}", row) for row in results.of("teacher")]
+    for name, row in named:
         if row.state == "complete":
-            name = f"the teacher, {_teacher(choice)}"
-            if row.role == "baseline":
-                name = BASELINES[row.of]
             yield name, _share(row.value), _spread(test_accuracies(results, row))
 
 
@@ -77,8 +81,8 @@ def _measured(choice: Choice, facts: tasks.Exported) -> Iterator[str]:
     if row.role == "replicate":
         yield (
             f"It has the hyperparameters of {choice.searched.label}, which by its validation accuracy is number "
-            f"{_rank(choice)} of {len(choice.results.of('trial'))}, and another seed. It was trained on all training "
-            "pictures and is its last epoch's student: nothing was selected by its own accuracy."
+            f"{_rank(choice)} of {len(choice.results.of('trial'))}, and another seed. {_trained_on(choice)}. It is "
+            "its last epoch's student: nothing was selected by its own accuracy."
         )
     elif row.value is not None:
         epoch = f", which was epoch {row.best_epoch} of {row.epochs}" if row.best_epoch else ""
@@ -93,6 +97,18 @@ def _measured(choice: Choice, facts: tasks.Exported) -> Iterator[str]:
             f"The test split, {facts.splits['test']:,} pictures, was read once, at the study's end, when its winner "
             "was chosen."
         )
+    if (latency := row.costs.get("latency")) is not None:
+        yield (
+            f"It took {value_of('latency', latency)} ms for one picture, as the median of forward passes on the device "
+            "that it was trained on."
+        )
+
+
+def _trained_on(choice: Choice) -> str:
+    share = choice.trial.data.subset
+    if share < 1:
+        return f"No picture was held out, and it was trained on {100 * share:.3g} % of each class's"
+    return "It was trained on all training pictures"
 
 
 def _unsaid(choice: Choice, facts: tasks.Exported) -> Iterator[str]:
@@ -103,9 +119,10 @@ def _unsaid(choice: Choice, facts: tasks.Exported) -> Iterator[str]:
         )
     if len(_replicates(choice)) < 2:
         yield "All are of one seed each: another gives other numbers, and small differences can be within noise."
+    elsewhere = " on other devices" if "latency" in choice.row.costs else ""
     yield (
         "Validation and test pictures come from the same source as those of training: how it does on others, how "
-        "well its probabilities are calibrated and how fast it runs were not measured."
+        f"well its probabilities are calibrated and how fast it runs{elsewhere} were not measured."
     )
     yield (
         f"The written files were compared with the trained student on {facts.compared} pictures, on a CPU in fp32 "
@@ -126,12 +143,10 @@ def _training(choice: Choice) -> Iterator[str]:
 
 def _settings(choice: Choice) -> dict[str, Any]:
     """A card goes to others, whom the places of files tell nothing, or too much."""
-    config = choice.trial
-    if config.teacher is not None and config.teacher.checkpoint is not None:
-        named = config.teacher.model_copy(
-            update={"checkpoint": Path(config.teacher.checkpoint).name}
-        )
-        config = config.model_copy(update={"teacher": named})
+    config, teacher = choice.trial, choice.teacher
+    if teacher is not None and teacher.checkpoint is not None:
+        teacher = teacher.model_copy(update={"checkpoint": Path(teacher.checkpoint).name})
+    config = config.model_copy(update={"teacher": teacher})
     config = config.model_copy(update={"data": config.data.model_copy(update={"root": None})})
     settings = config.model_dump(
         mode="json", include=set(_SECTIONS), exclude_defaults=True, exclude_none=True
@@ -191,15 +206,10 @@ def _rank(choice: Choice) -> int:
     return 1 + sum((row.value or 0.0) > (choice.searched.value or 0.0) for row in complete)
 
 
-def _teacher(choice: Choice) -> str:
-    teacher = choice.trial.teacher
-    assert teacher is not None
-    how = (
-        "from a checkpoint"
-        if teacher.train is None
-        else f"trained for {teacher.train.epochs} epochs"
-    )
-    return f"`{teacher.model}` {how}"
+def _told(teacher: TeacherConfig) -> str:
+    if teacher.train is None:
+        return f"`{teacher.model}` from a checkpoint"
+    return f"`{teacher.model}` trained for {teacher.train.epochs} epochs"
 
 
 def _spread(values: Iterable[float | None]) -> str:

@@ -13,8 +13,9 @@ from study.leftovers import KEPT_TRIALS, kept_trials
 from study.replicates import representative
 from study.results import StudyResults, TrialRow
 from trainable import tasks
-from trainable.config import TrialConfig
+from trainable.config import TeacherConfig, TrialConfig
 from trainable.errors import InputError, input_error
+from trainable.methods import METHODS
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,12 @@ class Choice:
     def trial(self) -> TrialConfig:
         """Everything that the trial depended on."""
         return Job.of_row(self.row, self.config).config(self.config)
+
+    @property
+    def teacher(self) -> TeacherConfig | None:
+        """That it has learned from; None where its method has none, whatever the study has."""
+        trial = self.trial
+        return trial.teacher if METHODS[trial.distill.method].teacher else None
 
     @property
     def weights(self) -> Path:

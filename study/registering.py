@@ -73,12 +73,12 @@ def _write_model(done: Export, folder: Path) -> None:
 
 
 def _tags(done: Export, config: StudyConfig) -> dict[str, str]:
-    row, trial = done.choice.row, done.choice.trial
+    row, trial, teacher = done.choice.row, done.choice.trial, done.choice.teacher
     known = {
         TAG_STUDY: config.study.name,
         TAG_TRIAL: done.choice.searched.number,
         "kd.student": trial.student.model,
-        "kd.teacher": None if trial.teacher is None else trial.teacher.model,
+        "kd.teacher": None if teacher is None else teacher.model,
         "kd.method": trial.distill.method,
         "kd.data": trial.data.source,
         "kd.val_accuracy": row.value,

@@ -88,10 +88,10 @@ def test_the_card_leaves_out_what_is_not_known(study: MadeUp) -> None:
     assert "None" not in card
 
 
-def with_replicates(study: MadeUp) -> None:
+def with_replicates(study: MadeUp, **sections: Any) -> None:
     """Two of the winner, the first with weights."""
     changes = {"replicates": {"finalists": 1, "seeds": 2}}
-    study.configure(study=TREE["study"] | changes)
+    study.configure(study=TREE["study"] | changes, **sections)
     results = study.results
     for number, accuracy in enumerate((0.8, 0.9)):
         whose = {"role": "replicate", "of": "trial 1", "number": number}
@@ -114,6 +114,36 @@ def test_with_replicates_the_first_of_the_winner_is_the_answer(study: MadeUp) ->
     assert "nothing was selected by its own accuracy" in card
     assert "The validation accuracy is the best of several" not in card
     assert "one seed each" not in card
+
+
+def test_a_replicate_of_a_share_of_the_pictures_says_so(study: MadeUp) -> None:
+    with_replicates(study, data=TREE["data"] | {"subset": 0.2})
+    assert study.export(*LIGHT).exit_code == 0
+    card = (study.folder / "export" / "MODEL_CARD.md").read_text()
+    assert "all training pictures" not in card
+    assert "No picture was held out, and it was trained on 20 % of each class's." in card
+
+
+def test_a_student_without_a_teacher_has_none_in_its_card(tmp_path: Path) -> None:
+    search = {key: TREE["search"][key] for key in ("optim.lr", "data.batch_size")}
+    study = MadeUp(tmp_path, distill={"method": "none"}, search=search)
+    assert study.results.of("teacher")
+    assert study.export(*LIGHT).exit_code == 0
+    card = (study.folder / "export" / "MODEL_CARD.md").read_text()
+    assert "A `mini_resnet_10_4` trained without a teacher on `digits`, for 10 classes." in card
+    for text in ("distilled", "the teacher", "teacher:", "mini_resnet_18_4"):
+        assert text not in card
+
+
+def test_a_latency_that_was_measured_is_told(study: MadeUp) -> None:
+    assert study.export(*LIGHT).exit_code == 0
+    card = (study.folder / "export" / "MODEL_CARD.md").read_text()
+    assert "how fast it runs were not measured" in card
+    study.put(1, costs={"latency": 1.2345})
+    assert study.export(*LIGHT).exit_code == 0
+    card = (study.folder / "export" / "MODEL_CARD.md").read_text()
+    assert "It took 1.23 ms for one picture" in card
+    assert "how fast it runs on other devices were not measured" in card
 
 
 def test_with_replicates_a_trial_of_the_search_can_be_had_all_the_same(study: MadeUp) -> None:

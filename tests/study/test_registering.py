@@ -13,6 +13,8 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.tracking import MlflowClient
 
 from study import registering
+from study.choice import choose
+from study.export import export
 from study.store import Store
 from tests.study.exported import MadeUp
 from tests.trainable.exports import logits_of, pictures_of
@@ -52,6 +54,7 @@ def test_the_alias_leads_to_the_newest_version(study: MadeUp, client: MlflowClie
     assert found.description == (study.folder / "export" / "MODEL_CARD.md").read_text()
     assert found.tags["kd.study"] == "made-up"
     assert found.tags["kd.trial"] == "1"
+    assert found.tags["kd.teacher"] == "mini_resnet_18_4"
     assert float(found.tags["kd.val_accuracy"]) == 0.9
     assert found.tags["optim.lr"] == str(study.row(1).params["optim.lr"])
     places = [found.source, client.get_model_version(name, "1").source]
@@ -98,6 +101,15 @@ def test_a_store_that_is_away(tmp_path: Path) -> None:
     assert told.stderr.startswith(
         "tracking.uri: must be the address of an MLflow store that answers ("
     )
+
+
+def test_a_student_without_a_teacher_has_no_tag_of_one(tmp_path: Path) -> None:
+    study = MadeUp(tmp_path, distill={"method": "none"}, search={"optim.lr": {"choice": [0.1]}})
+    choice = choose(study.storage, study.name)
+    done = export(choice, tmp_path / "to", ("program",), fold=False)
+    tags = registering._tags(done, choice.config)
+    assert tags["kd.method"] == "none"
+    assert "kd.teacher" not in tags
 
 
 def test_a_description_is_as_long_as_databases_take() -> None:
