@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -64,3 +67,23 @@ def test_a_trial_that_a_pruner_misses_is_its_regret(script: Script, trials: list
     late = pruning.replace(trials[0], values=(*([0.0] * (EPOCHS - 1)), 0.95))
     found = pruning.replay([*trials[1:], late], pruning.asha(EPOCHS, 2, 3), 1)
     assert found[1] == pytest.approx(100 * (0.95 - trials[-1].final))
+
+
+def test_a_comparison_is_kept_by_size(
+    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pruning = script("pruning")
+    arguments = ["--half", "holdout", "--resamplings", "2", "--output", str(tmp_path)]
+    curves = ["--curves", str(pruning.CURVES[-1]), "--sizes"]
+    monkeypatch.setattr(sys, "argv", ["pruning.py", *arguments, *curves, "6", "12"])
+    pruning.main()
+    kept = json.loads((tmp_path / "pruning-holdout.json").read_text())
+    assert kept["trials"] == 13
+    assert list(kept["sizes"]) == ["6", "12"]
+    for found in kept["sizes"].values():
+        assert found["pruners"]["none"]["cost"]["mean"] == pytest.approx(1)
+        assert 0 < found["pruners"]["halving"]["cost"]["mean"] < 1
+        assert found["rival"].startswith("asha, grace ")
+    monkeypatch.setattr(sys, "argv", ["pruning.py", *arguments, *curves, "14"])
+    with pytest.raises(SystemExit):
+        pruning.main()
