@@ -115,11 +115,15 @@ def table_2() -> Iterator[Cell]:
 
 
 def table_3() -> Iterator[Cell]:
-    """Transformers on CIFAR-100 from scratch."""
+    """Transformers on CIFAR-100 from scratch; a sixth of the epochs, with small pictures, is ours."""
     vit = {"w/o KD": 67.99, "KD": 66.46, "DeiT": 71.01, "StableKD-5/2": 84.18}
     swin = {"w/o KD": 73.78, "KD": 73.84, "StableKD-5/2": 83.92}
     yield from _rows("3", 600, vit, "cifar100_vit_stablekd.yaml", "vit_t8", _LR)
     yield from _rows("3", 600, swin, "cifar100_swin_stablekd.yaml", "swin_t", _LR)
+    short = dict.fromkeys(vit)
+    small: Settings = {"data.image_size": 32, "data.augment.crop": 4}
+    for cell in _rows("3", 100, short, "cifar100_vit_stablekd.yaml", "vit_t8", _LR):
+        yield replace(cell, settings={**cell.settings, **small})
 
 
 def table_4() -> Iterator[Cell]:
