@@ -17,32 +17,43 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, PartialFixedSampler
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FixedTrial, FrozenTrial, TrialState
 
 from study.config import StudyConfig
 from study.samplers import experiments_allowed, sampler_for
+from study.space import Space
 
 _APART = 15_485_863
 """Between the seeds of studies that know another number of trials: more than any study has."""
 
 
 def sampler_of(
-    config: StudyConfig, number: int, known: Sequence[FrozenTrial], *, conditional: bool
+    config: StudyConfig, number: int, known: Sequence[FrozenTrial], space: Space
 ) -> BaseSampler:
-    """A fresh sampler for one trial, which knows these trials beside those of its study.
-
-    `conditional` is a search of which not all trials draw all parameters: they are drawn together where they occur
-    together.
-    """
+    """A fresh sampler for one trial, which knows these trials beside those of its study; `space` is the config's."""
+    section, first = config.study, config.first_trials
+    given = first[number] if number < len(first) else {}
+    if given and section.sampler == "cmaes":
+        # Of a trial that it draws in part alone it would make a distribution of fewer dimensions.
+        section = section.model_copy(update={"sampler": "random"})
     # Of the same seed as theirs it would draw once more, at random, what is known.
     place = number + _APART * len(known)
-    sampler = sampler_for(config.study, place, grouped=conditional)
+    sampler = sampler_for(section, place, distributions_of(space), space.conditions)
     if known:
         sampler = _InformedSampler(sampler, known)
-    if number >= len(config.first_trials):
+    if not given:
         return sampler
     with experiments_allowed():
-        return PartialFixedSampler(dict(config.first_trials[number]), sampler)
+        return PartialFixedSampler(dict(given), sampler)
+
+
+def distributions_of(space: Space) -> dict[str, BaseDistribution]:
+    """Of every path that can have several values, sorted: a config may list them otherwise when it is resumed."""
+    ranges = sorted(space.ranges.items())
+    asked = FixedTrial({path: values.candidates[0] for path, values in ranges})
+    for path, values in ranges:
+        values.suggest(asked, path)
+    return {path: one for path, one in asked.distributions.items() if not one.single()}
 
 
 class _InformedSampler(BaseSampler):

@@ -7,11 +7,11 @@ storage knew. What a sampler has to remember is in that storage, too: NSGA-II's 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Generator
+from collections.abc import Collection, Generator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import (
     BaseSampler,
@@ -24,6 +24,7 @@ from optuna.samplers import (
 )
 from optuna.samplers.nsgaii import SBXCrossover
 from optuna.study import Study
+from optuna.trial import FrozenTrial
 
 from study.schema import StudySection
 from trainable.errors import Problem
@@ -36,12 +37,17 @@ POPULATION = 10
 random; not from `study.trials`, which may be raised later."""
 LEARN_CONSTRAINTS = ("tpe", "gp", "nsga2")
 """The samplers that draw by how far trials broke constraints."""
+Distributions = Mapping[str, BaseDistribution]
+"""By the parameter's name."""
 
 
-def sampler_for(section: StudySection, number: int, *, grouped: bool = False) -> BaseSampler:
+def sampler_for(
+    section: StudySection, number: int, space: Distributions, conditional: Collection[str] = ()
+) -> BaseSampler:
     """A fresh sampler for the trial of a number.
 
-    `grouped` has TPE draw those parameters together that occur together, where not all trials have all.
+    `space` is all that trials can draw, in the same order for each of them; `conditional` are the names of what not
+    all of them do. TPE then draws those parameters together that occur together.
     """
     seed = (section.seed * 1_000_003 + number) % 2**32
     match section.sampler:
@@ -52,8 +58,8 @@ def sampler_for(section: StudySection, number: int, *, grouped: bool = False) ->
                 return TPESampler(
                     seed=seed,
                     n_startup_trials=STARTUP,
-                    multivariate=grouped or None,
-                    group=grouped,
+                    multivariate=bool(conditional) or None,
+                    group=bool(conditional),
                 )
         case "gp":
             return GPSampler(seed=seed, n_startup_trials=STARTUP, warn_independent_sampling=False)
@@ -66,7 +72,8 @@ def sampler_for(section: StudySection, number: int, *, grouped: bool = False) ->
             with experiments_allowed():
                 return _Sobol(number, section.seed, RandomSampler(seed=seed))
         case "cmaes":
-            return CmaEsSampler(seed=seed, warn_independent_sampling=False)
+            always = {name: one for name, one in space.items() if name not in conditional}
+            return _Cmaes(seed, always)
 
 
 class _Sobol(QMCSampler):
@@ -88,6 +95,24 @@ class _Sobol(QMCSampler):
 
     def _find_sample_id(self, study: Study, search_space: dict[str, BaseDistribution]) -> int:
         return self._place
+
+
+class _Cmaes(CmaEsSampler):
+    """CMA-ES of the numbers that every trial draws; all else it draws at random.
+
+    Optuna's own takes those that all ended trials have had. Once there are fewer of them than its distribution has
+    dimensions, or more, it draws at random for ever.
+    """
+
+    def __init__(self, seed: int, always: Distributions) -> None:
+        super().__init__(seed=seed, warn_independent_sampling=False)
+        kinds = (FloatDistribution, IntDistribution)
+        self._numbers = {name: one for name, one in always.items() if isinstance(one, kinds)}
+
+    def infer_relative_search_space(
+        self, study: Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        return dict(self._numbers)
 
 
 @contextmanager
