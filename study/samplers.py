@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Collection, Generator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
+from typing import Any
 
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import ExperimentalWarning
@@ -70,28 +71,34 @@ def sampler_for(
             return NSGAIISampler(seed=seed, population_size=POPULATION, crossover=crossover)
         case "qmc":
             with experiments_allowed():
-                return _Sobol(number, section.seed, RandomSampler(seed=seed))
+                return _Sobol(number, section.seed, space)
         case "cmaes":
             always = {name: one for name, one in space.items() if name not in conditional}
             return _Cmaes(seed, always)
 
 
 class _Sobol(QMCSampler):
-    """A scrambled Sobol' sequence in which a trial has the place of its number.
+    """A scrambled Sobol' sequence, of all that trials can draw, in which a trial has the place of its number.
 
-    Optuna's own counts how often it was asked, which is once more for a trial that is handed out again. The scrambling
-    is the study's: with one for each trial the points would be no sequence. Optuna draws the first trial
-    `independently`, as it does parameters that the first trial did not have.
+    Of its point a trial takes what it reads and is not given. Optuna's own has the dimensions of the first trial that
+    ended, whichever that was, and counts how often it was asked, which is once more for a trial that is handed out
+    again. The scrambling is the study's: with one for each trial the points would be no sequence.
     """
 
-    def __init__(self, number: int, study_seed: int, independently: BaseSampler) -> None:
-        self._place = max(0, number - 1)
-        super().__init__(
-            scramble=True,
-            seed=study_seed,
-            independent_sampler=independently,
-            warn_independent_sampling=False,
-        )
+    def __init__(self, number: int, study_seed: int, space: Distributions) -> None:
+        self._place, self._space = number, dict(space)
+        super().__init__(scramble=True, seed=study_seed, warn_independent_sampling=False)
+
+    def infer_relative_search_space(
+        self, study: Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        return dict(self._space)
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        point = super().sample_relative(study, trial, self._space)
+        return {name: point[name] for name in search_space}
 
     def _find_sample_id(self, study: Study, search_space: dict[str, BaseDistribution]) -> int:
         return self._place

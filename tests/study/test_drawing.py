@@ -204,6 +204,33 @@ def test_cmaes_moves_the_numbers_that_every_trial_draws(tmp_path: Path) -> None:
         assert list(moved) == sorted(space.numbers) == ["optim.lr", "optim.momentum"]
 
 
+@pytest.mark.parametrize("first", [[], FIRST])
+def test_in_whatever_order_trials_end_qmc_draws_the_same(
+    tmp_path: Path, first: list[dict[str, Any]]
+) -> None:
+    """Four at a time; in the other order the first to end reads other paths."""
+    drawn: list[dict[str, dict[str, Any]]] = []
+    for ends in (0, -1):
+        settings = config(tmp_path / str(ends), sampler="qmc", first_trials=first, seed=1)
+        search, running = StudySearch(settings, open_study(settings), repeat("trial")), list[str]()
+        drawn.append({})
+        for name in map(str, range(16)):
+            drawn[-1][name] = Job.from_dict(search.suggest(name)["job"]).sample
+            running.append(name)
+            if len(running) == 4:
+                result = {"epoch": EPOCHS, "epochs": EPOCHS, "value": 0.5, "metrics": []}
+                search.on_trial_complete(running.pop(ends), result)
+    assert drawn[0] == drawn[1]
+    assert drawn[0]["0"].keys() != drawn[0]["3"].keys()  # which were the first to end
+
+
+def test_a_first_trial_of_qmc_has_its_point_but_for_what_it_is_given(tmp_path: Path) -> None:
+    first = [{"optim.lr": 0.5}, {"data.batch_size": 32}]
+    given = samples(play(config(tmp_path / "given", sampler="qmc", first_trials=first), 3))
+    plain = samples(play(config(tmp_path / "plain", sampler="qmc"), 3))
+    assert given == [{**one, **values} for one, values in zip(plain, [*first, {}], strict=True)]
+
+
 @pytest.mark.parametrize("sampler", OF_ONE)
 def test_a_resumed_study_neither_repeats_nor_skips_a_first_trial(
     tmp_path: Path, sampler: str, monkeypatch: pytest.MonkeyPatch
