@@ -39,7 +39,7 @@ def sampler_of(
     # Of the same seed as theirs it would draw once more, at random, what is known.
     place = number + _APART * len(known)
     sampler = sampler_for(section, place, distributions_of(space), space.conditions)
-    if known:
+    if known or section.sampler == "gp":
         sampler = _InformedSampler(sampler, known)
     if not given:
         return sampler
@@ -57,7 +57,10 @@ def distributions_of(space: Space) -> dict[str, BaseDistribution]:
 
 
 class _InformedSampler(BaseSampler):
-    """Draws as another sampler does that knows the trials of other studies, too."""
+    """Draws as another sampler does that knows the trials of other studies, too, and not the trial itself.
+
+    GP takes all that runs for trials beside the one that it draws; one that was left half drawn would be beside itself.
+    """
 
     def __init__(self, sampler: BaseSampler, known: Sequence[FrozenTrial]) -> None:
         self._sampler, self._known = sampler, _numbered(known, 0)
@@ -66,12 +69,14 @@ class _InformedSampler(BaseSampler):
     def infer_relative_search_space(
         self, study: optuna.Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
-        return self._sampler.infer_relative_search_space(self._seen(study), self._later(trial))
+        seen, later = self._seen(study, trial), self._later(trial)
+        return self._sampler.infer_relative_search_space(seen, later)
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        return self._sampler.sample_relative(self._seen(study), self._later(trial), search_space)
+        seen, later = self._seen(study, trial), self._later(trial)
+        return self._sampler.sample_relative(seen, later, search_space)
 
     def sample_independent(
         self,
@@ -80,7 +85,7 @@ class _InformedSampler(BaseSampler):
         param_name: str,
         param_distribution: BaseDistribution,
     ) -> Any:
-        seen, later = self._seen(study), self._later(trial)
+        seen, later = self._seen(study, trial), self._later(trial)
         return self._sampler.sample_independent(seen, later, param_name, param_distribution)
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
@@ -98,10 +103,10 @@ class _InformedSampler(BaseSampler):
     def reseed_rng(self) -> None:
         self._sampler.reseed_rng()
 
-    def _seen(self, study: optuna.Study) -> optuna.Study:
+    def _seen(self, study: optuna.Study, trial: FrozenTrial) -> optuna.Study:
         """One view for all that a trial draws: a sampler is made for each."""
         if self._view is None:
-            self._view = _View(study, self._known)
+            self._view = _View(study, self._known, without=trial.number)
         return self._view
 
     def _later(self, trial: FrozenTrial) -> FrozenTrial:
@@ -109,11 +114,11 @@ class _InformedSampler(BaseSampler):
 
 
 class _View(optuna.Study):
-    """A study's trials, after those that are known beside them."""
+    """A study's trials `without` one of them, after those that are known beside them."""
 
-    def __init__(self, study: optuna.Study, known: Sequence[FrozenTrial]) -> None:
+    def __init__(self, study: optuna.Study, known: Sequence[FrozenTrial], *, without: int) -> None:
         super().__init__(study.study_name, study._storage)  # pyright: ignore[reportPrivateUsage]
-        self._known = known
+        self._known, self._without = known, without
 
     def _get_trials(
         self,
@@ -122,7 +127,9 @@ class _View(optuna.Study):
         use_cache: bool = False,
     ) -> list[FrozenTrial]:
         own = super()._get_trials(deepcopy=False, use_cache=use_cache)
-        every = [*self._known, *_numbered(own, len(self._known))]
+        count = len(self._known)
+        others = [one for one in _numbered(own, count) if one.number != count + self._without]
+        every = [*self._known, *others]
         found = [trial for trial in every if states is None or trial.state in states]
         return copy.deepcopy(found) if deepcopy else found
 

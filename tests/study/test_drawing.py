@@ -109,7 +109,9 @@ def test_conditional_draws_follow_from_seed_number_and_history_alone(
         (0, "tpe"),
         (1, "tpe"),
         (14, "tpe"),
+        (6, "gp"),
         *(pytest.param(14, one, marks=pytest.mark.slow) for one in ("nsga2", "qmc", "random")),
+        pytest.param(14, "cmaes", marks=[needs_cmaes, pytest.mark.slow]),
     ],
 )
 def test_a_trial_half_drawn_by_a_driver_that_died_is_the_trial_it_would_have_been(
