@@ -9,6 +9,7 @@ from study.baselines import baseline_search
 from study.budget import epochs_of_a_trial
 from study.draws import BlocksOf, Draws
 from study.problems import all_paths, keys_of, near_key
+from study.pruner_rules import pruner_problems
 from study.results import Value
 from study.schema import BaselineName, StudyConfig
 from study.screening import screening_search
@@ -58,6 +59,7 @@ def cross_problems(
     space = Space(config, config.ranges, candidates)
     found += _sampler_problems(config, space, unknown)
     found += _warm_start_problems(config, unknown)
+    found += pruner_problems(config, unknown)
     draws = Draws(config, space, blocks_of)
     found += draws.unread(unknown)
     found += draws.wrong_first_trials(unknown)
