@@ -69,7 +69,7 @@ def studied(
     storage = options.storage
     settings = [
         "study.sampler=random",
-        "study.pruner.name=none",
+        "study.pruner={name: none}",
         "train.deterministic=true",
         *options.settings,
         f"study.name={name}",

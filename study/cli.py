@@ -79,7 +79,8 @@ def extend(
 ) -> None:
     """Search N more trials in the study NAME, finished or not, with all that it has learned.
 
-    study.time_budget_s counts anew. Interrupted, it goes on with `kd-study resume NAME`.
+    Baselines that were searched as long get as many. study.time_budget_s counts anew. Interrupted, it goes on with
+    `kd-study resume NAME`.
     """
     with bad_input_exits():
         from study.driver import extend_study

@@ -52,12 +52,20 @@ def kept_config(storage: Path, name: str) -> StudyConfig:
 
 
 def with_more_trials(config: StudyConfig, trials: int) -> StudyConfig:
-    """The config with so many trials more; ConfigError without a search, which could give no others."""
+    """The config with so many trials more; ConfigError without a search, which could give no others.
+
+    A baseline that had as many trials as the search has them still, or the search would win by the others alone.
+    """
     if not config.search:
         rule = "must have a path to search, or more trials would all be the same one"
         remedy = "run a study with a search"
         raise input_error(ConfigError, "search", rule, remedy, {})
-    section = config.study.model_copy(update={"trials": config.study.trials + trials})
+    before, after = config.study.trials, config.study.trials + trials
+    baselines = {
+        name: own if own < before else max(own, after)
+        for name, own in config.study.baselines.items()
+    }
+    section = config.study.model_copy(update={"trials": after, "baselines": baselines})
     return config.model_copy(update={"study": section})
 
 
@@ -196,14 +204,21 @@ def _load_ledger(config: StudyConfig) -> StudyResults:
 
 def _difference(key: str, old: StudySection, new: StudySection) -> Problem:
     """What makes a config another study's; more trials do not, but nobody is to search them by mistake."""
-    if key != "study.trials":
+    before, after = _trials(old), _trials(new)
+    if key not in before or key not in after:
         rule = f"must be as it was when the study {old.name!r} began"
         return Problem(key, rule, "change it back, or give the study another name (study.name)")
-    rule = f"must be {old.trials}, as the study {old.name!r} began or was extended to"
+    rule = f"must be {before[key]}, as the study {old.name!r} began or was extended to"
     remedy = f"set it to that, or `kd-study resume {old.name}` goes on"
-    if (more := new.trials - old.trials) > 0:
+    if key == "study.trials" and (more := new.trials - old.trials) > 0:
         remedy = f"set it to that, or `kd-study extend {old.name} --trials {more}` adds to it"
-    return Problem(key, rule, remedy, str(new.trials))
+    return Problem(key, rule, remedy, str(after[key]))
+
+
+def _trials(section: StudySection) -> dict[str, int]:
+    """What an extension changes, by key."""
+    baselines = {f"study.baselines.{name}": own for name, own in section.baselines.items()}
+    return {"study.trials": section.trials, **baselines}
 
 
 def _must_hold(tracker: Tracker, parent_run_id: str) -> None:

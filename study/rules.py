@@ -9,6 +9,7 @@ from study.baselines import baseline_search
 from study.budget import epochs_of_a_trial
 from study.draws import BlocksOf, Draws
 from study.problems import all_paths, keys_of, near_key
+from study.pruner_rules import pruner_problems
 from study.results import Value
 from study.schema import BaselineName, StudyConfig
 from study.screening import screening_search
@@ -17,6 +18,7 @@ from trainable import rules
 from trainable.config import TrialConfig
 from trainable.errors import ConfigError, Problem
 from trainable.methods import METHODS
+from trainable.rules.reading import READINGS
 
 _SHARED = ("data.", "teacher.", "resources.", "train.workers", "train.launcher")
 _NOT_SHARED = ("data.batch_size", "data.augment.")
@@ -33,6 +35,7 @@ _ONE_NUMBER = {
 }
 """Keys that stand for a list in a search."""
 _BASELINE = "study.baseline"
+_NUMBER = "a range of numbers, low < high, that every trial reads"
 KNOWS_OTHERS = ("tpe", "gp")
 """The samplers that draw by trials of other studies."""
 _TEACHERS_OWN = {
@@ -53,9 +56,11 @@ def cross_problems(
     for path in config.search.keys() - candidates.keys():
         unknown = {*unknown, path, near_key(path.split("."), TrialConfig) or path}
     found += _selection_problems(config, unknown)
-    found += _sampler_problems(config, unknown)
+    space = Space(config, config.ranges, candidates)
+    found += _sampler_problems(config, space, unknown)
     found += _warm_start_problems(config, unknown)
-    draws = Draws(config, Space(config, config.ranges, candidates), blocks_of)
+    found += pruner_problems(config, unknown)
+    draws = Draws(config, space, blocks_of)
     found += draws.unread(unknown)
     found += draws.wrong_first_trials(unknown)
     needed = draws.without_base(unknown)
@@ -163,8 +168,8 @@ def _warm_start_problems(config: StudyConfig, unknown: Collection[str]) -> list[
     return found
 
 
-def _sampler_problems(config: StudyConfig, unknown: Collection[str]) -> list[Problem]:
-    """CMA-ES has one objective, and draws numbers: choices beside them are drawn at random."""
+def _sampler_problems(config: StudyConfig, space: Space, unknown: Collection[str]) -> list[Problem]:
+    """CMA-ES has one objective, and draws numbers that every trial reads: all else is drawn at random."""
     section = config.study
     is_known = not any(
         path.startswith(("study", "search")) or path in config.search for path in unknown
@@ -175,8 +180,15 @@ def _sampler_problems(config: StudyConfig, unknown: Collection[str]) -> list[Pro
     if (count := len(section.objectives)) > 1:
         rule = f"must have several objectives, of which there are {count}, and CMA-ES has one"
         found.append(Problem(path, rule, remedy, "cmaes"))
-    if not any(values.is_number for values in config.search.values()):
+    numbers = [path for path, values in config.search.items() if values.is_number]
+    deciders = [
+        key for number in numbers if number in READINGS for key in READINGS[number].decided_by
+    ]
+    if not numbers:
         rule = "must draw choices, since search has no number, and CMA-ES draws numbers alone"
+        found.append(Problem(path, rule, remedy, "cmaes"))
+    elif not space.numbers and not _reads(*deciders, unknown=unknown):
+        rule = f"must have {_NUMBER}, as CMA-ES draws nothing else, and search has none"
         found.append(Problem(path, rule, remedy, "cmaes"))
     return found
 
@@ -261,9 +273,13 @@ def _searched_baseline_problems(
             found.append(Problem(place, "needs a teacher", f"give teacher.model, or {remedy}"))
         elif any(problem.path.startswith(("search.", _BASELINE)) for problem in known):
             continue  # its ranges, or its base values, are not known
-        elif not baseline_search(config, name).search:
+        elif not (searched := baseline_search(config, name)).search:
             rule = "has nothing to search: its trials read none of the searched paths"
             found.append(Problem(place, rule, f"search e.g. optim.lr, or {remedy}"))
+        elif config.study.sampler == "cmaes" and not searched.space.numbers:
+            rule = f"must search {_NUMBER}, since study.sampler is cmaes"
+            remedy = f"search e.g. optim.lr, use tpe, gp or nsga2, or {remedy}"
+            found.append(Problem(place, rule, remedy, ", ".join(searched.search)))
         else:
             wrong = _baseline_search_problems(config, name, blocks_of, unknown)
             found += [

@@ -7,11 +7,12 @@ storage knew. What a sampler has to remember is in that storage, too: NSGA-II's 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Generator
+from collections.abc import Collection, Generator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
+from typing import Any
 
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import (
     BaseSampler,
@@ -24,6 +25,7 @@ from optuna.samplers import (
 )
 from optuna.samplers.nsgaii import SBXCrossover
 from optuna.study import Study
+from optuna.trial import FrozenTrial
 
 from study.schema import StudySection
 from trainable.errors import Problem
@@ -36,12 +38,17 @@ POPULATION = 10
 random; not from `study.trials`, which may be raised later."""
 LEARN_CONSTRAINTS = ("tpe", "gp", "nsga2")
 """The samplers that draw by how far trials broke constraints."""
+Distributions = Mapping[str, BaseDistribution]
+"""By the parameter's name."""
 
 
-def sampler_for(section: StudySection, number: int, *, grouped: bool = False) -> BaseSampler:
+def sampler_for(
+    section: StudySection, number: int, space: Distributions, conditional: Collection[str] = ()
+) -> BaseSampler:
     """A fresh sampler for the trial of a number.
 
-    `grouped` has TPE draw those parameters together that occur together, where not all trials have all.
+    `space` is all that trials can draw, in the same order for each of them; `conditional` are the names of what not
+    all of them do. TPE then draws those parameters together that occur together.
     """
     seed = (section.seed * 1_000_003 + number) % 2**32
     match section.sampler:
@@ -52,8 +59,8 @@ def sampler_for(section: StudySection, number: int, *, grouped: bool = False) ->
                 return TPESampler(
                     seed=seed,
                     n_startup_trials=STARTUP,
-                    multivariate=grouped or None,
-                    group=grouped,
+                    multivariate=bool(conditional) or None,
+                    group=bool(conditional),
                 )
         case "gp":
             return GPSampler(seed=seed, n_startup_trials=STARTUP, warn_independent_sampling=False)
@@ -64,30 +71,55 @@ def sampler_for(section: StudySection, number: int, *, grouped: bool = False) ->
             return NSGAIISampler(seed=seed, population_size=POPULATION, crossover=crossover)
         case "qmc":
             with experiments_allowed():
-                return _Sobol(number, section.seed, RandomSampler(seed=seed))
+                return _Sobol(number, section.seed, space)
         case "cmaes":
-            return CmaEsSampler(seed=seed, warn_independent_sampling=False)
+            always = {name: one for name, one in space.items() if name not in conditional}
+            return _Cmaes(seed, always)
 
 
 class _Sobol(QMCSampler):
-    """A scrambled Sobol' sequence in which a trial has the place of its number.
+    """A scrambled Sobol' sequence, of all that trials can draw, in which a trial has the place of its number.
 
-    Optuna's own counts how often it was asked, which is once more for a trial that is handed out again. The scrambling
-    is the study's: with one for each trial the points would be no sequence. Optuna draws the first trial
-    `independently`, as it does parameters that the first trial did not have.
+    Of its point a trial takes what it reads and is not given. Optuna's own has the dimensions of the first trial that
+    ended, whichever that was, and counts how often it was asked, which is once more for a trial that is handed out
+    again. The scrambling is the study's: with one for each trial the points would be no sequence.
     """
 
-    def __init__(self, number: int, study_seed: int, independently: BaseSampler) -> None:
-        self._place = max(0, number - 1)
-        super().__init__(
-            scramble=True,
-            seed=study_seed,
-            independent_sampler=independently,
-            warn_independent_sampling=False,
-        )
+    def __init__(self, number: int, study_seed: int, space: Distributions) -> None:
+        self._place, self._space = number, dict(space)
+        super().__init__(scramble=True, seed=study_seed, warn_independent_sampling=False)
+
+    def infer_relative_search_space(
+        self, study: Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        return dict(self._space)
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        point = super().sample_relative(study, trial, self._space)
+        return {name: point[name] for name in search_space}
 
     def _find_sample_id(self, study: Study, search_space: dict[str, BaseDistribution]) -> int:
         return self._place
+
+
+class _Cmaes(CmaEsSampler):
+    """CMA-ES of the numbers that every trial draws; all else it draws at random.
+
+    Optuna's own takes those that all ended trials have had. Once there are fewer of them than its distribution has
+    dimensions, or more, it draws at random for ever.
+    """
+
+    def __init__(self, seed: int, always: Distributions) -> None:
+        super().__init__(seed=seed, warn_independent_sampling=False)
+        kinds = (FloatDistribution, IntDistribution)
+        self._numbers = {name: one for name, one in always.items() if isinstance(one, kinds)}
+
+    def infer_relative_search_space(
+        self, study: Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        return dict(self._numbers)
 
 
 @contextmanager

@@ -146,6 +146,20 @@ class Space:
         self._order = self._ordered(candidates)
 
     @property
+    def ranges(self) -> dict[str, SearchRange]:
+        """Of every path that some trial draws."""
+        return {path: self._ranges[path] for path in self._order if path not in self.unread}
+
+    @property
+    def numbers(self) -> tuple[str, ...]:
+        """Paths of which every trial draws one of several numbers."""
+        return tuple(
+            path
+            for path, values in self.ranges.items()
+            if path not in self.conditions and values.is_number and len({*values.candidates}) > 1
+        )
+
+    @property
     def usual(self) -> Sample:
         """The sample of the first candidates."""
         return next(self.draws())

@@ -116,8 +116,7 @@ class Trials:
         """A fresh sampler for each trial."""
         if self._known is None:
             self._known = known_trials(self._study, self._config)
-        conditional = bool(self._space.conditions)
-        return sampler_of(self._config, number, self._known, conditional=conditional)
+        return sampler_of(self._config, number, self._known, self._space)
 
     def _is_drawn(self, trial: FrozenTrial) -> bool:
         try:

@@ -179,12 +179,22 @@ def _resources(plan: StudyPlan) -> str:
     lines = [
         f"a trial     {config.train.workers} worker(s) of {each}, {epochs} epochs, by {launcher}",
         f"the cluster {capacity.cpus:g} CPU(s) and {capacity.gpus:g} GPU(s): {at_a_time}",
-        f"trials      {config.study.trials}, seed {config.study.seed}, sampler {config.study.sampler}, "
-        f"pruner {config.study.pruner.name}",
+        _trials(config),
         *_sought(config),
         *_answer(config),
     ]
     return "\n".join(lines)
+
+
+def _trials(config: StudyConfig) -> str:
+    section = config.study
+    if config.search:
+        how = f"seed {section.seed}, sampler {section.sampler}, pruner {section.pruner.name}"
+        return f"trials      {section.trials}, {how}"
+    told = "trials      1, at the base values: nothing is searched"
+    if section.trials > 1:
+        told += ". `kd-study train` trains it; `kd-study run` needs a path under search, or study.trials: 1"
+    return told
 
 
 def _sought(config: StudyConfig) -> Iterator[str]:

@@ -139,6 +139,7 @@ def trust_of(results: StudyResults) -> Trust | None:
         warnings=(
             *leaks(results),
             *_failures(winner, *(one.other for one in (*finalists, *baselines))),
+            *_budgets(results, winner, baselines),
             *_rivals(results, winner, finalists),
             *_no_gains(winner, baselines),
         ),
@@ -186,6 +187,24 @@ def _failures(*standings: Standing) -> Iterator[str]:
         if one.failed:
             trained = one.failed + len(one.accuracies)
             yield f"{one.failed} of {trained} replicates of {one.row.label} failed, and count in no figure."
+
+
+def _budgets(
+    results: StudyResults, winner: Standing, baselines: Sequence[Comparison]
+) -> Iterator[str]:
+    """Searches of unequal length: the best of more trials is the better for it."""
+    trials = _ended(results.of("trial"))
+    for one in baselines:
+        own = _ended(results.of("baseline", one.other.row.of))
+        if one.other.row.of and own != trials:
+            yield (
+                f"{winner.row.label} is the best of {trials} trials, and {one.other.in_words} of {own}: "
+                "they were not searched for with the same budget."
+            )
+
+
+def _ended(rows: Sequence[TrialRow]) -> int:
+    return sum(row.state != "running" for row in rows)
 
 
 def _rivals(

@@ -12,6 +12,7 @@ from optuna.trial import TrialState
 
 from study.agenda import Agenda
 from study.config import StudyConfig
+from study.folder import with_more_trials
 from study.jobs import Job
 from study.mirror import NoMirror
 from study.optuna_study import ended_states, open_baselines, open_study
@@ -236,6 +237,30 @@ def test_nothing_is_compared_with_a_winner_that_there_is_not(
     assert [played.next() for _ in range(2)] == ["trial", "wait"]
     played.run_trial(TrialState.FAIL)
     assert played.next() is None
+
+
+def test_an_extension_goes_on_with_the_search_of_a_baseline(
+    config: StudyConfig, tmp_path: Path
+) -> None:
+    (tmp_path / "weights").touch()
+    config = answering(config, trials=1, baselines={"none": 1})
+    for longer, begun in ((config, 0), (with_more_trials(config, 2), 1)):
+        played = Played(longer, tmp_path / "weights")
+        played.recorder.take_up(ended_states(played.study))
+        if not begun:
+            played.end(TEACHER)
+            played.end(BASELINE)
+        count = longer.study.trials - begun
+        assert [played.next() for _ in range(count)] == ["trial"] * count
+        for _ in range(count):
+            played.run_trial()
+        assert [played.next() for _ in range(count)] == [Draw("none")] * count
+        assert [played.run_trial(of="none").number for _ in range(count)] == [
+            *range(begun, begun + count)
+        ]
+        tested = played.next()
+        assert isinstance(tested, Job)
+        assert tested.split == "test"
 
 
 def test_baselines_are_searched_also_when_the_searchs_time_is_up(

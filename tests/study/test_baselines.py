@@ -101,6 +101,14 @@ def test_a_single_trial_has_nothing_to_be_compared_with() -> None:
             "study.baselines.none: has nothing to search: its trials read none of the searched paths",
         ),
         (
+            {
+                "search": {key: SEARCH[key] for key in ("distill.lam", "data.batch_size")},
+                "study": {"sampler": "cmaes"},
+            },
+            "study.baselines.none: must search a range of numbers, low < high, that every trial reads, since "
+            "study.sampler is cmaes, got data.batch_size; search e.g. optim.lr, use tpe, gp or nsga2, or remove it",
+        ),
+        (
             {"teacher": None, "distill": {"method": "none"}, "search": {"optim.lr": EVENLY}},
             "study.baselines.kd: needs a teacher",
         ),

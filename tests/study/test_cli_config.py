@@ -161,6 +161,26 @@ def test_validate_prints_the_plan_of_the_quickstart(tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize("trials", [1, 20])
+def test_validate_says_what_run_makes_of_a_config_without_a_search(
+    tmp_path: Path, trials: int
+) -> None:
+    config = tmp_path / "study.yaml"
+    config.write_text(f"{PLAIN}search: {{}}\n")
+    result = invoke("validate", config, f"study.trials={trials}")
+    assert result.exit_code == 0, result.output  # `kd-study train` takes it
+    (line,) = [line for line in result.stdout.splitlines() if line.startswith("trials ")]
+    told = "trials      1, at the base values: nothing is searched"
+    refused = (
+        ". `kd-study train` trains it; `kd-study run` needs a path under search, or study.trials: 1"
+    )
+    assert line == told + (refused if trials > 1 else "")
+    if trials > 1:
+        assert_refused(
+            invoke("run", config, f"study.trials={trials}"), "search: run needs at least one path"
+        )
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -518,6 +518,33 @@ def test_no_validation_is_no_search() -> None:
     assert config_with("data.val_fraction=0", "search={}").data.val_fraction == 0
 
 
+@pytest.mark.parametrize("pruner", ["none", "halving"])
+def test_keys_of_asha_are_refused_beside_another_pruner(pruner: str) -> None:
+    given = f"study.pruner={{name: {pruner}, grace_epochs: 3, reduction_factor: 2}}"
+    rule = f"is read by the pruner asha alone, and study.pruner.name is {pruner}"
+    assert wrong(given) == [
+        f"study.pruner.grace_epochs: {rule}, got 3; remove it, or use asha",
+        f"study.pruner.reduction_factor: {rule}, got 2.0; remove it, or use asha",
+    ]
+    kept = parse_yaml(dump_config(config_with(f"study.pruner={{name: {pruner}}}")), "kept")
+    assert kept["study"]["pruner"]["grace_epochs"] == 1  # which a study writes, and reads again
+    assert parse_config(kept).study.pruner.name == pruner
+    assert config_with(given, "search={}").search == {}
+
+
+def test_a_first_rung_beyond_the_last_epoch_is_refused() -> None:
+    def asha(grace: int) -> str:
+        return f"study.pruner={{name: asha, grace_epochs: {grace}}}"
+
+    rule = "study.pruner.grace_epochs: must be <= 30, the epochs of a trial, or no trial is ever stopped, got 31"
+    assert wrong(asha(31), "train.epochs=30") == [f"{rule}; lower it, or use the pruner none"]
+    searched = "search.train.epochs={int: [20, 30]}"
+    assert wrong(asha(31), searched) == [f"{rule}; lower it, or use the pruner none"]
+    assert config_with(asha(30), searched).study.pruner.grace_epochs == 30
+    assert paths(wrong(asha(31), "train.epochs=many")) == ["train.epochs"]
+    assert config_with(asha(31), "train.epochs=30", "search={}").train.epochs == 30
+
+
 def test_a_single_trial_takes_the_base_values() -> None:
     single = without_search(config_with("optim.lr=0.2"))
     assert (single.search, single.optim.lr) == ({}, 0.2)

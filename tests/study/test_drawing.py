@@ -23,7 +23,7 @@ from study.search import StudySearch
 from study.space import SearchRange
 from study.warm_start import known_trials, warm_start_problems
 from tests.study.studies import TREE, write_study
-from tests.study.test_samplers import OF_ONE
+from tests.study.test_samplers import OF_ONE, needs_cmaes
 from trainable.errors import ConfigError
 
 EPOCHS = 6
@@ -77,10 +77,10 @@ def dying_in_a_draw(
     search, left = StudySearch(settings, study, repeat("trial")), iter(range(after))
     suggest = SearchRange.suggest
 
-    def suggest_or_die(*args: Any) -> Any:
-        if next(left, None) is None:
+    def suggest_or_die(values: SearchRange, trial: Any, path: str) -> Any:
+        if not isinstance(trial, optuna.trial.FixedTrial) and next(left, None) is None:
             raise KeyboardInterrupt
-        return suggest(*args)
+        return suggest(values, trial, path)
 
     with monkeypatch.context() as patch:
         patch.setattr(SearchRange, "suggest", suggest_or_die)
@@ -109,7 +109,9 @@ def test_conditional_draws_follow_from_seed_number_and_history_alone(
         (0, "tpe"),
         (1, "tpe"),
         (14, "tpe"),
+        (6, "gp"),
         *(pytest.param(14, one, marks=pytest.mark.slow) for one in ("nsga2", "qmc", "random")),
+        pytest.param(14, "cmaes", marks=[needs_cmaes, pytest.mark.slow]),
     ],
 )
 def test_a_trial_half_drawn_by_a_driver_that_died_is_the_trial_it_would_have_been(
@@ -159,6 +161,76 @@ def test_the_first_trials_have_the_values_they_are_given_and_draw_the_others(
     assert "data.batch_size" in drawn[0]
     plain = samples(play(config(tmp_path / "plain"), 5))
     assert [drawn[number] for number in (1, 3, 4)] == [plain[number] for number in (1, 3, 4)]
+
+
+RARELY_UNREAD: dict[str, Any] = {
+    "distill.decomposition": {"choice": ["1/0", "2/1", "4/1", "5/2"]},  # 5/2 reads no α
+    "distill.alpha": {"uniform": [0.1, 0.9]},
+    "optim.lr": {"loguniform": [0.01, 0.5]},
+    "optim.weight_decay": {"loguniform": [1e-5, 1e-2]},
+}
+
+
+@needs_cmaes
+@pytest.mark.parametrize(("seed", "first"), [(28, []), (0, [{"optim.lr": 0.3}] * 10)])
+def test_cmaes_goes_on_though_trials_differ_in_what_they_read_or_are_given(
+    tmp_path: Path, seed: int, first: list[dict[str, Any]]
+) -> None:
+    settings = config(
+        tmp_path, search=RARELY_UNREAD, sampler="cmaes", first_trials=first, seed=seed
+    )
+    assert list(settings.space.conditions) == ["distill.alpha"]
+    jobs = play(settings, 40)
+    moved = [t.system_attrs.get("cma:generation") for t in open_study(settings).get_trials()]
+    begins = max(1, len(first))
+    assert moved[:begins] == [None] * begins
+    assert None not in moved[begins:]
+    assert moved[-1] > 2
+    assert all(job.sample == settings.space.drawn(job.sample) for job in jobs)
+    assert {"distill.alpha" in job.sample for job in jobs} == {True, False}
+
+
+@needs_cmaes
+def test_cmaes_moves_the_numbers_that_every_trial_draws(tmp_path: Path) -> None:
+    ranges = {
+        "optim.weight_decay": {"uniform": [1e-4, 1e-4]},
+        "optim.momentum": {"uniform": [0, 0.9]},
+    }
+    for name, search in (("one", SEARCH | ranges), ("other", ranges | SEARCH)):
+        settings = config(tmp_path / name, search=search, sampler="cmaes")
+        play(settings, 1)
+        study, space = open_study(settings), settings.space
+        moved = sampler_of(settings, 1, [], space).infer_relative_search_space(
+            study, study.get_trials()[0]
+        )
+        assert list(moved) == sorted(space.numbers) == ["optim.lr", "optim.momentum"]
+
+
+@pytest.mark.parametrize("first", [[], FIRST])
+def test_in_whatever_order_trials_end_qmc_draws_the_same(
+    tmp_path: Path, first: list[dict[str, Any]]
+) -> None:
+    """Four at a time; in the other order the first to end reads other paths."""
+    drawn: list[dict[str, dict[str, Any]]] = []
+    for ends in (0, -1):
+        settings = config(tmp_path / str(ends), sampler="qmc", first_trials=first, seed=1)
+        search, running = StudySearch(settings, open_study(settings), repeat("trial")), list[str]()
+        drawn.append({})
+        for name in map(str, range(16)):
+            drawn[-1][name] = Job.from_dict(search.suggest(name)["job"]).sample
+            running.append(name)
+            if len(running) == 4:
+                result = {"epoch": EPOCHS, "epochs": EPOCHS, "value": 0.5, "metrics": []}
+                search.on_trial_complete(running.pop(ends), result)
+    assert drawn[0] == drawn[1]
+    assert drawn[0]["0"].keys() != drawn[0]["3"].keys()  # which were the first to end
+
+
+def test_a_first_trial_of_qmc_has_its_point_but_for_what_it_is_given(tmp_path: Path) -> None:
+    first = [{"optim.lr": 0.5}, {"data.batch_size": 32}]
+    given = samples(play(config(tmp_path / "given", sampler="qmc", first_trials=first), 3))
+    plain = samples(play(config(tmp_path / "plain", sampler="qmc"), 3))
+    assert given == [{**one, **values} for one, values in zip(plain, [*first, {}], strict=True)]
 
 
 @pytest.mark.parametrize("sampler", OF_ONE)
@@ -329,7 +401,7 @@ def test_a_warm_study_does_not_draw_again_at_random_what_others_drew_with_its_se
     drawn: list[float] = []
     for count in range(5):  # too few for TPE to learn from
         study = optuna.create_study(direction="maximize")
-        study.sampler = sampler_of(settings, 0, known[:count], conditional=True)
+        study.sampler = sampler_of(settings, 0, known[:count], settings.space)
         drawn.append(float(settings.space(study.ask())["optim.lr"]))
     assert len(set(drawn)) == 5
 
@@ -348,7 +420,7 @@ def test_a_view_has_the_other_trials_first_and_leaves_the_study_as_it_is(made_up
             seen.append([trial.number, *(one.number for one in found)])
             return super().infer_relative_search_space(study, trial)
 
-    sampler = sampler_of(settings, 12, known, conditional=True)
+    sampler = sampler_of(settings, 12, known, settings.space)
     sampler._sampler = Watching()  # type: ignore[attr-defined]
     study.sampler = sampler
     trial = study.ask()

@@ -104,6 +104,23 @@ def test_more_trials_replace_the_config_and_nothing_else_of_it(tmp_path: Path) -
     assert [path.name for path in kept.folder.iterdir()] == [RESOLVED]
 
 
+def test_a_baseline_that_was_searched_as_long_gets_as_many_trials(tmp_path: Path) -> None:
+    kept = config(tmp_path, baselines={"none": 20})
+    kept.folder.mkdir()
+    longer = with_more_trials(kept, 5)
+    assert longer == config(tmp_path, trials=25, baselines={"none": 25})
+    keep_config(longer)
+    with pytest.raises(ConfigError) as error:
+        check_same_study(config(tmp_path, trials=25, baselines={"none": 20}))
+    assert str(error.value) == (
+        "study.baselines.none: must be 25, as the study 's' began or was extended to, got 20; "
+        "set it to that, or `kd-study resume s` goes on"
+    )
+    for own, then in ((19, 19), (22, 25), (30, 30)):  # fewer were meant to be fewer
+        found = with_more_trials(config(tmp_path, baselines={"none": own}), 5)
+        assert found.study.baselines == {"none": then}
+
+
 def test_more_trials_need_a_search(tmp_path: Path) -> None:
     alone = config(tmp_path).model_copy(update={"search": {}})
     with pytest.raises(ConfigError, match=r"^search: must have a path to search"):

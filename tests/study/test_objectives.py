@@ -251,3 +251,14 @@ def test_what_cmaes_cannot_do_is_refused() -> None:
     )
     both = choices | TREE["search"]
     parse_config(TREE | {"study": {"name": "s", "sampler": "cmaes"}, "search": both})
+    assert refused(
+        {
+            "student.head.name": {"choice": ["linear", "am_softmax"]},
+            "student.head.margin": {"uniform": [0.1, 0.5]},
+            "optim.lr": {"uniform": [0.1, 0.1]},
+        },
+        sampler="cmaes",
+    ) == (
+        "study.sampler: must have a range of numbers, low < high, that every trial reads, as CMA-ES "
+        "draws nothing else, and search has none, got cmaes; use tpe, gp or nsga2"
+    )

@@ -209,7 +209,8 @@ def rows_text(row: list[str]) -> str:
 
 
 def test_the_plan_shows_resources_concurrency_and_trials() -> None:
-    text = printed(plan_of("train.workers=2", "study.trials=7", "optim.lr=0.2"))
+    search = "search.optim.momentum={uniform: [0, 0.9]}"
+    text = printed(plan_of("train.workers=2", "study.trials=7", "optim.lr=0.2", search))
     assert "2 worker(s) of 1 CPU(s), 3 epochs, by a TorchTrainer" in text
     assert "2 CPU(s) and 0 GPU(s): 1 trial(s) at a time" in text
     assert "trials      7, seed 0, sampler tpe, pruner none" in text

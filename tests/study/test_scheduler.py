@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from study.config import StudyConfig, parse_config
+from study.config import StudyConfig, parse_config, without_search
 from study.jobs import Job
 from study.scheduler import Curves, build_scheduler
 
@@ -74,7 +74,15 @@ def test_only_the_best_third_pass_a_rung() -> None:
     }
 
 
-@pytest.mark.parametrize(("epochs", "grace"), [(1, 1), (9, 1), (9, 9), (9, 20), (10, 3)])
+def test_a_single_trial_may_be_shorter_than_the_first_rung() -> None:
+    """As `kd-study train --set train.epochs=3` may make it."""
+    settings = config(9, grace_epochs=9)
+    train = settings.train.model_copy(update={"epochs": 3})
+    single = without_search(settings.model_copy(update={"train": train}))
+    assert decisions(build_scheduler(single, {}), {0: flat(0.5, 3)}) == {0: 3}
+
+
+@pytest.mark.parametrize(("epochs", "grace"), [(1, 1), (9, 1), (9, 9), (10, 3)])
 def test_trial_without_rivals_ends_by_itself(epochs: int, grace: int) -> None:
     scheduler = build_scheduler(config(epochs, grace_epochs=grace), {})
     assert decisions(scheduler, {0: flat(0.1, epochs)}) == {0: epochs}

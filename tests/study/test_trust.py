@@ -79,6 +79,22 @@ def test_means_deviations_and_leads() -> None:
     assert not told(found, "ahead of the student without a teacher")
 
 
+def test_a_search_that_was_longer_than_a_baselines_is_said_to_be() -> None:
+    again = [*replicates("trial 1", 0.9, 0.91), *replicates("baseline kd 0", 0.8, 0.81)]
+    more = [
+        trial_row(2, state="pruned"),
+        trial_row(3, state="failed"),
+        trial_row(4, state="running"),
+    ]
+    words = "trial 1 is the best of 4 trials, and KD at its best of 2: they were not searched for"
+    for rows, is_said in ((more, True), ([more[2]], False)):
+        results = results_of(*FOUND, *rows, *again)
+        found = trust_of(results)
+        assert found is not None
+        assert told(found, words) == told(found, "the same budget") == is_said
+        assert (words in printed(results)) == is_said
+
+
 def test_a_winner_that_is_behind_leads_nowhere() -> None:
     found = trust(winner=(0.90, 0.91), alone=(0.95, 0.90))
     assert told(found, "trial 1 is behind the student without a teacher (-2.00 (")
