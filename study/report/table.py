@@ -26,7 +26,7 @@ from study.report.text import (
     size,
     value_text,
 )
-from study.report.trust import BASELINES, Trust, leaks, trust_of
+from study.report.trust import BASELINES, Trust, trust_of, warnings_of
 from study.report.verdict import verdict
 from study.results import Role, State, StudyResults, TrialRow
 
@@ -102,7 +102,7 @@ class _Leaderboard:
             yield Text()
         if trust := _over_seeds(results):
             yield _standings(trust)
-        warnings = trust.warnings if trust else tuple(leaks(results))
+        warnings = warnings_of(results)
         yield from (Text(warning, style="yellow") for warning in warnings)
         if trust or warnings:
             yield Text()
@@ -245,7 +245,7 @@ def _comparison(results: StudyResults) -> Table | None:
 
 
 def _over_seeds(results: StudyResults) -> Trust | None:
-    """Of a study with replicates; what others were tested for stands in the tables above."""
+    """Of a study with replicates; what was tested once stands in the tables above."""
     has_replicates = any(row.role == "replicate" for row in results.rows)
     return trust_of(results) if has_replicates else None
 

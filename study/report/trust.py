@@ -47,7 +47,7 @@ class Standing:
     @property
     def in_words(self) -> str:
         """`the student without a teacher`, `KD at its best`, `trial 3`."""
-        return f"the {self.name}" if self.name.startswith("student") else self.name
+        return in_words(self.name)
 
     @property
     def mean(self) -> float:
@@ -121,6 +121,17 @@ class Trust:
         return len(self.winner.accuracies)
 
 
+def in_words(name: str) -> str:
+    """A baseline's name as a sentence has it: `the student without a teacher`, `KD at its best`."""
+    return f"the {name}" if name.startswith("student") else name
+
+
+def warnings_of(results: StudyResults) -> tuple[str, ...]:
+    """What to beware of, also in a study whose winner was not tested."""
+    trust = trust_of(results)
+    return tuple(_leaks(results)) if trust is None else trust.warnings
+
+
 def trust_of(results: StudyResults) -> Trust | None:
     """Of a study whose winner was tested; None of another."""
     best = results.winner
@@ -137,7 +148,7 @@ def trust_of(results: StudyResults) -> Trust | None:
         finalists=finalists,
         baselines=baselines,
         warnings=(
-            *leaks(results),
+            *_leaks(results),
             *_failures(winner, *(one.other for one in (*finalists, *baselines))),
             *_rivals(results, winner, finalists),
             *_no_gains(winner, baselines),
@@ -165,7 +176,7 @@ def _standing(results: StudyResults, row: TrialRow, name: str) -> Standing | Non
     return Standing(name, row, accuracies, failed) if accuracies else None
 
 
-def leaks(results: StudyResults) -> Iterator[str]:
+def _leaks(results: StudyResults) -> Iterator[str]:
     """A teacher that was trained on the validation pictures: its students inherit what it knows of them."""
     val_pictures, test_pictures = results.val_pictures, results.test_pictures
     for teacher in results.of("teacher"):

@@ -200,9 +200,40 @@ def test_the_terminal_has_a_line_for_each_that_was_trained_again() -> None:
     assert "trial 1 and trial 0 are within noise" in text
 
 
-def test_without_replicates_the_terminal_says_what_it_said() -> None:
-    rows = [*FOUND[:3], FOUND[3].model_copy(update={"test_accuracy": 0.9})]
-    assert "trained again" not in printed(results_of(*rows, val_pictures=400))
+def once_tested(**accuracies: float) -> StudyResults:
+    """The study without replicates, as far as it was tested."""
+    places = {"alone": 1, "winner": 3, "kd": 4}
+    rows = list(FOUND)
+    for name, accuracy in accuracies.items():
+        at = places[name]
+        rows[at] = rows[at].model_copy(update={"test_accuracy": accuracy})
+    return results_of(*rows, val_pictures=400, test_pictures=400)
+
+
+def test_without_replicates_the_terminal_has_the_warnings_and_no_means() -> None:
+    text = printed(once_tested(winner=0.90, alone=0.85, kd=0.93))
+    assert "trained again" not in text
+    assert "1.00 points of validation accuracy ahead of trial 0: within noise" in text
+    little = "which says little: one seed has no spread to judge by."
+    assert f"trial 1 is behind KD at its best (-3.00 points), {little}" in text
+    assert f"ahead of the student without a teacher (+5.00 points), {little}" in text
+
+
+def test_without_replicates_the_winner_is_compared_with_the_strongest_that_was_tested() -> None:
+    strongest = "over KD at its best, the strongest of 2 baselines"
+    assert verdict(once_tested(winner=0.90, alone=0.85, kd=0.93)) == (
+        f"Best: trial 1, -3.00 points of test accuracy {strongest} (90.00 against 93.00 %). "
+        "One seed each: the difference can be within noise."
+    )
+    alone = "over the student without a teacher (90.00 against 85.00 %)."
+    assert f"+5.00 points of test accuracy {alone}" in verdict(once_tested(winner=0.90, alone=0.85))
+
+
+def test_before_any_test_the_winner_is_compared_with_the_strongest_by_validation() -> None:
+    assert verdict(results_of(*FOUND)) == (
+        "Best: trial 1, +2.00 points of validation accuracy over KD at its best, the strongest of 2 "
+        "baselines (92.00 against 90.00 %). One seed each, and the search chose by this number: not proof."
+    )
 
 
 def test_the_checkpoint_is_the_winners_first_replicates() -> None:
