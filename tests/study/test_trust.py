@@ -129,8 +129,22 @@ def test_replicates_that_failed_are_counted_as_missing() -> None:
     assert told(found, "1 of 3 replicates of trial 1 failed")
 
 
-def test_a_winner_none_of_whose_replicates_ended_was_not_tested() -> None:
-    assert trust_of(study(winner=(None, None), second=(0.9, 0.9))) is None
+def test_what_has_no_replicate_that_ended_is_said_not_to_be_compared() -> None:
+    found = trust(winner=(0.92, 0.90), second=(None, None), alone=(None, None, None), kd=(0.9, 0.9))
+    assert [one.name for one in found.standings] == ["trial 1, the best", "KD at its best"]
+    assert told(found, "None of the replicates of trial 0 ended (2 failed): it is not compared.")
+    assert told(found, "None of the replicates of baseline ended (3 failed): it is not compared.")
+    assert not told(found, "of baseline kd 0")
+
+
+def test_a_winner_none_of_whose_replicates_ended_was_not_tested(tmp_path: Path) -> None:
+    results = study(winner=(None, None), second=(0.9, None))
+    assert trust_of(results) is None
+    html = render(gather(results, tmp_path))
+    assert "That is not known: the winner was not tested" in html
+    for text in (printed(results), html):
+        assert "None of the replicates of trial 1 ended (2 failed): it is not compared." in text
+        assert "1 of 2 replicates of trial 0 failed, and count in no figure." in text
 
 
 def test_the_search_of_a_baseline_is_represented_by_its_best_validation() -> None:
