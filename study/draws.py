@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import TypeAlias
 
-from study.problems import shown
+from study.problems import shown, touches
 from study.results import Value
 from study.schema import StudyConfig
 from study.space import Sample, Space
@@ -45,7 +45,7 @@ class Draws:
         found: list[Problem] = []
         for path in self._space.unread:
             reading = READINGS[path]
-            if not _touches(unknown, (path, *reading.decided_by)):
+            if not touches(unknown, (path, *reading.decided_by)):
                 rule = f"is read by no trial of this search, only where {reading.where}"
                 found.append(
                     Problem(f"search.{path}", rule, "remove it, or change what decides it")
@@ -60,7 +60,7 @@ class Draws:
                 if path in sample or not self._needs(path, sample):
                     continue
                 deciders = READINGS[path].decided_by
-                if not _touches(unknown, (path, *deciders)):
+                if not touches(unknown, (path, *deciders)):
                     given = {key: sample[key] for key in deciders if key in sample}
                     rule = f"needs a base value for trials that do not draw it (where search gives {_listed(given)})"
                     found.append(Problem(path, rule, "give it one beside the search", "nothing"))
@@ -74,7 +74,7 @@ class Draws:
             problem
             for number, given in enumerate(study.first_trials)
             for path in given
-            if not _touches(unknown, (path,))
+            if not touches(unknown, (path,))
             if (problem := self._wrong_value(f"{_FIRST}.{number}.{path}", path, given)) is not None
         ]
         if (count := len(study.first_trials)) > study.trials:
@@ -140,8 +140,3 @@ def _together(problems: Iterable[Problem]) -> list[Problem]:
         got = values.setdefault(replace(problem, got=None), [])
         got += [problem.got] if problem.got is not None else []
     return [replace(problem, got=", ".join(got) or None) for problem, got in values.items()]
-
-
-def _touches(unknown: Collection[str], paths: Collection[str]) -> bool:
-    """Whether one of the paths is unknown, or in a section that is."""
-    return any(path == one or path.startswith(f"{one}.") for path in paths for one in unknown)
