@@ -250,6 +250,15 @@ def test_before_any_test_the_winner_is_compared_with_the_strongest_by_validation
     )
 
 
+def test_the_terminal_says_of_how_many_trials_each_search_gives_the_best() -> None:
+    more = [trial_row(2, value=0.5), trial_row(3, state="pruned", value=0.4)]
+    text = printed(results_of(*FOUND, *more))
+    assert "compared val % test % epochs sec best of" in text
+    assert "trial 1, the best 92.00 — 0 0 4 trials student without a teacher 85.00 — 0 0 KD" in text
+    assert "KD at its best (kd 0) 90.00 — 0 0 2 trials teacher 95.00 94.00 0 0" in text
+    assert "best of" not in printed(results_of(*FOUND[:4]))
+
+
 def test_the_checkpoint_is_the_winners_first_replicates() -> None:
     again = replicates("trial 1", None, 0.91, 0.92)
     placed = [one.model_copy(update={"directory": f"/r/{one.number}"}) for one in again]
@@ -264,7 +273,7 @@ def test_the_page_shows_a_dot_a_seed(tmp_path: Path) -> None:
     assert html.count('class="interval"') == 2
     assert "From validation to test: 92.00 % in the best epoch of the search, 91.67 %" in html
     assert "Replicates of trial 1" in html
-    assert "Baseline kd, a search of its own" in html
+    assert "Baseline kd, a search of its own: 2 trials" in html
 
 
 def test_the_page_of_one_training_each_says_that_a_dot_is_all_there_is(tmp_path: Path) -> None:
