@@ -63,10 +63,11 @@ _OTHERS = {
 }
 _NONE: Settings = {"distill.method": "none", "distill.alpha": None}
 _LR: Settings = {"optim.lr": 0.1}
+_STABLEKDS_OWN: Settings = {"distill.lam": None, "distill.decomposition": None}
 _IN_PLACE: Mapping[str, Settings] = {
-    "w/o KD": {**_NONE, "distill.lam": None},
-    "KD": {"distill.method": "kd", "distill.alpha": 0.5, "distill.lam": None},
-    "DeiT": {"distill.method": "deit", "distill.alpha": 0.5, "distill.lam": None},
+    "w/o KD": {**_NONE, **_STABLEKDS_OWN},
+    "KD": {"distill.method": "kd", "distill.alpha": 0.5, **_STABLEKDS_OWN},
+    "DeiT": {"distill.method": "deit", "distill.alpha": 0.5, **_STABLEKDS_OWN},
 }
 """Other schemes in the configs of StableKD."""
 _IMAGENET: Settings = {

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from study.idle import idle_problems
 from study.problems import near_key, parse, place_of, problems_of
 from study.results import Value
 from study.rules import cross_problems, valid_candidates
@@ -26,6 +28,7 @@ from study.tree import (
 )
 from study.yaml import dump_yaml, parse_yaml
 from trainable.errors import ConfigError, Problem, input_error
+from trainable.rules.reading import at_default
 
 __all__ = [
     "RESOLVED",
@@ -151,6 +154,10 @@ def without_search(config: StudyConfig) -> StudyConfig:
     }
     section = config.study.model_copy(update=alone)
     single = config.model_copy(update={"study": section, "search": {}})
+    if idle := {problem.path for problem in idle_problems(single)}:
+        # What other trials or baselines of the study have a use for is no mistake, and stays out of this one.
+        elsewhere = idle - {problem.path for problem in cross_problems(config)}
+        single = reduce(at_default, sorted(elsewhere), single)
     found = cross_problems(single)
     if found:
         sample = {path: values.candidates[0] for path, values in config.ranges.items()}

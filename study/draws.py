@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import TypeAlias
 
-from study.problems import shown
+from study.problems import shown, touches
 from study.results import Value
 from study.schema import StudyConfig
 from study.space import Sample, Space
@@ -140,8 +140,3 @@ def _together(problems: Iterable[Problem]) -> list[Problem]:
         got = values.setdefault(replace(problem, got=None), [])
         got += [problem.got] if problem.got is not None else []
     return [replace(problem, got=", ".join(got) or None) for problem, got in values.items()]
-
-
-def touches(unknown: Collection[str], paths: Collection[str]) -> bool:
-    """Whether one of the paths is unknown, or in a section that is."""
-    return any(path == one or path.startswith(f"{one}.") for path in paths for one in unknown)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar, get_args
 
@@ -121,6 +121,11 @@ def shown(value: object) -> str:
         with suppress(YAMLError):  # of values that no YAML file holds
             text = dump_yaml(value, flow=True)
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
+
+
+def touches(unknown: Collection[str], paths: Collection[str]) -> bool:
+    """Whether one of the paths is unknown, or in a section that is."""
+    return any(path == one or path.startswith(f"{one}.") for path in paths for one in unknown)
 
 
 def _with_tuples(tree: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from study.budget import longest
-from study.draws import touches
+from study.problems import touches
 from study.schema import PrunerConfig, StudyConfig
 from trainable.errors import Problem
 

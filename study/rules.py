@@ -8,6 +8,7 @@ from dataclasses import replace
 from study.baselines import baseline_search
 from study.budget import epochs_of_a_trial
 from study.draws import BlocksOf, Draws
+from study.idle import idle_problems
 from study.problems import all_paths, keys_of, near_key
 from study.pruner_rules import pruner_problems
 from study.results import Value
@@ -73,6 +74,7 @@ def cross_problems(
     found += _answer_problems(config, unknown)
     found += _searched_baseline_problems(config, blocks_of, unknown, found)
     found += _screening_problems(config, blocks_of, unknown, found)
+    found += _idle_problems(config, unknown, found)
     return list(dict.fromkeys(found))
 
 
@@ -288,6 +290,18 @@ def _searched_baseline_problems(
                 if problem not in known
             ]
     return found
+
+
+def _idle_problems(
+    config: StudyConfig, unknown: Collection[str], known: Collection[Problem]
+) -> list[Problem]:
+    """Keys that nothing has a use for, beyond those that a rule refuses anyway."""
+    if _reads("search", "study.baseline", "study.baselines", unknown=unknown):
+        return []
+    if any(problem.path.startswith(("search.", _BASELINE)) for problem in known):
+        return []  # who reads what is not known
+    refused = {problem.path for problem in known}
+    return [problem for problem in idle_problems(config, unknown) if problem.path not in refused]
 
 
 def _screening_problems(

@@ -175,12 +175,16 @@ class Space:
         deciders = self._deciders(path)
         key = path, tuple(sample.get(decider) for decider in deciders)
         if key not in self._known:
-            trial = self._base
-            for decider in deciders:
-                if decider in sample:
-                    trial = with_value(trial, decider, sample[decider])
-            self._known[key] = self.conditions[path].is_read(trial)
+            self._known[key] = self.conditions[path].is_read(self._decided(sample, deciders))
         return self._known[key]
+
+    def has_use(self, path: str) -> bool:
+        """Whether some trial has a use for a path, searched or not, that `READINGS` has."""
+        reading = READINGS[path]
+        deciders = [key for key in reading.decided_by if key in self._candidates]
+        return any(
+            reading.has_use(self._decided(sample, deciders)) for sample in self.draws(deciders)
+        )
 
     def __call__(self, trial: optuna.trial.BaseTrial) -> Sample:
         """Ask Optuna for the paths that the trial reads, each after those that decide so."""
@@ -207,6 +211,14 @@ class Space:
         """
         varied = self._ordered(path for path in paths if path in self._candidates)
         return self._branches({}, self._order, varied, given or {})
+
+    def _decided(self, sample: Mapping[str, Value], deciders: Iterable[str]) -> TrialConfig:
+        """The base with the sampled values of these paths; it is not validated."""
+        trial = self._base
+        for decider in deciders:
+            if decider in sample:
+                trial = with_value(trial, decider, sample[decider])
+        return trial
 
     def _branches(
         self,

@@ -155,8 +155,21 @@ class Tracker:
             tags=dict(model.tags),
             description=model.description,
         ).version
-        client.set_registered_model_alias(model.name, WINNER, str(version))
+        self._crown_newest(model.name, int(version))
         return f"models:/{model.name}/{version}"
+
+    def _crown_newest(self, name: str, own: int) -> None:
+        """Have `WINNER` lead to the newest version: `own`, or one that somebody else has made meanwhile.
+
+        Who sets the alias looks again afterwards. So whoever sets it last has seen every version that
+        there was, however the calls of several lie between one another.
+        """
+        crowned, newest = 0, own
+        while newest > crowned:
+            self._client.set_registered_model_alias(name, WINNER, str(newest))
+            crowned = newest
+            known = self._client.get_registered_model(name).latest_versions or ()
+            newest = max([own, *(int(version.version) for version in known)])
 
     def _do(self, run_id: str, entry: Entry) -> None:
         match entry:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from study.report.front import sought_columns
 from study.report.table import COMPARED, MEASURES, measured, ranked
-from study.report.text import percent, short_names, value_text
+from study.report.text import counted, percent, short_names, value_text
 from study.results import StudyResults, TrialRow, Value
 
 _FIGURE_SPACE = "\N{FIGURE SPACE}"
@@ -80,11 +81,15 @@ def board_of(results: StudyResults) -> Board:
 def _beside(results: StudyResults) -> dict[str, list[TrialRow]]:
     """What is no trial of the study's own search, by what it is."""
     groups: dict[str, list[TrialRow]] = {}
+    searched = Counter(row.of for row in results.rows if row.role == "baseline")
     for row in results.rows:
         if row.role == "replicate":
             groups.setdefault(f"Replicates of {row.of}", []).append(row)
         elif row.role == "baseline" and row.of:
-            groups.setdefault(f"Baseline {row.of}, a search of its own", []).append(row)
+            heading = (
+                f"Baseline {row.of}, a search of its own: {counted(searched[row.of], 'trial')}"
+            )
+            groups.setdefault(heading, []).append(row)
     return groups
 
 

@@ -32,7 +32,7 @@ from study.report.slices import accuracy_slices, chosen_pair, numeric_axes, scat
 from study.report.strips import strips
 from study.report.text import duration, percent, short_names, size
 from study.report.trials_file import TRIALS, write_trials
-from study.report.trust import trust_of
+from study.report.trust import trust_of, warnings_of
 from study.report.verdict import verdict
 from study.results import StudyResults
 from study.secrets import without_passwords
@@ -132,6 +132,7 @@ def _details(evidence: Evidence) -> dict[str, Any]:
         "front": results.front,
         "pairs": front_pictures(results) if len(results.objectives) > 1 else [],
         "trust": trust_of(results),
+        "warnings": warnings_of(results),
         "strips": strips(results),
         "repeated": bool(results.replicates_of_winner),
         "curves": learning_curves(evidence),

@@ -18,6 +18,7 @@ from study.report.front import Columns, sought_columns
 from study.report.health import failures, grouped, health_summary, health_text, sick
 from study.report.links import LOCAL_SERVER, open_command, runs_page, server_of
 from study.report.text import (
+    counted,
     duration,
     one_line,
     params_text,
@@ -26,7 +27,7 @@ from study.report.text import (
     size,
     value_text,
 )
-from study.report.trust import BASELINES, Trust, leaks, trust_of
+from study.report.trust import BASELINES, Trust, trust_of, warnings_of
 from study.report.verdict import verdict
 from study.results import Role, State, StudyResults, TrialRow
 
@@ -102,7 +103,7 @@ class _Leaderboard:
             yield Text()
         if trust := _over_seeds(results):
             yield _standings(trust)
-        warnings = trust.warnings if trust else tuple(leaks(results))
+        warnings = warnings_of(results)
         yield from (Text(warning, style="yellow") for warning in warnings)
         if trust or warnings:
             yield Text()
@@ -221,7 +222,10 @@ def _style(row: TrialRow, rank: int) -> str:
 
 
 def _comparison(results: StudyResults) -> Table | None:
-    """The winner beside the student alone, other baselines and the teacher."""
+    """The winner beside the student alone, other baselines and the teacher.
+
+    Where baselines have been searched, with the trials of which each is the best: a larger search finds better ones.
+    """
     named = {
         BASELINES[row.of] + (f" ({row.of} {row.number})" if row.of else ""): row
         for row in baselines_of(results)
@@ -235,17 +239,24 @@ def _comparison(results: StudyResults) -> Table | None:
     table = _table(gap=2)
     table.add_column("compared")
     measures = measured([*named.values()], "val %", "test %")
-    for heading in (*measures, "epochs", "sec"):
+    searches = ["best of"] if any(row.of for row in named.values()) else []
+    for heading in (*measures, "epochs", "sec", *searches):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, row in named.items():
         label = name if row.state == "complete" else f"{name} ({row.state})"
         shares = (percent(MEASURES[heading](row)) for heading in measures)
-        table.add_row(label, *shares, str(row.epochs), f"{row.seconds:.0f}")
+        of = [_trials_of(results, row)] if searches else []
+        table.add_row(label, *shares, str(row.epochs), f"{row.seconds:.0f}", *of)
     return table
 
 
+def _trials_of(results: StudyResults, row: TrialRow) -> str:
+    """How many trials the search had that a row is the best of; nothing for what no search has found."""
+    return counted(len(results.of(row.role, row.of)), "trial") if row.is_searched else ""
+
+
 def _over_seeds(results: StudyResults) -> Trust | None:
-    """Of a study with replicates; what others were tested for stands in the tables above."""
+    """Of a study with replicates; what was tested once stands in the tables above."""
     has_replicates = any(row.role == "replicate" for row in results.rows)
     return trust_of(results) if has_replicates else None
 
@@ -279,7 +290,7 @@ def _findings(results: StudyResults) -> Iterator[Text]:
 def _more(count: int, what: str) -> Iterator[Text]:
     """What the terminal does not show."""
     if count > 0:
-        yield Text(f"and {count} more {what}{'s' * (count > 1)}: see the report for the rest")
+        yield Text(f"and {counted(count, f'more {what}')}: see the report for the rest")
 
 
 def _places(results: StudyResults, report: Path | None) -> Iterator[Text]:

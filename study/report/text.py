@@ -18,6 +18,11 @@ def percent(share: float | None) -> str:
     return UNKNOWN if share is None else f"{100 * share:.2f}"
 
 
+def counted(count: int, what: str) -> str:
+    """`1 trial`, `2 trials`."""
+    return f"{count} {what}{'s' * (count != 1)}"
+
+
 def duration(seconds: float | None) -> str:
     """`8 s`, `4 min 05 s` or `2 h 07 min`."""
     if seconds is None:

@@ -18,7 +18,7 @@ from study.noise import (
 )
 from study.replicates import baselines_of, test_accuracies
 from study.report.text import percent
-from study.results import StudyResults, TrialRow
+from study.results import State, StudyResults, TrialRow
 
 BASELINES = {
     "": "student without a teacher",
@@ -41,13 +41,11 @@ class Standing:
     """What the search found, or the base values' student."""
     accuracies: tuple[float, ...]
     """On the test split, one a seed."""
-    failed: int
-    """Replicates that ended without one."""
 
     @property
     def in_words(self) -> str:
         """`the student without a teacher`, `KD at its best`, `trial 3`."""
-        return f"the {self.name}" if self.name.startswith("student") else self.name
+        return in_words(self.name)
 
     @property
     def mean(self) -> float:
@@ -121,6 +119,17 @@ class Trust:
         return len(self.winner.accuracies)
 
 
+def in_words(name: str) -> str:
+    """A baseline's name as a sentence has it: `the student without a teacher`, `KD at its best`."""
+    return f"the {name}" if name.startswith("student") else name
+
+
+def warnings_of(results: StudyResults) -> tuple[str, ...]:
+    """What to beware of, also in a study whose winner was not tested."""
+    trust = trust_of(results)
+    return tuple(_warnings(results)) if trust is None else trust.warnings
+
+
 def trust_of(results: StudyResults) -> Trust | None:
     """Of a study whose winner was tested; None of another."""
     best = results.winner
@@ -137,8 +146,7 @@ def trust_of(results: StudyResults) -> Trust | None:
         finalists=finalists,
         baselines=baselines,
         warnings=(
-            *leaks(results),
-            *_failures(winner, *(one.other for one in (*finalists, *baselines))),
+            *_warnings(results),
             *_budgets(results, winner, baselines),
             *_rivals(results, winner, finalists),
             *_no_gains(winner, baselines),
@@ -162,11 +170,16 @@ def _comparisons(
 def _standing(results: StudyResults, row: TrialRow, name: str) -> Standing | None:
     """None of one that was never tested."""
     accuracies = test_accuracies(results, row)
-    failed = sum(one.state == "failed" for one in results.of("replicate", row.label))
-    return Standing(name, row, accuracies, failed) if accuracies else None
+    return Standing(name, row, accuracies) if accuracies else None
 
 
-def leaks(results: StudyResults) -> Iterator[str]:
+def _warnings(results: StudyResults) -> Iterator[str]:
+    """What needs no test of the winner to be said."""
+    yield from _leaks(results)
+    yield from _failures(results)
+
+
+def _leaks(results: StudyResults) -> Iterator[str]:
     """A teacher that was trained on the validation pictures: its students inherit what it knows of them."""
     val_pictures, test_pictures = results.val_pictures, results.test_pictures
     for teacher in results.of("teacher"):
@@ -182,11 +195,19 @@ def leaks(results: StudyResults) -> Iterator[str]:
             )
 
 
-def _failures(*standings: Standing) -> Iterator[str]:
-    for one in standings:
-        if one.failed:
-            trained = one.failed + len(one.accuracies)
-            yield f"{one.failed} of {trained} replicates of {one.row.label} failed, and count in no figure."
+def _failures(results: StudyResults) -> Iterator[str]:
+    """Also of what stands nowhere, since all of its replicates failed."""
+    states: dict[str, list[State]] = {}
+    for one in results.rows:
+        if one.role == "replicate":
+            states.setdefault(one.of, []).append(one.state)
+    for row in (*results.best_trials, *baselines_of(results)):
+        trained = states.get(row.label, [])
+        failed = trained.count("failed")
+        if failed and failed == len(trained):
+            yield f"None of the replicates of {row.label} ended ({failed} failed): it is not compared."
+        elif failed:
+            yield f"{failed} of {len(trained)} replicates of {row.label} failed, and count in no figure."
 
 
 def _budgets(

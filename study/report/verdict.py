@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Iterator
 
 from study.objectives import objective
+from study.replicates import baselines_of
 from study.report.text import percent
-from study.report.trust import Trust, trust_of
-from study.results import StudyResults
+from study.report.trust import BASELINES, Trust, in_words, trust_of
+from study.results import StudyResults, TrialRow
 
 
 def verdict(results: StudyResults) -> str:
@@ -16,21 +17,10 @@ def verdict(results: StudyResults) -> str:
     winner = results.winner
     if winner is None:
         return _why_no_winner(results)
-    if results.of("replicate", winner.label) and (trust := trust_of(results)) is not None:
+    trust = trust_of(results)
+    if trust is not None and results.of("replicate", winner.label):
         return _over_seeds(trust)
-    head = f"Best: {winner.label}"
-    alone = next((row for row in results.of("baseline") if row.state == "complete"), None)
-    if alone is None:
-        measured = (("validation", winner.value), ("test", winner.test_accuracy))
-        parts = [f"{split} accuracy {percent(v)} %" for split, v in measured if v is not None]
-        return f"{', '.join([head, *parts])}."
-    if winner.test_accuracy is not None and alone.test_accuracy is not None:
-        gain = _gain(winner.test_accuracy, alone.test_accuracy, "test")
-        return f"{head}, {gain} One seed each: the difference can be within noise."
-    if winner.value is not None and alone.value is not None:
-        gain = _gain(winner.value, alone.value, "validation")
-        return f"{head}, {gain} One seed each, and the search chose by this number: not proof."
-    return f"{head}; there are no accuracies to compare with the student without a teacher."
+    return f"Best: {winner.label}{_of_one_seed(results, winner, trust)}"
 
 
 def _over_seeds(trust: Trust) -> str:
@@ -39,16 +29,39 @@ def _over_seeds(trust: Trust) -> str:
     head = f"Best: {winner.row.label}, {winner.text} % of the test split over {seeds}"
     if against is None:
         return f"{head}."
-    count = len(trust.baselines)
-    who = against.other.in_words + (f", the strongest of {count} baselines" if count > 1 else "")
+    who = _strongest(against.other.name, len(trust.baselines))
     level = "" if against.interval is None else " at 95 %"
     return f"{head}; its lead over {who}: {against.text} points{level}."
 
 
-def _gain(ours: float, theirs: float, split: str) -> str:
+def _of_one_seed(results: StudyResults, winner: TrialRow, trust: Trust | None) -> str:
+    """What follows the winner's name where nothing was trained again: its gain over the strongest baseline."""
+    if trust is not None and (against := trust.strongest) is not None:
+        who = _strongest(against.other.name, len(trust.baselines))
+        gain = _gain(trust.winner.mean, against.other.mean, "test", who)
+        return f", {gain} One seed each: the difference can be within noise."
+    baselines = [row for row in baselines_of(results) if row.state == "complete"]
+    if not baselines:
+        measured = (("validation", winner.value), ("test", winner.test_accuracy))
+        parts = [f", {split} accuracy {percent(v)} %" for split, v in measured if v is not None]
+        return f"{''.join(parts)}."
+    found = {BASELINES[row.of]: row.value for row in baselines if row.value is not None}
+    if winner.value is None or not found:
+        return "; there are no accuracies to compare with a baseline's."
+    name, theirs = max(found.items(), key=lambda one: one[1])
+    gain = _gain(winner.value, theirs, "validation", _strongest(name, len(found)))
+    return f", {gain} One seed each, and the search chose by this number: not proof."
+
+
+def _strongest(name: str, count: int) -> str:
+    """A baseline, of so many that it was compared with."""
+    return in_words(name) + (f", the strongest of {count} baselines" if count > 1 else "")
+
+
+def _gain(ours: float, theirs: float, split: str, who: str) -> str:
     return (
-        f"{100 * (ours - theirs):+.2f} points of {split} accuracy over the student without a "
-        f"teacher ({percent(ours)} against {percent(theirs)} %)."
+        f"{100 * (ours - theirs):+.2f} points of {split} accuracy over {who} "
+        f"({percent(ours)} against {percent(theirs)} %)."
     )
 
 

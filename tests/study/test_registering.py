@@ -16,6 +16,7 @@ from study import registering
 from study.choice import choose
 from study.export import export
 from study.store import Store
+from study.tracking import Registration, Tracker
 from tests.study.exported import MadeUp
 from tests.trainable.exports import logits_of, pictures_of
 
@@ -59,6 +60,25 @@ def test_the_alias_leads_to_the_newest_version(study: MadeUp, client: MlflowClie
     assert found.tags["optim.lr"] == str(study.row(1).params["optim.lr"])
     places = [found.source, client.get_model_version(name, "1").source]
     assert len(set(places)) == 2  # the first version stays what it was
+
+
+def test_of_two_that_register_at_once_the_newest_version_is_the_winner(
+    store: Store, client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other makes its version and sets the alias after ours is made, and before we set it."""
+    run_id = store.client.create_run(store.experiment_id).info.run_id
+    model = Registration(f"at-once-{run_id}", run_id, tmp_path, "models/0", {}, "")
+    set_alias, told = store.client.set_registered_model_alias, list[str]()
+
+    def late(*arguments: str) -> None:
+        monkeypatch.undo()
+        told.append(Tracker(Store(client, store.experiment_id)).register(model))
+        set_alias(*arguments)
+
+    monkeypatch.setattr(store.client, "set_registered_model_alias", late)
+    assert Tracker(store).register(model) == f"models:/{model.name}/1"
+    assert told == [f"models:/{model.name}/2"]
+    assert int(winner(client, model.name).version) == 2
 
 
 @pytest.mark.slow

@@ -145,8 +145,22 @@ def test_replicates_that_failed_are_counted_as_missing() -> None:
     assert told(found, "1 of 3 replicates of trial 1 failed")
 
 
-def test_a_winner_none_of_whose_replicates_ended_was_not_tested() -> None:
-    assert trust_of(study(winner=(None, None), second=(0.9, 0.9))) is None
+def test_what_has_no_replicate_that_ended_is_said_not_to_be_compared() -> None:
+    found = trust(winner=(0.92, 0.90), second=(None, None), alone=(None, None, None), kd=(0.9, 0.9))
+    assert [one.name for one in found.standings] == ["trial 1, the best", "KD at its best"]
+    assert told(found, "None of the replicates of trial 0 ended (2 failed): it is not compared.")
+    assert told(found, "None of the replicates of baseline ended (3 failed): it is not compared.")
+    assert not told(found, "of baseline kd 0")
+
+
+def test_a_winner_none_of_whose_replicates_ended_was_not_tested(tmp_path: Path) -> None:
+    results = study(winner=(None, None), second=(0.9, None))
+    assert trust_of(results) is None
+    html = render(gather(results, tmp_path))
+    assert "That is not known: the winner was not tested" in html
+    for text in (printed(results), html):
+        assert "None of the replicates of trial 1 ended (2 failed): it is not compared." in text
+        assert "1 of 2 replicates of trial 0 failed, and count in no figure." in text
 
 
 def test_the_search_of_a_baseline_is_represented_by_its_best_validation() -> None:
@@ -216,9 +230,49 @@ def test_the_terminal_has_a_line_for_each_that_was_trained_again() -> None:
     assert "trial 1 and trial 0 are within noise" in text
 
 
-def test_without_replicates_the_terminal_says_what_it_said() -> None:
-    rows = [*FOUND[:3], FOUND[3].model_copy(update={"test_accuracy": 0.9})]
-    assert "trained again" not in printed(results_of(*rows, val_pictures=400))
+def once_tested(**accuracies: float) -> StudyResults:
+    """The study without replicates, as far as it was tested."""
+    places = {"alone": 1, "winner": 3, "kd": 4}
+    rows = list(FOUND)
+    for name, accuracy in accuracies.items():
+        at = places[name]
+        rows[at] = rows[at].model_copy(update={"test_accuracy": accuracy})
+    return results_of(*rows, val_pictures=400, test_pictures=400)
+
+
+def test_without_replicates_the_terminal_has_the_warnings_and_no_means() -> None:
+    text = printed(once_tested(winner=0.90, alone=0.85, kd=0.93))
+    assert "trained again" not in text
+    assert "1.00 points of validation accuracy ahead of trial 0: within noise" in text
+    little = "which says little: one seed has no spread to judge by."
+    assert f"trial 1 is behind KD at its best (-3.00 points), {little}" in text
+    assert f"ahead of the student without a teacher (+5.00 points), {little}" in text
+
+
+def test_without_replicates_the_winner_is_compared_with_the_strongest_that_was_tested() -> None:
+    strongest = "over KD at its best, the strongest of 2 baselines"
+    assert verdict(once_tested(winner=0.90, alone=0.85, kd=0.93)) == (
+        f"Best: trial 1, -3.00 points of test accuracy {strongest} (90.00 against 93.00 %). "
+        "One seed each: the difference can be within noise."
+    )
+    alone = "over the student without a teacher (90.00 against 85.00 %)."
+    assert f"+5.00 points of test accuracy {alone}" in verdict(once_tested(winner=0.90, alone=0.85))
+
+
+def test_before_any_test_the_winner_is_compared_with_the_strongest_by_validation() -> None:
+    assert verdict(results_of(*FOUND)) == (
+        "Best: trial 1, +2.00 points of validation accuracy over KD at its best, the strongest of 2 "
+        "baselines (92.00 against 90.00 %). One seed each, and the search chose by this number: not proof."
+    )
+
+
+def test_the_terminal_says_of_how_many_trials_each_search_gives_the_best() -> None:
+    more = [trial_row(2, value=0.5), trial_row(3, state="pruned", value=0.4)]
+    text = printed(results_of(*FOUND, *more))
+    assert "compared val % test % epochs sec best of" in text
+    assert "trial 1, the best 92.00 — 0 0 4 trials student without a teacher 85.00 — 0 0 KD" in text
+    assert "KD at its best (kd 0) 90.00 — 0 0 2 trials teacher 95.00 94.00 0 0" in text
+    assert "best of" not in printed(results_of(*FOUND[:4]))
 
 
 def test_the_checkpoint_is_the_winners_first_replicates() -> None:
@@ -235,7 +289,7 @@ def test_the_page_shows_a_dot_a_seed(tmp_path: Path) -> None:
     assert html.count('class="interval"') == 2
     assert "From validation to test: 92.00 % in the best epoch of the search, 91.67 %" in html
     assert "Replicates of trial 1" in html
-    assert "Baseline kd, a search of its own" in html
+    assert "Baseline kd, a search of its own: 2 trials" in html
 
 
 def test_the_page_of_one_training_each_says_that_a_dot_is_all_there_is(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def with_gradients(network: BlockNetwork) -> BlockNetwork:
 def clipped(network: BlockNetwork, kind: str, bound: float) -> float:
     """By what is tested; in the order of the step."""
     config = TrainConfig.model_validate({"clip": bound, "clip_by": kind})
-    membership = BlockMembership(network.block_parameters())
+    membership = BlockMembership(network.block_parameters(), student=len(network))
     clip = clip_of(config, network, membership.parameters)
     assert clip is not None
     gradients = membership.gradients()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.trainable.methods import Case, case, noise
 from tests.trainable.stepping import as_bytes
@@ -53,18 +54,51 @@ def test_an_update_moves_them(found: Case) -> None:
     assert all(not torch.equal(tensor, before[name]) for name, tensor in own(found).items())
 
 
+def joined(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """Their gradients, in fp64."""
+    return torch.cat([p.grad.double().flatten() for p in parameters if p.grad is not None])
+
+
 def test_their_gradient_and_travel_are_a_block_of_their_own(found: Case) -> None:
     step = step_of(found)
     images, labels = noise()
     step.accumulate(images, labels, found.ask(images), update_size=16, last=True)
-    parameters = dict(found.module.block_parameters())[METHOD]
-    expected = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]).norm()
-    whole = torch.cat([p.grad.flatten() for p in found.module.parameters() if p.grad is not None])
+    expected = joined(dict(found.module.block_parameters())[METHOD]).norm().item()
     step.finish(0.1)
-    sums = step.gradients.flush()
-    assert sums[METHOD] == pytest.approx(expected.item(), rel=1e-5)
-    assert sums[NORM] == pytest.approx(whole.norm().item(), rel=1e-5)
+    assert step.gradients.flush()[METHOD] == pytest.approx(expected, rel=1e-5)
     assert step.observed.flush().blocks[METHOD][UPDATE_DISTANCE] > 0
+
+
+def test_what_is_told_of_the_whole_student_has_nothing_of_them(found: Case) -> None:
+    step = step_of(found)
+    images, labels = noise()
+    parameters = list(found.module.student.parameters())
+    before = [p.detach().clone() for p in parameters]
+    step.accumulate(images, labels, found.ask(images), update_size=16, last=True)
+    ours = dict(found.module.block_parameters())[METHOD][0]
+    assert ours.grad is not None
+    with torch.no_grad():
+        ours.grad.flatten()[0] = 1e3  # as no entry of the student's is
+    gradient = joined(parameters)
+    step.finish(0.1)
+    moved = [p.detach() - old for p, old in zip(parameters, before, strict=True)]
+    whole = step.observed.flush().whole
+    assert step.gradients.flush()[NORM] == pytest.approx(gradient.norm().item(), rel=1e-5)
+    assert whole[records.GRAD_NORM] == pytest.approx(gradient.norm().item(), rel=1e-5)
+    assert whole[records.GRAD_MAX] == pytest.approx(gradient.abs().max().item(), rel=1e-5)
+    assert whole[records.GRAD_MEAN] == pytest.approx(gradient.mean().item(), rel=1e-4)
+    assert whole[records.GRAD_STD] == pytest.approx(gradient.std(correction=0).item(), rel=1e-5)
+    distance = torch.cat([part.flatten() for part in moved]).double().norm().item()
+    assert whole[UPDATE_DISTANCE] == pytest.approx(distance, rel=1e-4)
+
+
+def test_the_norm_that_is_bounded_has_theirs_in_it(found: Case) -> None:
+    step, seen = step_of(found, clip=1e-3), list[float]()
+    step.optimizer.register_step_pre_hook(
+        lambda *_: seen.append(joined(found.module.parameters()).norm().item())
+    )
+    take(step, found)
+    assert seen == [pytest.approx(1e-3, rel=1e-3)]
 
 
 @pytest.mark.parametrize("clip_by", ["norm", "layer", "value"])

@@ -160,8 +160,8 @@ def test_sums_go_on_after_a_checkpoint(
 
 
 def test_a_block_without_parameters_has_nothing_to_tell() -> None:
-    membership = BlockMembership([("pool", []), ("head", [torch.nn.Parameter(torch.ones(3))])])
-    observed = Observed(membership, ["weight"], head=1)
+    blocks = [("pool", []), ("head", [torch.nn.Parameter(torch.ones(3))])]
+    observed = Observed(BlockMembership(blocks, student=2), ["weight"])
     observed.gradient([torch.full((3,), 2.0)], torch.zeros(()))
     observed.before()
     observed.after(torch.zeros(()))

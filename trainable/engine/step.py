@@ -57,7 +57,9 @@ class Step:
         self.optimizer = optimizer
         self.precision = Precision(config, device)
         self.inputs = Inputs(classes, device)
-        self.membership = BlockMembership(objective.block_parameters())
+        self.membership = BlockMembership(
+            objective.block_parameters(), student=len(objective.student)
+        )
         self.health = Health(config, self.precision, device)
         self._exchange = Exchange(self.membership.parameters)
         self._guard = Guard(objective)
@@ -79,7 +81,7 @@ class Step:
         """Sums since the last flush: of this rank's loss terms over samples, of gradient norms over good
         updates."""
         names = objective.names_of(self.membership.parameters)
-        self.observed = Observed(self.membership, names, head=len(objective.student) - 1)
+        self.observed = Observed(self.membership, names)
 
     def compile_for(self, size: int) -> None:
         """From now on compute micro-batches of this size with compiled kernels."""

@@ -55,7 +55,7 @@ def without_unused(config: TrialConfig, searched: Collection[str]) -> TrialConfi
     """The trial with defaults at the keys that it has no use for, of those that a `searched` key decides."""
     for path, reading in READINGS.items():
         if not reading.has_use(config) and any(key in searched for key in reading.decided_by):
-            config = _at_default(config, path)
+            config = at_default(config, path)
     return config
 
 
@@ -66,11 +66,11 @@ def with_value(section: _Section, path: str, value: Any) -> _Section:
     return section.model_copy(update={key: inner})
 
 
-def _at_default(section: _Section, path: str) -> _Section:
+def at_default(section: _Section, path: str) -> _Section:
     """A copy in which the key at a dotted path has its default."""
     key, _, rest = path.partition(".")
     default = type(section).model_fields[key].default
-    inner = _at_default(getattr(section, key), rest) if rest else default
+    inner = at_default(getattr(section, key), rest) if rest else default
     return section.model_copy(update={key: inner})
 
 

@@ -18,13 +18,17 @@ class BlockNorms:
     blocks: Tensor
     """(blocks,)."""
     total: Tensor
-    """()."""
+    """() of the whole student."""
 
 
 class BlockMembership:
     """Which parameter belongs to which block."""
 
-    def __init__(self, blocks: Iterable[tuple[str, Sequence[nn.Parameter]]]) -> None:
+    def __init__(
+        self, blocks: Iterable[tuple[str, Sequence[nn.Parameter]]], *, student: int
+    ) -> None:
+        """The first `student` blocks are the student's; a method trains those after them beside it."""
+        self.student = student
         named = [(name, list(parameters)) for name, parameters in blocks]
         self.names = tuple(name for name, _ in named)
         self.parameters = [p for _, parameters in named for p in parameters if p.requires_grad]
@@ -39,9 +43,9 @@ class BlockMembership:
         self._belongs = torch.tensor(rows, device=self.parameters[0].device) > 0
 
     def joined(self, norms: Tensor) -> BlockNorms:
-        """(parameters,) 2-norms, in order → those of each block and of all."""
+        """(parameters,) 2-norms, in order → those of each block and of the whole student."""
         squares = self.sums(norms.square())
-        return BlockNorms(squares.sqrt(), squares.sum().sqrt())
+        return BlockNorms(squares.sqrt(), squares[: self.student].sum().sqrt())
 
     def sums(self, values: Tensor) -> Tensor:
         """(…, parameters) → the sum of each block: (…, blocks)."""

@@ -1,6 +1,6 @@
 """What is measured of the gradient and the update it makes, in every so many updates.
 
-Of every layer (a parameter's tensor), of every block, and of the whole: the gradient before noise and
+Of every layer (a parameter's tensor), of every block, and of the whole student: the gradient before noise and
 clipping, and the distance ‖θ_{t+1} − θ_t‖ that the update moved the parameters (StableKD, §3).
 """
 
@@ -45,12 +45,13 @@ class Observed:
     a bad update is left out, but for the share of entries that are not finite, which counts them.
     """
 
-    def __init__(self, membership: BlockMembership, names: Sequence[str], *, head: int) -> None:
-        """`names` are those of the parameters; `head` is the number of the student's last block."""
+    def __init__(self, membership: BlockMembership, names: Sequence[str]) -> None:
+        """`names` are those of the parameters."""
         self._membership, self._names = membership, tuple(names)
         self.owners = dict(zip(names, membership.owners, strict=True))
         """The block of each parameter, by name."""
-        self._first, self._last = len(self._names), len(self._names) + head
+        self._first = len(self._names)
+        self._last = self._first + membership.student - 1
         self._rows = Rows(membership.parameters)
         device = membership.parameters[0].device
         sizes = torch.tensor([p.numel() for p in membership.parameters], device=device)
@@ -78,7 +79,7 @@ class Observed:
         }
         layers = self._rows.largest()
         blocks = self._membership.largest(layers)
-        largest = torch.cat([layers, blocks, blocks.amax().view(1)])
+        largest = torch.cat([layers, blocks, blocks[: self._membership.student].amax().view(1)])
         self._largest.copy_(torch.where(bad > 0, self._largest, self._largest.maximum(largest)))
         self._nonfinite += nonfinite / self._sizes
         good = 1.0 - bad.double()
@@ -140,9 +141,10 @@ class Observed:
         self._counts.copy_(state["counts"])
 
     def _units(self, layers: Tensor) -> Tensor:
-        """(…, parameters) sums → those of each parameter, of each block, and of the whole, in one tensor."""
+        """(…, parameters) sums → those of each parameter, of each block, and of the student, in one tensor."""
         blocks = self._membership.sums(layers)
-        return torch.cat([layers, blocks, layers.sum(-1, keepdim=True)], -1)
+        whole = blocks[..., : self._membership.student].sum(-1, keepdim=True)
+        return torch.cat([layers, blocks, whole], -1)
 
 
 def _means(column: list[float], good: float, looks: float) -> dict[str, float]:
