@@ -92,14 +92,18 @@ def extend(
 
 @_app.command()
 def validate(config: Config, set_: Set = None) -> None:
-    """Check CONFIG, its data and its networks, and print what would run."""
+    """Check CONFIG, its data, its networks and its stores, and print what would run. Starts and keeps nothing."""
     with bad_input_exits():
         draft = draft_config(config, set_ or [])
+        from study.around import around_problems, unchecked
         from study.cluster import local_capacity
         from study.preflight import preflight_draft
         from study.report.plan import print_plan
 
-        print_plan(preflight_draft(draft, local_capacity()), OUT)
+        plan = preflight_draft(draft, local_capacity(), around_problems(draft))
+        print_plan(plan, OUT)
+        open_questions = "; ".join(unchecked(plan.config))
+        OUT.print(f"not checked {open_questions}", soft_wrap=True, highlight=False, markup=False)
 
 
 @_app.command()
