@@ -32,7 +32,7 @@ __all__ = [
     "Draft",
     "StudyConfig",
     "StudySection",
-    "differing_keys",
+    "differences",
     "draft_config",
     "dump_config",
     "embedded_store",
@@ -111,11 +111,11 @@ def embedded_store(storage: Path) -> str:
     return f"sqlite:///{path}"
 
 
-def differing_keys(old: StudyConfig, new: StudyConfig) -> list[str]:
-    """Dotted paths whose values differ; where a study's files lie is not part of it."""
+def differences(old: StudyConfig, new: StudyConfig) -> dict[str, tuple[Any, Any]]:
+    """Dotted paths whose values differ, with both; where a study's files lie is not part of it."""
     before, after = (flat(c.model_dump(mode="json", by_alias=True)) for c in (old, new))
-    keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
-    return [key for key in keys if key != "storage.path"]
+    pairs = {key: (before.get(key), after.get(key)) for key in {**before, **after}}
+    return {key: (a, b) for key, (a, b) in pairs.items() if a != b and key != "storage.path"}
 
 
 def load_single(
