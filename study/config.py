@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from study.problems import near_key, parse, place_of, problems_of
+from study.problems import near_keys, parse, place_of, problems_of
 from study.results import Value
 from study.rules import cross_problems, valid_candidates
 from study.schema import MOST_LETTERS, StudyConfig, StudySection
@@ -245,8 +245,8 @@ def _depending_on(place: Sequence[str], kind: str) -> set[str]:
     if place[0] == "search":
         # A search that cannot be read may stand for what the method needs.
         return {place[1]} if len(place) > 1 else {"distill"}
-    meant = near_key(place, StudyConfig) if kind == "extra_forbidden" else None
-    return {".".join(place), *([meant] if meant else [])}
+    meant = near_keys(place, StudyConfig) if kind == "extra_forbidden" else []
+    return {".".join(place), *meant}
 
 
 def _at(tree: Tree, keys: Sequence[str]) -> Any:
