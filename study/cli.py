@@ -25,6 +25,7 @@ from study.config import (
 from study.exits import INTERRUPTED, NO_USABLE_TRIAL, bad_input_exits, exit_bad
 from study.ledger import all_results, find_results
 from study.results import StudyResults, TrialRow
+from study.version import kd_study_version
 from trainable.errors import InputError, input_error
 
 if TYPE_CHECKING:
@@ -37,6 +38,24 @@ _app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _tell_version(asked: bool) -> None:
+    if asked:
+        OUT.print(f"kd-study {kd_study_version()}", highlight=False)
+        raise typer.Exit
+
+
+@_app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_tell_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    pass
 
 
 @_app.command()
