@@ -125,6 +125,23 @@ def validate(config: Config, set_: Set = None) -> None:
         OUT.print(f"not checked {open_questions}", soft_wrap=True, highlight=False, markup=False)
 
 
+@_app.command("list")
+def list_(storage: Storage = Path("runs")) -> None:
+    """List the studies under --storage, the last changed first: state, trials, best validation accuracy."""
+    with bad_input_exits():
+        from study.listing import studies_in
+        from study.report.studies import print_studies
+
+        folder = storage.absolute()
+        if not folder.is_dir():
+            remedy = "run a study, or name the folder that has them"
+            raise input_error(InputError, "--storage", "must be a folder", remedy, str(folder))
+        if studies := studies_in(folder):
+            print_studies(studies, OUT)
+        else:
+            OUT.print(f"no studies in {folder}", soft_wrap=True, highlight=False, markup=False)
+
+
 @_app.command()
 def report(name: Name, storage: Anywhere = "runs") -> None:
     """Print the leaderboard of a study, and write its report.html and trials.parquet."""

@@ -21,7 +21,7 @@ from study.config import (
     parse_config,
 )
 from study.entries import STUDY_RUN, Line
-from study.ledger import LEDGER, load_results, no_such_study, save_results
+from study.ledger import LEDGER, LOCK, load_results, no_such_study, save_results
 from study.problems import shown
 from study.results import StudyResults
 from study.secrets import without_passwords
@@ -91,7 +91,7 @@ def load_finished(config: StudyConfig) -> StudyResults | None:
 def only_driver(folder: Path) -> Generator[None]:
     """Hold the folder; ConfigError if another driver does."""
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".driver.lock", timeout=0)
+    lock = FileLock(folder / LOCK, timeout=0)
     try:
         lock.acquire()
     except Timeout:
