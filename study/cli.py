@@ -14,6 +14,7 @@ import typer
 
 from study.arguments import OUT, Anywhere, Config, Name, Port, Set, Storage, readable
 from study.cli_export import export, predict
+from study.cli_start import init, list_
 from study.config import (
     StudyConfig,
     draft_config,
@@ -56,6 +57,9 @@ def _options(
     ] = False,
 ) -> None:
     pass
+
+
+_app.command()(init)
 
 
 @_app.command()
@@ -125,21 +129,7 @@ def validate(config: Config, set_: Set = None) -> None:
         OUT.print(f"not checked {open_questions}", soft_wrap=True, highlight=False, markup=False)
 
 
-@_app.command("list")
-def list_(storage: Storage = Path("runs")) -> None:
-    """List the studies under --storage, the last changed first: state, trials, best validation accuracy."""
-    with bad_input_exits():
-        from study.listing import studies_in
-        from study.report.studies import print_studies
-
-        folder = storage.absolute()
-        if not folder.is_dir():
-            remedy = "run a study, or name the folder that has them"
-            raise input_error(InputError, "--storage", "must be a folder", remedy, str(folder))
-        if studies := studies_in(folder):
-            print_studies(studies, OUT)
-        else:
-            OUT.print(f"no studies in {folder}", soft_wrap=True, highlight=False, markup=False)
+_app.command("list")(list_)
 
 
 @_app.command()
