@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from study.checks import Checks
 from study.config import Draft, StudyConfig
 from study.folder import check_same_study
+from study.ledger import LEDGER
 from study.optuna_storage import database_problems
 from study.store import check_store
 from trainable.errors import Problem
@@ -39,5 +40,7 @@ def unchecked(config: StudyConfig) -> Iterator[str]:
         yield "the cluster of RAY_ADDRESS (the one above is this machine)"
     if config.bucket is not None:
         yield "whether the bucket holds another study of this name"
+    if (config.folder / LEDGER).exists():
+        yield "whether MLflow still has its run"
     if config.storage.optuna is not None and config.search:
         yield "whether storage.optuna holds another study of this name"

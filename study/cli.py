@@ -115,7 +115,7 @@ def extend(
 
 @_app.command()
 def validate(config: Config, set_: Set = None) -> None:
-    """Check CONFIG, its data, its networks and its stores, and print what would run. Starts and keeps nothing."""
+    """Check CONFIG, its data, its networks and its stores, and print what would run; begins no study."""
     with bad_input_exits():
         draft = draft_config(config, set_ or [])
         from study.around import around_problems, unchecked

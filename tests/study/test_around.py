@@ -15,6 +15,7 @@ from study.cli import _app
 from study.cluster import Capacity
 from study.config import load_config, parse_config
 from study.folder import keep_config
+from study.ledger import LEDGER
 from study.preflight import preflight
 from study.store import check_store, open_store
 from study.writable import sqlite_problem, takes_files
@@ -70,7 +71,11 @@ def test_a_name_that_another_config_has_taken_is_refused() -> None:
     begun = load_config(Path("study.yaml"))
     begun.folder.mkdir(parents=True)
     keep_config(begun)
-    assert validate().exit_code == 0
+    assert "whether MLflow still has its run" not in validate().stdout
+    (begun.folder / LEDGER).touch()
+    again = validate()
+    assert again.exit_code == 0
+    assert "whether MLflow still has its run" in again.stdout.splitlines()[-1]
     taken = validate("optim.momentum=0.5")
     assert taken.exit_code == 2
     (line,) = taken.stderr.splitlines()
