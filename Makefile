@@ -13,7 +13,7 @@ NOT_FAST := slow or chaos or browser or service or gpu
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help study test test-all golden recorded-runs screenshots bench tables bench-check check format clean
+.PHONY: help study test test-all golden recorded-runs reference screenshots bench tables bench-check check format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ golden: $(VENV)/.dev ## Write the numbers of the golden runs anew (after a chang
 
 recorded-runs: $(VENV)/.dev ## Train the runs anew that the diagnosis is tested on (after a change of the metrics)
 	$(BIN)/python -m tests.trainable.recorded_runs
+
+reference: $(VENV)/.dev ## Write docs/config.md anew (after a change of the config's classes)
+	$(BIN)/python -m tests.config_reference
 
 screenshots: $(VENV)/.dev ## Take the pictures of docs/reading_a_study.md anew (needs Chromium)
 	$(BIN)/kd-study run configs/quickstart.yaml --set study.name=quickstart-30 --set study.trials=30

@@ -14,6 +14,7 @@ import typer
 
 from study.arguments import OUT, Anywhere, Config, Name, Port, Set, Storage, readable
 from study.cli_export import export, predict
+from study.cli_start import init, list_
 from study.config import (
     StudyConfig,
     draft_config,
@@ -25,6 +26,7 @@ from study.config import (
 from study.exits import INTERRUPTED, NO_USABLE_TRIAL, bad_input_exits, exit_bad
 from study.ledger import all_results, find_results
 from study.results import StudyResults, TrialRow
+from study.version import kd_study_version
 from trainable.errors import InputError, input_error
 
 if TYPE_CHECKING:
@@ -37,6 +39,27 @@ _app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _tell_version(asked: bool) -> None:
+    if asked:
+        OUT.print(f"kd-study {kd_study_version()}", highlight=False)
+        raise typer.Exit
+
+
+@_app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_tell_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+_app.command()(init)
 
 
 @_app.command()
@@ -93,14 +116,21 @@ def extend(
 
 @_app.command()
 def validate(config: Config, set_: Set = None) -> None:
-    """Check CONFIG, its data and its networks, and print what would run."""
+    """Check CONFIG, its data, its networks and its stores, and print what would run; begins no study."""
     with bad_input_exits():
         draft = draft_config(config, set_ or [])
+        from study.around import around_problems, unchecked
         from study.cluster import local_capacity
         from study.preflight import preflight_draft
         from study.report.plan import print_plan
 
-        print_plan(preflight_draft(draft, local_capacity()), OUT)
+        plan = preflight_draft(draft, local_capacity(), around_problems(draft))
+        print_plan(plan, OUT)
+        open_questions = "; ".join(unchecked(plan.config))
+        OUT.print(f"not checked {open_questions}", soft_wrap=True, highlight=False, markup=False)
+
+
+_app.command("list")(list_)
 
 
 @_app.command()

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from study.idle import idle_problems
-from study.problems import near_key, parse, place_of, problems_of
+from study.problems import near_keys, parse, place_of, problems_of
 from study.results import Value
 from study.rules import cross_problems, valid_candidates
 from study.schema import MOST_LETTERS, StudyConfig, StudySection
@@ -35,7 +35,7 @@ __all__ = [
     "Draft",
     "StudyConfig",
     "StudySection",
-    "differing_keys",
+    "differences",
     "draft_config",
     "dump_config",
     "embedded_store",
@@ -114,11 +114,11 @@ def embedded_store(storage: Path) -> str:
     return f"sqlite:///{path}"
 
 
-def differing_keys(old: StudyConfig, new: StudyConfig) -> list[str]:
-    """Dotted paths whose values differ; where a study's files lie is not part of it."""
+def differences(old: StudyConfig, new: StudyConfig) -> dict[str, tuple[Any, Any]]:
+    """Dotted paths whose values differ, with both; where a study's files lie is not part of it."""
     before, after = (flat(c.model_dump(mode="json", by_alias=True)) for c in (old, new))
-    keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
-    return [key for key in keys if key != "storage.path"]
+    pairs = {key: (before.get(key), after.get(key)) for key in {**before, **after}}
+    return {key: (a, b) for key, (a, b) in pairs.items() if a != b and key != "storage.path"}
 
 
 def load_single(
@@ -252,8 +252,8 @@ def _depending_on(place: Sequence[str], kind: str) -> set[str]:
     if place[0] == "search":
         # A search that cannot be read may stand for what the method needs.
         return {place[1]} if len(place) > 1 else {"distill"}
-    meant = near_key(place, StudyConfig) if kind == "extra_forbidden" else None
-    return {".".join(place), *([meant] if meant else [])}
+    meant = near_keys(place, StudyConfig) if kind == "extra_forbidden" else []
+    return {".".join(place), *meant}
 
 
 def _at(tree: Tree, keys: Sequence[str]) -> Any:

@@ -8,21 +8,23 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from study.config import (
     RESOLVED,
     StudyConfig,
-    StudySection,
-    differing_keys,
+    differences,
     dump_config,
     embedded_store,
     parse_config,
 )
 from study.entries import STUDY_RUN, Line
-from study.ledger import LEDGER, load_results, no_such_study, save_results
+from study.ledger import LEDGER, LOCK, load_results, no_such_study, save_results
+from study.problems import shown
 from study.results import StudyResults
+from study.secrets import without_passwords
 from study.spool import SPOOL, Spool, unsent
 from study.store import Store, must_answer, open_store
 from study.telling import study_begins, study_opening
@@ -32,6 +34,8 @@ from trainable.errors import ConfigError, InputError, Problem, input_error
 
 LOG = "study.log"
 _JOURNAL_LOCK = "optuna.journal.lock"
+_MOST_SHOWN = 10
+"""Of the keys by which a config differs from the one that a study keeps."""
 
 
 def kept_config(storage: Path, name: str) -> StudyConfig:
@@ -70,13 +74,16 @@ def with_more_trials(config: StudyConfig, trials: int) -> StudyConfig:
 
 
 def check_same_study(config: StudyConfig) -> None:
-    """ConfigError names the keys that differ from those of the study that the folder holds, if any."""
+    """ConfigError has the keys that differ from those of the study that the folder holds, with both values."""
     path = config.folder / RESOLVED
     if not path.exists():
         return
     old = _read_config(path)
-    if keys := differing_keys(old, config):
-        raise ConfigError([_difference(key, old.study, config.study) for key in keys])
+    if found := differences(old, config):
+        name = old.study.name
+        shown_ = list(found.items())[:_MOST_SHOWN]
+        problems = [_difference(name, key, *values) for key, values in shown_]
+        raise ConfigError([*problems, *_not_shown(name, len(found) - len(problems))])
 
 
 def load_finished(config: StudyConfig) -> StudyResults | None:
@@ -92,7 +99,7 @@ def load_finished(config: StudyConfig) -> StudyResults | None:
 def only_driver(folder: Path) -> Generator[None]:
     """Hold the folder; ConfigError if another driver does."""
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".driver.lock", timeout=0)
+    lock = FileLock(folder / LOCK, timeout=0)
     try:
         lock.acquire()
     except Timeout:
@@ -202,23 +209,25 @@ def _load_ledger(config: StudyConfig) -> StudyResults:
     return results.model_copy(update={"tracking_uri": tracking_uri(config)})
 
 
-def _difference(key: str, old: StudySection, new: StudySection) -> Problem:
+def _difference(name: str, key: str, old: Any, new: Any) -> Problem:
     """What makes a config another study's; more trials do not, but nobody is to search them by mistake."""
-    before, after = _trials(old), _trials(new)
-    if key not in before or key not in after:
-        rule = f"must be as it was when the study {old.name!r} began"
-        return Problem(key, rule, "change it back, or give the study another name (study.name)")
-    rule = f"must be {before[key]}, as the study {old.name!r} began or was extended to"
-    remedy = f"set it to that, or `kd-study resume {old.name}` goes on"
-    if key == "study.trials" and (more := new.trials - old.trials) > 0:
-        remedy = f"set it to that, or `kd-study extend {old.name} --trials {more}` adds to it"
-    return Problem(key, rule, remedy, str(after[key]))
+    was, got = (shown(without_passwords(v) if isinstance(v, str) else v) for v in (old, new))
+    if None in (old, new) or not key.startswith(("study.trials", "study.baselines.")):
+        remedy = "change it back, or give the study another name (study.name)"
+        return Problem(key, f"must be {was}, as when the study {name!r} began", remedy, got)
+    rule = f"must be {was}, as the study {name!r} began or was extended to"
+    remedy = f"set it to that, or `kd-study resume {name}` goes on"
+    if key == "study.trials" and (more := new - old) > 0:
+        remedy = f"set it to that, or `kd-study extend {name} --trials {more}` adds to it"
+    return Problem(key, rule, remedy, got)
 
 
-def _trials(section: StudySection) -> dict[str, int]:
-    """What an extension changes, by key."""
-    baselines = {f"study.baselines.{name}": own for name, own in section.baselines.items()}
-    return {"study.trials": section.trials, **baselines}
+def _not_shown(name: str, count: int) -> list[Problem]:
+    """So many differences more than are told one by one."""
+    if count <= 0:
+        return []
+    rule = f"must not be that of another study, and {name!r} differs in {count} more keys"
+    return [Problem("study.name", rule, "give the study another name")]
 
 
 def _must_hold(tracker: Tracker, parent_run_id: str) -> None:

@@ -21,7 +21,10 @@ from trainable.errors import InputError, input_error
 
 LEDGER = "results.json"
 """The ledger's file in a study's folder."""
-_CHANGES = "changes.jsonl"
+CHANGES = "changes.jsonl"
+"""The file of what changed since that was written whole."""
+LOCK = ".driver.lock"
+"""The file that a study's driver holds locked while it is at work."""
 _FEWEST_BYTES = 64 * 1024
 """Of changes, before a ledger is written whole again, which is done when they are longer than itself."""
 _READINGS = 5
@@ -32,7 +35,7 @@ class Ledger:
     """The ledger of a study as its driver writes it."""
 
     def __init__(self, path: Path) -> None:
-        self._path, self._changes = path, path.with_name(_CHANGES)
+        self._path, self._changes = path, path.with_name(CHANGES)
         self._kept: StudyResults | None = None
         """What was written last. Unknown at first: a driver that died may have left half a line."""
         self._room = 0
@@ -104,7 +107,7 @@ def save_results(results: StudyResults, path: Path) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(results.model_dump_json(indent=2), encoding="utf-8")
     os.replace(temporary, path)
-    path.with_name(_CHANGES).unlink(missing_ok=True)
+    path.with_name(CHANGES).unlink(missing_ok=True)
 
 
 def load_results(path: Path) -> StudyResults:
@@ -112,9 +115,9 @@ def load_results(path: Path) -> StudyResults:
     try:
         for _ in range(_READINGS):
             whole = StudyResults.model_validate_json(path.read_text(encoding="utf-8"))
-            if (results := _with_changes(whole, path.with_name(_CHANGES))) is not None:
+            if (results := _with_changes(whole, path.with_name(CHANGES))) is not None:
                 return results
-        raise ValueError(f"{_CHANGES} does not go on where {path.name} ends")
+        raise ValueError(f"{CHANGES} does not go on where {path.name} ends")
     except ValueError as error:
         rule = "must be the ledger of a study that this version of kd-study wrote"
         remedy = "use the version that did, or restore the file"

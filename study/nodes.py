@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from uuid import uuid4
 
@@ -21,6 +21,7 @@ import study
 import trainable
 from study.cluster import uses_torch_trainer
 from study.config import StudyConfig
+from study.version import kd_study_version
 from trainable.bucket import Bucket, BucketError
 from trainable.errors import KdStudyError, Problem
 from trainable.places import is_bucket
@@ -99,14 +100,6 @@ def versions_here() -> dict[str, str]:
         "torch": version("torch").partition("+")[0],
         "kd-study": f"{kd_study_version()} (code {_code()})",
     }
-
-
-def kd_study_version() -> str:
-    """The version of kd-study, or that its code lies here uninstalled."""
-    try:
-        return version("kd-study")
-    except PackageNotFoundError:
-        return "uninstalled"
 
 
 def problems_of_nodes(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from study.rules import cross_problems, valid_candidates
 from study.samplers import missing_package
 from study.screening import screening_search
 from study.warm_start import warm_start_problems
+from study.writable import nearest_folder, sqlite_problem, takes_files
 from trainable import plan, tasks
 from trainable.errors import ConfigError, Problem, input_error
 from trainable.tasks import DataSummary, NetworkSummary
@@ -51,15 +51,16 @@ def preflight(config: StudyConfig, capacity: Capacity, around: Sequence[Problem]
     Decodes the data set, once a node. Raises InputError with everything that is wrong at once, and with what is
     wrong `around` it: with nodes, or databases.
     """
-    return preflight_draft(Draft(config, problems=tuple(around)), capacity)
+    return preflight_draft(Draft(config), capacity, around)
 
 
-def preflight_draft(draft: Draft, capacity: Capacity) -> StudyPlan:
+def preflight_draft(draft: Draft, capacity: Capacity, around: Sequence[Problem] = ()) -> StudyPlan:
     """As `preflight`; of a config that is wrong, everything is checked that does not depend on it."""
     if draft.config is None:
         raise ConfigError(draft.problems)
     config = with_resources(draft.config, capacity)
     checks = Checks(draft)
+    checks.add(list(around))
     checks.of(("storage",), lambda: _check_storage(config))
     if not draft.unknown and not draft.problems:
         checks.add(warm_start_problems(config))
@@ -169,11 +170,11 @@ def _too_many_parameters(
 def _check_storage(config: StudyConfig) -> None:
     if config.bucket is not None:
         check_bucket(config.storage.path)
-    folder = config.root
-    existing = next(place for place in (folder, *folder.parents) if os.path.exists(place))
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        rule = f"must be a folder that can be written, which {existing} is not"
-        raise input_error(ConfigError, "storage.path", rule, "choose another", str(folder))
+    for folder in (config.root, config.folder):
+        existing = nearest_folder(folder)
+        if not takes_files(existing):
+            rule = f"must be a folder that can be written, which {existing} is not"
+            raise input_error(ConfigError, "storage.path", rule, "choose another", str(config.root))
     if config.storage.optuna is None:
         return
     remedy = "write e.g. sqlite:////folder/optuna.db, or install its driver"
@@ -185,9 +186,16 @@ def _check_storage(config: StudyConfig) -> None:
             f"must be the URL of a database that SQLAlchemy can open ({str(error).splitlines()[0]})"
         )
         raise input_error(ConfigError, "storage.optuna", rule, remedy) from None
-    if (
-        url.get_backend_name() == "sqlite"
-        and not Path(url.database or ".").absolute().parent.is_dir()
-    ):
-        rule = "must lie in a folder that exists"
-        raise input_error(ConfigError, "storage.optuna", rule, "make it", str(url))
+    if url.get_backend_name() == "sqlite" and url.database:
+        _check_file(Path(url.database).absolute(), str(url))
+
+
+def _check_file(path: Path, url: str) -> None:
+    """Optuna makes the file of a SQLite database, but no folder for it."""
+    if not path.parent.is_dir():
+        rule, remedy = "must lie in a folder that exists", "make it"
+    elif wrong := sqlite_problem(path):
+        rule, remedy = f"must be a SQLite file that can be written, but {wrong}", "choose another"
+    else:
+        return
+    raise input_error(ConfigError, "storage.optuna", rule, remedy, url)

@@ -79,16 +79,27 @@ def place_of(details: ErrorDetails) -> tuple[str, ...]:
 
 
 def near_key(place: Sequence[str], model: type[BaseModel]) -> str | None:
-    """The dotted path that was meant by an unknown key."""
+    """The dotted path that was most likely meant by an unknown key."""
+    return next(iter(near_keys(place, model)), None)
+
+
+def near_keys(place: Sequence[str], model: type[BaseModel]) -> list[str]:
+    """The dotted paths that an unknown key may mean, the likeliest first.
+
+    That is what its section has of like spelling, and where a key of its very name belongs; without any of these what
+    is spelt alike elsewhere.
+    """
     *sections, key = place
-    if near := closest(key, _names_in(model, sections)):
-        return ".".join((*sections, near))
+    near = closest(key, _names_in(model, sections))
+    found = [".".join((*sections, near))] if near else []
     paths = sorted(all_paths(model), key=lambda path: path.count("."))
-    if same := [path for path in paths if path.split(".")[-1] == key]:
-        return same[0]
-    if near := closest(key, [path.split(".")[-1] for path in paths], cutoff=0.75):
-        return next(path for path in paths if path.split(".")[-1] == near)
-    return None
+    same = [path for path in paths if path.split(".")[-1] == key]
+    inside = [path for path in same if path.startswith(".".join((*sections, "")))]
+    for places in (inside, same):
+        found += [path for path in places if path.count(".") == places[0].count(".")]
+    if not found and (near := closest(key, [path.split(".")[-1] for path in paths], cutoff=0.75)):
+        found.append(next(path for path in paths if path.split(".")[-1] == near))
+    return list(dict.fromkeys(found))
 
 
 def closest(word: str, known: Sequence[str], cutoff: float = 0.6) -> str | None:
@@ -222,8 +233,8 @@ def _remedy_for_unknown(place: Sequence[str], model: type[BaseModel]) -> str:
         return f"write the searched path as one key, {inner}: {{…}}"
     if "." in key and key in all_paths(model):
         return f"write its sections as nested keys, {key.replace('.', ': {', 1)}: …}}"
-    if near := near_key(place, model):
-        return f"did you mean {near}?"
+    if near := near_keys(place, model):
+        return f"did you mean {' or '.join(near)}?"
     names = sorted(_names_in(model, sections))
     return f"choose from {', '.join('.'.join((*sections, name)) for name in names)}"
 

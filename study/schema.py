@@ -99,6 +99,7 @@ class StudySection(Config):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=MOST_LETTERS)]
     """Names the study's folder and its MLflow run."""
     trials: PositiveInt = 20
+    """Trials that the search draws."""
     time_budget_s: PositiveFloat | None = None
     """Seconds after which the search starts no trial and stops those that run; None has no limit."""
     epoch_budget: PositiveInt | None = None
@@ -170,6 +171,7 @@ class TrackingSection(Config):
     uri: str | None = None
     """A server's URI, or None for `mlflow.db` under storage.path."""
     experiment: str = "kd-study"
+    """MLflow's experiment, which is made if there is none."""
 
 
 class StudyConfig(TrialConfig):
@@ -179,6 +181,7 @@ class StudyConfig(TrialConfig):
     storage: StorageSection = StorageSection()
     tracking: TrackingSection = TrackingSection()
     search: dict[str, SearchRange] = Field(default_factory=dict[str, SearchRange])
+    """What differs from trial to trial: dotted paths of a trial's config, each with a range (docs/search.md)."""
 
     @property
     def root(self) -> Path:

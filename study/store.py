@@ -23,12 +23,14 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 
 import sqlalchemy
-from mlflow.entities import LifecycleStage
+from mlflow.entities import Experiment, LifecycleStage
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from sqlalchemy.engine import URL
 from sqlalchemy.exc import SQLAlchemyError
 
 from study.secrets import without_passwords
+from study.writable import sqlite_problem
 from trainable.errors import ConfigError, ExportError, input_error
 
 _REASON_CHARACTERS = 500
@@ -53,14 +55,33 @@ def open_store(uri: str, experiment: str, artifact_root: Path | None) -> Store:
     `artifact_root` is the folder of the embedded store's artifacts (each experiment gets a folder
     there); None leaves the place to the server. Raises `ConfigError` if the store cannot be used.
     """
-    logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # its news are told by who calls it
     with must_answer(uri):
-        _check_address(uri)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # in MLflow's use of SQLAlchemy
-            client = MlflowClient(tracking_uri=uri)
-            client.search_experiments(max_results=1)
+        if _scheme(uri) in _DATABASES:
+            url = sqlalchemy.make_url(uri)
+            if (path := _file_of(url)) is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            _must_connect(url)
+        client = _answering_client(uri)
         return Store(client, _ensure_experiment(client, experiment, artifact_root))
+
+
+def check_store(uri: str, experiment: str) -> None:
+    """ConfigError where `open_store` would raise it, as far as that shows without making anything.
+
+    A database is not asked for the experiment: MLflow would make its tables there.
+    """
+    with must_answer(uri):
+        if _scheme(uri) in _SERVERS:
+            found = _answering_client(uri).get_experiment_by_name(experiment)
+            if found is not None:
+                _must_be_active(found)
+            return
+        url = sqlalchemy.make_url(uri)
+        path = _file_of(url)
+        if path is None:
+            _must_connect(url)
+        elif wrong := sqlite_problem(path):
+            raise MlflowException(wrong)
 
 
 @contextmanager
@@ -91,22 +112,37 @@ def _reason(error: Exception) -> str:
     return str(error).partition("\n")[0][:_REASON_CHARACTERS]
 
 
-def _check_address(uri: str) -> None:
-    """Refuse what MLflow would take for a folder, or would knock at for minutes."""
+def _scheme(uri: str) -> str:
+    """The kind of store; others MLflow would take for a folder, or knock at for minutes."""
     scheme = uri.partition(":")[0].partition("+")[0]
-    if scheme in _SERVERS:
-        return
-    if scheme not in _DATABASES:
+    if scheme not in _DATABASES + _SERVERS:
         raise MlflowException(f"it starts with none of {', '.join(_DATABASES + _SERVERS)}")
-    url = sqlalchemy.make_url(uri)
-    if scheme == "sqlite" and url.database:
-        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
-    patience = {"connect_timeout": _PATIENCE_S} if scheme in ("postgresql", "mysql") else {}
+    return scheme
+
+
+def _file_of(url: URL) -> Path | None:
+    """Of a SQLite database that lies in one."""
+    has_file = url.get_backend_name() == "sqlite" and url.database not in (None, "", ":memory:")
+    return Path(url.database or "").absolute() if has_file else None
+
+
+def _must_connect(url: URL) -> None:
+    is_patient = url.get_backend_name() in ("postgresql", "mysql")
+    patience = {"connect_timeout": _PATIENCE_S} if is_patient else {}
     engine = sqlalchemy.create_engine(url, connect_args=patience)
     try:
         engine.connect().close()
     finally:
         engine.dispose()
+
+
+def _answering_client(uri: str) -> MlflowClient:
+    logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # its news are told by who calls it
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # in MLflow's use of SQLAlchemy
+        client = MlflowClient(tracking_uri=uri)
+        client.search_experiments(max_results=1)
+    return client
 
 
 @contextmanager
@@ -136,11 +172,15 @@ def _ensure_experiment(client: MlflowClient, name: str, artifact_root: Path | No
             found = client.get_experiment_by_name(name)  # another study made it just now
             if found is None:
                 raise
-    if found.lifecycle_stage != LifecycleStage.ACTIVE:
-        rule = "must not be a deleted experiment"
-        remedy = f"give another name, or `mlflow experiments restore -x {found.experiment_id}`"
-        raise input_error(ConfigError, "tracking.experiment", rule, remedy, name)
+    _must_be_active(found)
     return found.experiment_id
+
+
+def _must_be_active(experiment: Experiment) -> None:
+    if experiment.lifecycle_stage != LifecycleStage.ACTIVE:
+        rule = "must not be a deleted experiment"
+        remedy = f"give another name, or `mlflow experiments restore -x {experiment.experiment_id}`"
+        raise input_error(ConfigError, "tracking.experiment", rule, remedy, experiment.name)
 
 
 def _artifact_location(root: Path | None, experiment: str) -> str | None:

@@ -28,7 +28,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 import study
 import trainable
 from study.config import StudyConfig, dump_config
-from study.nodes import kd_study_version
+from study.version import kd_study_version
 from trainable.errors import InputError, KdStudyError, input_error
 
 _STOPPING = {"RAY_JOB_STOP_SIGNAL": "SIGTERM", "RAY_JOB_STOP_WAIT_TIME_S": "120"}

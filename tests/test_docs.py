@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from study.config import StudyConfig
+from study.problems import all_paths
+from tests import config_reference
 from trainable import records
 
 ROOT = Path(__file__).parent.parent
@@ -24,6 +27,23 @@ def test_every_statistic_is_explained_and_no_other() -> None:
     told = set(re.findall(r"`((?:train|val|test|grad|update|bn|amp|best|student)/\w+)", text))
     assert told <= NAMES
     assert {name for name in NAMES if name.startswith(MEASURED)} <= told
+
+
+def test_the_reference_of_the_config_is_what_its_classes_say() -> None:
+    """`make reference` writes it anew."""
+    assert config_reference.PAGE.read_text("utf-8") == config_reference.page()
+
+
+def test_every_key_of_a_config_is_told_with_a_meaning() -> None:
+    rows = re.findall(
+        r"^\| `(.+?)` \| (.+) \| (.+) \| (.*) \|$", config_reference.page(), re.MULTILINE
+    )
+    assert [path for path, *cells in rows if not all(cells)] == []
+    told = {path for path, *_ in rows}
+    shared = ("teacher.train.optim.", "student.head.")  # as optim and teacher.head
+    keys = [path for path in all_paths(StudyConfig) if "." in path and not path.startswith(shared)]
+    assert set(keys) <= told
+    assert {"uniform", "loguniform", "int", "choice", "k", "n"} == told - set(keys)
 
 
 @pytest.mark.parametrize(

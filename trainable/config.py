@@ -149,6 +149,7 @@ class OptimConfig(Config):
     """The optimizer and its learning rate over time."""
 
     name: Literal["sgd", "adamw"] = "sgd"
+    """SGD with momentum, or AdamW (Loshchilov and Hutter 2019)."""
     lr: PositiveFloat = 0.1
     """Peak learning rate (of the first stage, where there are several); with `lr_batch_size` that of such a batch."""
     lr_batch_size: PositiveInt | None = None
@@ -160,6 +161,8 @@ class OptimConfig(Config):
     nesterov: bool = True
     """Nesterov's momentum, for SGD."""
     weight_decay: NonNegativeFloat = 5e-4
+    """Factor λ of the decay of all parameters w: for `sgd` λ·w is added to the gradient, for `adamw` lr·λ·w is taken
+    from w."""
     schedule: Literal["auto", "triangle", "onecycle", "cosine", "multistep"] = "auto"
     """`triangle`: one up and down a stage. The others span all stages: `onecycle`, Smith and Topin's;
     `cosine`, a linear warm-up and half a cosine down to 0; `multistep`, lower after each of `milestones`.
@@ -185,9 +188,12 @@ class TeacherTrainConfig(Config):
     """
 
     epochs: PositiveInt
+    """Passes over its training pictures."""
     batch_size: PositiveInt = 128
+    """Pictures an optimizer update, as `data.batch_size`."""
     optim: OptimConfig = OptimConfig()
     seed: Seed = 0
+    """As `train.seed`."""
 
 
 class HeadConfig(Config):
@@ -322,6 +328,7 @@ class TrainConfig(Config):
     """The loop around the step."""
 
     epochs: PositiveInt = 20
+    """Passes over the training pictures, in all stages together."""
     launcher: Literal["auto", "inline", "torch_trainer"] = "auto"
     """`inline` runs the loop in Tune's own process, `torch_trainer` under Ray Train; `auto` is `inline`
     for one worker."""

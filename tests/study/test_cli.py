@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +197,18 @@ def test_missing_config_and_unknown_command_exit_2(tmp_path: Path) -> None:
     assert missing.exit_code == 2
     assert "must be a config file" in missing.stderr
     assert invoke("rnu", tmp_path).exit_code == 2
+
+
+def test_the_version_is_that_of_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = invoke("--version")
+    assert (told.exit_code, told.stderr) == (0, "")
+    assert told.stdout == f"kd-study {version('kd-study')}\n"
+
+    def unknown(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("study.version.version", unknown)  # as where its sources just lie
+    assert invoke("--version").stdout == "kd-study uninstalled\n"
 
 
 def test_report_prints_the_leaderboard_and_writes_page_and_table(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from study.config import (
     StudyConfig,
-    differing_keys,
+    differences,
     draft_config,
     dump_config,
     flat,
@@ -67,7 +67,7 @@ def test_a_config_of_the_repository_survives_writing_and_reading(path: Path) -> 
     config = load_config(path)
     again = parse_config(parse_yaml(dump_config(config), "dump"))
     assert again == config
-    assert differing_keys(config, again) == []
+    assert differences(config, again) == {}
     assert dump_config(again) == dump_config(config)
 
 
@@ -643,16 +643,16 @@ def test_credentials_do_not_belong_into_a_config() -> None:
     assert line.startswith("storage.path: must be without credentials: ")
 
 
-def test_differing_keys_are_dotted_paths_without_the_place_of_the_study() -> None:
+def test_differences_are_by_dotted_path_without_the_place_of_the_study() -> None:
     one = config_with("storage.path=/a")
     other = config_with(
         "storage.path=/b", "optim.lr=3", "search.optim.lr={uniform: [1, 2]}", "train.clip=1"
     )
-    assert set(differing_keys(one, other)) == {
-        "optim.lr",
-        "train.clip",
-        "search.optim.lr.loguniform",
-        "search.optim.lr.uniform",
+    assert differences(one, other) == {
+        "optim.lr": (one.optim.lr, 3),
+        "train.clip": (one.train.clip, 1),
+        "search.optim.lr.loguniform": ([0.001, 0.1], None),
+        "search.optim.lr.uniform": (None, [1, 2]),
     }
 
 

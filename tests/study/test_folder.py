@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from optuna.storages.journal import JournalFileSymlinkLock
 
-from study.config import RESOLVED, StudyConfig, parse_config
+from study.config import RESOLVED, StudyConfig, parse_config, with_values
 from study.folder import (
     LOG,
     check_same_study,
@@ -54,8 +54,46 @@ def test_differing_keys_are_named(tmp_path: Path) -> None:
         keep_config(config(tmp_path))
     check_same_study(config(tmp_path))
     with pytest.raises(ConfigError) as error:
-        check_same_study(config(tmp_path, lr=0.2, seed=4))
-    assert {problem.path for problem in error.value.problems} == {"optim.lr", "study.seed"}
+        check_same_study(config(tmp_path, lr=0.2, time_budget_s=60.0))
+    began = "as when the study 's' began"
+    remedy = "change it back, or give the study another name (study.name)"
+    assert str(error.value).splitlines() == [
+        f"optim.lr: must be 0.1, {began}, got 0.2; {remedy}",
+        f"study.time_budget_s: must be nothing, {began}, got 60.0; {remedy}",
+    ]
+
+
+def test_of_many_differences_ten_are_told_and_the_others_counted(tmp_path: Path) -> None:
+    kept = config(tmp_path)
+    kept.folder.mkdir()
+    keep_config(kept)
+    other = {f"train.{key}": 3 for key in ("epochs", "max_skipped", "accumulate", "seed")}
+    other |= {f"optim.{key}": 0.7 for key in ("momentum", "weight_decay", "peak_decay")}
+    other |= {f"data.{key}": 0.5 for key in ("subset", "cache_budget_gib", "val_fraction")}
+    other |= {"data.batch_size": 7, "train.clip": 1.0}
+    changed = parse_config(with_values(kept.model_dump(mode="json", by_alias=True), other))
+    with pytest.raises(ConfigError) as error:
+        check_same_study(changed)
+    *told, last = error.value.problems
+    assert len({problem.path for problem in told}) == 10
+    assert str(last) == (
+        "study.name: must not be that of another study, and 's' differs in 2 more keys; "
+        "give the study another name"
+    )
+
+
+def test_a_password_that_changed_is_not_told(tmp_path: Path) -> None:
+    def at(password: str) -> StudyConfig:
+        tree = config(tmp_path).model_dump(mode="json", by_alias=True)
+        uri = f"postgresql://{'m' * 50}:{password}@host/db"
+        return parse_config(with_values(tree, {"tracking.uri": uri}))
+
+    at("old").folder.mkdir()
+    keep_config(at("secretsecretsecret"))
+    with pytest.raises(ConfigError, match=r"^tracking\.uri: must be ") as error:
+        check_same_study(at("another"))
+    assert "secret" not in str(error.value)
+    assert "another@" not in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -277,7 +277,6 @@ def test_the_readmes_own_data_and_search_make_a_valid_study(
     tree = parse_yaml((ROOT / "configs" / "cifar100_stablekd.yaml").read_text("utf-8"), "recipe")
     for key in ("source", "root", "download"):
         del tree["data"][key]
-    tree["study"] |= own.pop("study")
     tree["data"] |= own.pop("data")
     plan = plan_of(parse_config({**tree, **own, **search}), monkeypatch)
     assert plan.config.study.first_trials
