@@ -31,7 +31,7 @@ def label_problems(
     found += _class_problem(
         where,
         "every class must have a picture in it",
-        "add some, or take the class out of data.classes",
+        "add some, or remove the class from both splits, and from data.classes if it is named there",
         "without any",
         [name for name, count in seen.items() if count == 0],
     )

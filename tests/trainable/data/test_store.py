@@ -199,7 +199,20 @@ class TestCheck:
     def test_a_class_missing_in_the_test_split_is_named(self, image_folder, cache: Path) -> None:
         config = image_folder()
         shutil.rmtree(Path(config.root or "") / "test" / "bee")
-        with pytest.raises(DataError, match=r"\(test\): every class must .* got without any: bee"):
+        told = r"\(test\): every class must .* got without any: bee; .* remove the class from both splits"
+        with pytest.raises(DataError, match=told):
+            check_data(config, cache)
+
+    @pytest.mark.parametrize("loader", ["auto", "streamed"])
+    def test_a_class_of_the_test_split_alone_is_named_also_once_pictures_are_cached(
+        self, image_folder: Make, cache: Path, loader: str
+    ) -> None:
+        config = image_folder(loader=loader)
+        check_data(config, cache)
+        test = Path(config.root or "") / "test"
+        shutil.copytree(test / "bee", test / "cow")
+        told = r"test: must have the same class folders as train, got cow; .*train folders with"
+        with pytest.raises(DataError, match=told):
             check_data(config, cache)
 
     def test_a_folder_above_the_classes_is_one_class(self, image_folder: Make, cache: Path) -> None:
