@@ -184,8 +184,6 @@ class Parallel(UNet):
         (UNet, ("sideways",), ["submodules of UNet", "sideways", "down, deep, up, fc"]),
         (UNet, ("up", "up"), ["once", "up, up"]),
         (Twice, ("conv",), ["called 2 times"]),
-        (Branching, ("conv",), ["Branching's forward cannot be traced", "blocks_in_order"]),
-        (Dropping, ("conv",), ["another one in training", "blocks_in_order"]),
         (Parallel, ("down",), ["past down goes"]),
         (Parallel, ("down", "deep"), ["order"]),
     ],
@@ -198,6 +196,25 @@ def test_a_cut_that_cannot_be_is_refused(
     text = str(caught.value)
     assert text.startswith("teacher.cuts: ")
     assert all(word in text for word in words), text
+
+
+@pytest.mark.parametrize("cuts", [(), ("conv",)])
+@pytest.mark.parametrize(
+    ("network", "words"),
+    [
+        (Branching, "Branching's forward cannot be traced"),
+        (Dropping, "Dropping's own forward is another one in training"),
+    ],
+)
+def test_a_network_that_cannot_be_traced_is_refused_under_its_own_name(
+    network: type[nn.Module], words: str, cuts: tuple[str, ...]
+) -> None:
+    """Not under that of cuts, which perhaps nobody has given: it would be refused with any."""
+    with pytest.raises(ConfigError) as caught:
+        BlockNetwork(network(), cuts, "student.cuts", "teacher.model")
+    text = str(caught.value)
+    assert text.startswith(f"teacher.model: {words}")
+    assert "change its forward, give its class a method blocks_in_order() → [(name" in text
 
 
 class Silent(Twice):

@@ -27,7 +27,10 @@ class BlockNetwork(nn.Module):
         path: str = "student.cuts",
         model_path: str = "student.model",
     ) -> None:
-        """Cut after the submodules `cuts`; ConfigError, in the name of `path`, where that cannot be."""
+        """Cut after the submodules `cuts`.
+
+        ConfigError in the name of `path` where that cannot be, and of `model_path` where nothing of it can be cut.
+        """
         super().__init__()
         for module in network.modules():
             if getattr(module, "inplace", False):
@@ -37,7 +40,7 @@ class BlockNetwork(nn.Module):
         """The config keys that name its cuts and itself."""
         self.names: tuple[str, ...] = (*cuts, "head")
         """A block is called after the cut that ends it; the last one is `head`."""
-        self._blocks = split(network, cuts, path)
+        self._blocks = split(network, cuts, path, model_path)
         self._has_head = len(self._blocks[-1]) > 1
         self.projectors = nn.ModuleDict()
         self.is_to_be_folded = False

@@ -60,18 +60,21 @@ def _code(source: str) -> CodeType:
     return compile(source, "<piece>", "exec")
 
 
-def split(network: nn.Module, cuts: Sequence[str], path: str) -> tuple[tuple[nn.Module, ...], ...]:
+def split(
+    network: nn.Module, cuts: Sequence[str], path: str, model_path: str
+) -> tuple[tuple[nn.Module, ...], ...]:
     """The blocks between `cuts`, dotted names of submodules in order; the last layer stands alone in the last one.
 
     Each block is a sequence of modules to be applied one after the other, `len(cuts) + 1` in all.
 
     Raises:
-        ConfigError: A cut is no place where one tensor holds all that later layers need; `path` names the cuts.
+        ConfigError: A cut is no place where one tensor holds all that later layers need, or the network cannot be
+            traced; `path` names the cuts, and `model_path` the network.
     """
-    root = _root(network, path)
+    root = _root(network, model_path)
     _check_names(root, cuts, path)
-    inside = [*cuts, _last_module(root, path)]
-    graph = _trace(root, inside, path)
+    inside = [*cuts, _last_module(root, model_path)]
+    graph = _trace(root, inside, model_path)
     nodes = _cut_nodes(graph, cuts, path)
     levels = _levels(graph, nodes)
     _check_levels(graph, nodes, levels, path)
@@ -348,5 +351,6 @@ def _places(root: nn.Module) -> str:
 
 def _refusal(path: str, rule: str, got: str | None, remedy: str | None = None) -> InputError:
     if remedy is None:
-        remedy = f"give its class a method {HAND_MADE}() → [(name, module), …], or choose another"
+        method = f"{HAND_MADE}() → [(name, module), …]"
+        remedy = f"change its forward, give its class a method {method}, or choose another"
     return input_error(ConfigError, path, rule, remedy, got)
