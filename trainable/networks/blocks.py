@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from trainable.networks.by_hand import is_by_hand
 from trainable.networks.heads import AMSoftmax
 from trainable.networks.recompute import apply, recomputed
-from trainable.networks.tracing import HAND_MADE, split
+from trainable.networks.tracing import split
 
 
 class BlockNetwork(nn.Module):
@@ -73,7 +74,7 @@ class BlockNetwork(nn.Module):
 
     def train(self, mode: bool = True) -> BlockNetwork:
         """Hand-made blocks can be modules that the network does not hold."""
-        for modules in self._blocks if hasattr(self.network, HAND_MADE) else ():
+        for modules in self._blocks if is_by_hand(self.network) else ():
             for module in modules:
                 module.train(mode)
         return super().train(mode)

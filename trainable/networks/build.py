@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Hashable
+from collections.abc import Callable, Generator, Hashable
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from trainable.config import TrialConfig
 from trainable.errors import ConfigError, Problem
 from trainable.networks.blocks import BlockNetwork
+from trainable.networks.by_hand import check_composition, is_by_hand
 from trainable.networks.norms import with_norms
 from trainable.networks.projectors import Shape, differing_widths, projectors
 from trainable.networks.teacher import FrozenTeacher
@@ -26,10 +27,12 @@ __all__ = [
     "check_all_is_read",
     "check_embedding",
     "check_features_match",
+    "check_own_blocks",
     "flops",
     "forget_teacher",
     "load_teacher",
     "output_shapes",
+    "plain_student",
     "shapes_at_cuts",
 ]
 
@@ -41,11 +44,11 @@ def build_student(
 
     `for_inference` gives it the layers of the weights that a trial keeps: projectors may be folded there.
     """
-    student = _plain_student(config, pictures)
+    student = plain_student(config, pictures)
     if config.student.projectors != "none" and config.teacher is not None:
         with torch.device("meta"):
             mine, theirs = shapes_at_cuts(
-                _plain_student(config, pictures), build_teacher_network(config, pictures), pictures
+                plain_student(config, pictures), build_teacher_network(config, pictures), pictures
             )
         cuts = student.names[:-1]
         widths = differing_widths(cuts, mine, theirs, pictures.image_size)
@@ -56,7 +59,8 @@ def build_student(
     return student
 
 
-def _plain_student(config: TrialConfig, pictures: Pictures) -> BlockNetwork:
+def plain_student(config: TrialConfig, pictures: Pictures) -> BlockNetwork:
+    """The student without projectors, which its own forward knows nothing of."""
     own, distilled = config.student, config.distill.method == "deit"
     built = build(own.model, pictures, path="student.model", head=own.head, distilled=distilled)
     network = with_norms(built.network, config.train.batchnorm, workers=config.train.workers)
@@ -139,6 +143,21 @@ def output_shapes(network: BlockNetwork, pictures: Pictures) -> tuple[Shape, ...
         remedy = "make it do so, from num_classes"
         raise ConfigError([Problem(network.model_path, rule, remedy, str(shapes[-1]))])
     return tuple(shapes)
+
+
+def check_own_blocks(make: Callable[[], BlockNetwork], pictures: Pictures) -> None:
+    """ConfigError unless the blocks that a network names itself are its forward: training runs the blocks alone.
+
+    Of such a network `make` is asked for one with weights; global generators of random numbers stay as they are.
+    """
+    with torch.device("meta"):
+        if not is_by_hand(make().network):
+            return
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(0)
+        made = make().to("cpu")
+        size = (pictures.channels, *pictures.image_size)
+        check_composition(made.network, made, size, made.model_path)
 
 
 def check_all_is_read(network: BlockNetwork) -> None:

@@ -16,9 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from trainable.errors import ConfigError, InputError, input_error
-
-HAND_MADE = "blocks_in_order"
-"""A method of a network: () → [(name, module), …], which applied one after the other are its forward."""
+from trainable.networks.by_hand import HAND_MADE, in_a_row, is_by_hand
 
 RESERVED = ("head", "method", "input", "label", "loss", "batchnorm", "ce", "kl", "feature")
 """The last block, a method's own parameters, and other places where something may not be finite."""
@@ -106,22 +104,7 @@ def last_layer(network: nn.Module, path: str) -> str | None:
 
 def _root(network: nn.Module, path: str) -> nn.Module:
     """What is traced: the network, or its hand-made blocks in a row."""
-    own = getattr(network, HAND_MADE, None)
-    if own is None:
-        return network
-    root = nn.Sequential()
-    held = {id(tensor) for tensor in (*network.parameters(), *network.buffers())}
-    for name, module in own():
-        root.add_module(name, module)
-        foreign = [
-            key
-            for key, tensor in (*module.named_parameters(), *module.named_buffers())
-            if id(tensor) not in held
-        ]
-        if foreign:
-            rule = f"{_kind(network)}.{HAND_MADE} must give what the network holds"
-            raise _refusal(path, rule, f"{name} with {', '.join(foreign)}", "make it in __init__")
-    return root.train(network.training)
+    return in_a_row(network, path) if is_by_hand(network) else network
 
 
 def _contexts() -> tuple[bool, ...]:
