@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -35,21 +36,102 @@ def test_a_safetensors_round_trip_is_exact(student: BlockNetwork, tmp_path: Path
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["student.safetensors"]
 
 
-@pytest.mark.parametrize("wrap", ["plain", "state_dict", "model", "module"])
+State = dict[str, torch.Tensor]
+
+
+def prefixed(state: State, prefix: str) -> State:
+    return {f"{prefix}{name}": value for name, value in state.items()}
+
+
+def narrower(state: State) -> State:
+    """The same names with other shapes."""
+    return {name: value[:1] if value.ndim else value for name, value in state.items()}
+
+
+LOOPS: dict[str, Callable[[State], object]] = {
+    "alone": lambda state: state,
+    "state_dict": lambda state: {"epoch": 3, "state_dict": state},
+    **{
+        name: lambda state, name=name: {name: state, "epoch": torch.tensor(3)}
+        for name in ("model", "net", "network", "ema", "model_state_dict", "teacher", "best")
+    },
+    "nested": lambda state: {"checkpoint": {"model": {"state": state}}, "lr": 0.1},
+    "an optimizer": lambda state: {
+        "optimizer": {"state": {0: {"exp_avg": torch.zeros(3)}, 1: {"exp_avg": torch.zeros(3)}}},
+        "model": state,
+    },
+    "DataParallel": lambda state: prefixed(state, "module."),
+    "torch.compile": lambda state: prefixed(state, "_orig_mod."),
+    "DataParallel, compiled": lambda state: {"model": prefixed(state, "module._orig_mod.")},
+    "a compiled part": lambda state: {
+        (f"_orig_mod.{name}" if name.startswith("fc") else name): v for name, v in state.items()
+    },
+    "AveragedModel": lambda state: {
+        "n_averaged": torch.tensor(5),
+        **prefixed(state, "module."),
+    },
+    "Lightning": lambda state: {
+        "state_dict": {**prefixed(state, "net."), "loss.weight": torch.ones(10)}
+    },
+    "a pair by shape": lambda state: {"student": narrower(state), "teacher": state},
+    "a pair by shape in one": lambda state: {
+        **prefixed(narrower(state), "student."),
+        **prefixed(state, "teacher."),
+    },
+}
+"""What other people's loops save."""
+
+
+@pytest.mark.parametrize("loop", LOOPS)
 def test_state_dicts_of_other_code_are_found(
-    wrap: str, student: BlockNetwork, tmp_path: Path
+    loop: str, student: BlockNetwork, tmp_path: Path
 ) -> None:
     state = {name: value.clone() for name, value in student.network.state_dict().items()}
-    saved = {
-        "plain": state,
-        "state_dict": {"epoch": 3, "state_dict": state},
-        "model": {"model": state},
-        "module": {f"module.{name}": value for name, value in state.items()},
-    }[wrap]
-    torch.save(saved, tmp_path / "teacher.pth")
+    torch.save(LOOPS[loop](state), tmp_path / "teacher.pth")
     load_weights(changed(student), tmp_path / "teacher.pth", config_path=PLACE)
     after = student.network.state_dict()
     assert all(torch.equal(after[name], state[name]) for name in state)
+
+
+def test_the_names_in_safetensors_may_begin_alike_too(
+    student: BlockNetwork, tmp_path: Path
+) -> None:
+    state = {name: value.clone() for name, value in student.network.state_dict().items()}
+    safetensors.torch.save_file(prefixed(state, "module."), tmp_path / "teacher.safetensors")
+    load_weights(changed(student), tmp_path / "teacher.safetensors", config_path=PLACE)
+    after = student.network.state_dict()
+    assert all(torch.equal(after[name], state[name]) for name in state)
+
+
+@pytest.mark.parametrize(
+    ("loop", "places"),
+    [
+        (
+            lambda state: {"state_dict": state, "state_dict_ema": state},
+            "state_dict, state_dict_ema",
+        ),
+        (
+            lambda state: {"kd": {**prefixed(state, "student."), **prefixed(state, "teacher.")}},
+            r"kd\.student, kd\.teacher",
+        ),
+    ],
+)
+def test_of_several_that_fit_none_is_taken(
+    loop: Callable[[State], object], places: str, student: BlockNetwork, tmp_path: Path
+) -> None:
+    torch.save(loop(student.network.state_dict()), tmp_path / "both.pth")
+    told = rf"^{PLACE}: .*both\.pth must hold one state dict that fits .*, got '{places}'; save the"
+    with pytest.raises(CheckpointError, match=told):
+        load_weights(student.network, tmp_path / "both.pth", config_path=PLACE)
+
+
+def test_where_none_fits_the_nearest_is_told_about(student: BlockNetwork, tmp_path: Path) -> None:
+    state = prefixed(student.network.state_dict(), "module.")
+    del state["module.fc.bias"]
+    optimizer = {"state": {0: {"exp_avg": torch.zeros(3)}}}
+    torch.save({"optimizer": optimizer, "model": state}, tmp_path / "teacher.pth")
+    with pytest.raises(CheckpointError, match=r"the network: 1 missing \(fc\.bias\); name"):
+        load_weights(student.network, tmp_path / "teacher.pth", config_path=PLACE)
 
 
 class Wrapping(torch.nn.Module):
