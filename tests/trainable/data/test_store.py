@@ -186,7 +186,7 @@ class TestCheck:
         with pytest.raises(DataError) as caught:
             check_data(config, cache)
         text = str(caught.value)
-        assert text.count("must be a readable picture (UnidentifiedImageError") == 5
+        assert text.count("must be a readable picture (it is none of JPEG, PNG,") == 5
         assert "all 29 pictures of a split must be readable, got 8 corrupt ones" in text
         assert "data.image_size: must be set where pictures differ in size" in text
         assert "8×8 (20), 9×9 (1)" in text
@@ -202,6 +202,27 @@ class TestCheck:
         told = r"\(test\): every class must .* got without any: bee; .* remove the class from both splits"
         with pytest.raises(DataError, match=told):
             check_data(config, cache)
+
+    @pytest.mark.parametrize("loader", ["auto", "streamed"])
+    def test_a_missing_label_is_not_said_to_be_a_number(
+        self, parquet_set: Make, make_pictures, encode, cache: Path, loader: str
+    ) -> None:
+        images = [encode(picture) for picture in make_pictures(6)]
+        config = parquet_set((images, [0, None, 1, 2, 1, 2]), loader=loader, val_fraction=0.0)
+        with pytest.raises(DataError, match="each class, got -1 or no label at row 1; correct"):
+            check_data(config, cache)
+
+    @pytest.mark.parametrize("loader", ["auto", "streamed"])
+    def test_a_split_without_pictures_is_named_with_what_is_taken_for_one(
+        self, image_folder: Make, cache: Path, loader: str
+    ) -> None:
+        config = image_folder(loader=loader)
+        for file in (Path(config.root or "") / "test").glob("*/*.png"):
+            file.rename(file.with_suffix(".npy"))
+        told = r"^\S+folders/test: must have pictures in its classes' folders, got none; .*\.jpg, "
+        with pytest.raises(DataError, match=told) as caught:
+            check_data(config, cache)
+        assert len(caught.value.problems) == 1
 
     @pytest.mark.parametrize("loader", ["auto", "streamed"])
     def test_a_class_of_the_test_split_alone_is_named_also_once_pictures_are_cached(

@@ -85,9 +85,16 @@ class ImageFolderSource:
         return self._given or tuple(found)
 
     def split(self, name: SplitName) -> FolderSplit:
-        """The files of a split; DataError for a folder that is no class."""
+        """The files of a split; DataError for a folder that is no class, or where there are no files."""
         folder = self._folder(name)
         listed = self._pictures(name)
+        if not any(listed):
+            raise data_error(
+                str(folder),
+                "must have pictures in its classes' folders",
+                f"add some: files that end in {', '.join(sorted(SUFFIXES))}",
+                "none",
+            )
         counts = [len(files) for files in listed]
         labels = np.repeat(np.arange(len(listed), dtype=np.int64), counts)
         return FolderSplit(labels, folder, tuple(itertools.chain.from_iterable(listed)))
