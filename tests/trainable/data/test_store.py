@@ -129,7 +129,7 @@ def test_the_budget_decides_between_keeping_and_streaming(parquet_set: Make, cac
 def test_streamed_moments_come_from_an_evenly_spaced_sample(
     parquet_set: Make, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trainable.data.store.SAMPLED", 4)
+    monkeypatch.setattr("trainable.data.opened.SAMPLED", 4)
     data = open_dataset(parquet_set(val_fraction=0.0, loader="streamed"), cache)
     sample = data.train.images(np.asarray([0, 4, 7, 11])) / 255
     assert data.mean == pytest.approx(sample.mean((0, 2, 3)), rel=1e-9)
@@ -211,6 +211,19 @@ class TestCheck:
         config = parquet_set((images, [0, None, 1, 2, 1, 2]), loader=loader, val_fraction=0.0)
         with pytest.raises(DataError, match="each class, got -1 or no label at row 1; correct"):
             check_data(config, cache)
+
+    @pytest.mark.parametrize("loader", ["auto", "streamed"])
+    def test_pictures_that_are_all_alike_are_refused_before_anything_is_trained(
+        self, parquet_set: Make, encode, cache: Path, loader: str
+    ) -> None:
+        dark = encode(np.zeros((8, 8, 3), np.uint8))
+        config = parquet_set(([dark] * 12, [0, 1, 2] * 4), loader=loader)
+        with pytest.raises(
+            DataError, match=r"data\.std: channel 0 must vary .* got 0 in every pixel"
+        ):
+            check_data(config, cache)
+        given = config.model_copy(update={"mean": (0.5,) * 3, "std": (0.5,) * 3})
+        assert check_data(given, cache).train == 9
 
     @pytest.mark.parametrize("loader", ["auto", "streamed"])
     def test_a_split_without_pictures_is_named_with_what_is_taken_for_one(
