@@ -440,6 +440,15 @@ def test_a_forward_that_gives_more_than_the_logits_is_compared_by_them() -> None
     check_own_blocks(lambda: BlockNetwork(mine(), ("conv",)), PICTURES)
 
 
+def test_no_network_is_to_blame_for_memory() -> None:
+    def full(self: HandMade, x: Tensor) -> Tensor:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8")
+
+    mine = by_hand(HandMade.blocks_in_order, full)
+    with pytest.raises(RuntimeError, match=r"^DefaultCPUAllocator"):
+        check_own_blocks(lambda: BlockNetwork(mine(), ("conv",)), PICTURES)
+
+
 def test_comparing_blocks_draws_no_number_that_another_would_be_given() -> None:
     def noisy(self: HandMade, x: Tensor) -> Tensor:
         return HandMade.forward(self, x + torch.rand_like(x))
@@ -536,6 +545,58 @@ class Whole(nn.Module):
 def test_a_network_for_other_pictures_is_refused_with_its_own_words() -> None:
     with pytest.raises(ConfigError, match=r"student\.model: must take pictures of 1×32×32"):
         output_shapes(BlockNetwork(Own(), ("first",)), Pictures(10, 1, (32, 32)))
+
+
+class Raising(UNet):
+    class Layer(nn.Module):
+        def __init__(self, error: Exception) -> None:
+            super().__init__()
+            self.error = error
+
+        def forward(self, x: Tensor) -> Tensor:
+            raise self.error
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.up = Raising.Layer(error)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (KeyError("a"), r"\(KeyError: 'a'\); correct it or choose another network"),
+        (AssertionError(), r"\(AssertionError\); correct it"),
+        (ZeroDivisionError("division by zero"), r"\(ZeroDivisionError: division by zero\)"),
+    ],
+)
+def test_whatever_a_network_raises_at_a_picture_is_one_message(
+    error: Exception, words: str
+) -> None:
+    told = rf"^teacher\.model: must take pictures of 3×32×32 {words}"
+    with pytest.raises(ConfigError, match=told):
+        output_shapes(BlockNetwork(Raising(error), (), model_path="teacher.model"), PICTURES)
+    with pytest.raises(MemoryError):
+        output_shapes(BlockNetwork(Raising(MemoryError()), ()), PICTURES)
+
+
+def test_a_network_that_looks_at_values_is_told_not_to() -> None:
+    with torch.device("meta"):
+        network = BlockNetwork(HandMade(), ("conv",))
+        with pytest.raises(
+            ConfigError, match=r"student\.model: must not look at values .* torch\.wh"
+        ):
+            output_shapes(network, PICTURES)
+
+
+def test_a_network_with_nothing_to_train_is_refused() -> None:
+    class Pool(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.mean((2, 3))
+
+    for network in (UNet().requires_grad_(False), Pool()):
+        with pytest.raises(ConfigError, match=r"student\.model: must have parameters to train"):
+            check_all_is_read(BlockNetwork(network, ()))
+    assert output_shapes(BlockNetwork(Pool(), ()), Pictures(3, 3, (8, 8))) == ((3,),)
 
 
 def test_logits_of_no_layer_have_no_head_and_no_embedding() -> None:

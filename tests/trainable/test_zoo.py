@@ -101,6 +101,9 @@ class Centred(nn.Module):
     def forward(self, x):
         return self.fc((x - self.middle).mean((2, 3)))
 
+def lazy():
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(10))
+
 def leaves():
     raise SystemExit(3)
 
@@ -162,6 +165,7 @@ def test_a_factory_that_reads_values_can_be_looked_at_without_weights(own: str) 
         ("{own}:constant", ["callable"]),
         ("{own}:absent", ["own_networks.nets has no absent", "define it there"]),
         ("{own}:smal", ["own_networks.nets has no smal", "did you mean own_networks.nets:small?"]),
+        ("{own}:lazy", ["shapes of its parameters, and 1.weight has none yet", "lazy layers"]),
         ("{own}:leaves", ["must name a callable that gives a network (SystemExit: 3)"]),
         ("nowhere.at.all:net", ["No module named 'nowhere'", "PYTHONPATH"]),
         ("torchvision:resnet19", ["classifier of torchvision", "torchvision:resnet18"]),

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from trainable.config import TrialConfig
-from trainable.errors import ConfigError, Problem
+from trainable.errors import ConfigError, Problem, reason_of
+from trainable.memory import is_out_of_memory
 from trainable.networks.blocks import BlockNetwork
 from trainable.networks.by_hand import check_composition, is_by_hand
 from trainable.networks.norms import with_norms
@@ -133,16 +134,26 @@ def output_shapes(network: BlockNetwork, pictures: Pictures) -> tuple[Shape, ...
                 shapes.append(tuple(x.shape[1:]))
     except ConfigError:
         raise
-    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
-        size = "×".join(str(side) for side in (pictures.channels, *pictures.image_size))
-        rule = f"must take pictures of {size} ({str(error).splitlines()[0]})"
-        remedy = "choose another network, or set data.image_size and data.channels"
-        raise ConfigError([Problem(network.model_path, rule, remedy)]) from error
+    except Exception as error:  # whatever a person's own code raises
+        if is_out_of_memory(error):
+            raise
+        raise ConfigError([_unfit(network, pictures, error)]) from error
     if shapes[-1] != (pictures.classes,):
         rule = f"must give {pictures.classes} logits, one a class"
         remedy = "make it do so, from num_classes"
         raise ConfigError([Problem(network.model_path, rule, remedy, str(shapes[-1]))])
     return tuple(shapes)
+
+
+def _unfit(network: BlockNetwork, pictures: Pictures, error: Exception) -> Problem:
+    """Of a network that raises at a picture; before a study there are shapes alone, without values."""
+    reason = reason_of(error)
+    if "meta" in reason:
+        rule = f"must not look at values of its tensors ({reason})"
+        return Problem(network.model_path, rule, "compute with them, as torch.where does")
+    size = "×".join(str(side) for side in (pictures.channels, *pictures.image_size))
+    remedy = "correct it or choose another network, or set data.image_size and data.channels"
+    return Problem(network.model_path, f"must take pictures of {size} ({reason})", remedy)
 
 
 def check_own_blocks(make: Callable[[], BlockNetwork], pictures: Pictures) -> None:
@@ -161,7 +172,10 @@ def check_own_blocks(make: Callable[[], BlockNetwork], pictures: Pictures) -> No
 
 
 def check_all_is_read(network: BlockNetwork) -> None:
-    """Raise ConfigError for parameters that no forward uses: they would have no gradient."""
+    """Raise ConfigError where no parameter is trained, or one that is has no gradient, as no forward uses it."""
+    if not any(parameter.requires_grad for parameter in network.network.parameters()):
+        rule, remedy = "must have parameters to train", "choose another, or set requires_grad"
+        raise ConfigError([Problem(network.model_path, rule, remedy, "none")])
     if unread := network.unread_parameters():
         rule = "must use all its parameters in its forward"
         remedy = "remove the others, or freeze them (requires_grad_(False))"
@@ -230,7 +244,8 @@ def check_features_match(
 @contextmanager
 def _looking_at(network: BlockNetwork, pictures: Pictures) -> Generator[Tensor]:
     """A dark picture, (1, channels, height, width), while the network evaluates; then it is as it was."""
-    training, device = network.training, next(network.parameters()).device
+    training = network.training
+    device = next((parameter.device for parameter in network.parameters()), None)
     network.eval()
     try:
         with torch.no_grad():

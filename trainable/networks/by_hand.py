@@ -9,7 +9,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from trainable.errors import ConfigError, InputError, input_error
+from trainable.errors import ConfigError, InputError, input_error, reason_of
+from trainable.memory import is_out_of_memory
 
 HAND_MADE = "blocks_in_order"
 """A method of a network: () → [(name, module), …], which applied one after the other are its forward."""
@@ -90,7 +91,7 @@ def _pairs(network: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
     try:
         given = list(cast("Iterable[Any]", own()))
     except Exception as error:  # whatever a person's own code raises
-        rule = f"must be a method without arguments that gives pairs ({_reason(error)})"
+        rule = f"must be a method without arguments that gives pairs ({reason_of(error)})"
         raise _refusal(network, path, rule, _FORM) from error
     for pair in given:
         if not isinstance(pair, (tuple, list)) or len(cast("Sequence[Any]", pair)) != 2:
@@ -108,8 +109,12 @@ def _answer(network: nn.Module, module: nn.Module, images: Tensor, path: str, wh
     try:
         return module.eval()(images.clone())
     except Exception as error:  # whatever a person's own code raises
+        if is_out_of_memory(error):
+            raise
         size = "×".join(str(side) for side in images.shape[1:])
-        rule = f"{type(network).__name__}'s {what} must take pictures of {size} ({_reason(error)})"
+        rule = (
+            f"{type(network).__name__}'s {what} must take pictures of {size} ({reason_of(error)})"
+        )
         remedy = f"correct the forward or {HAND_MADE}, which are compared"
         raise input_error(ConfigError, path, rule, remedy) from error
 
@@ -132,10 +137,6 @@ def _distance(answer: Tensor, right: Tensor) -> float:
 
 def _shown(value: object) -> str:
     return value if isinstance(value, str) else type(value).__name__
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def _refusal(

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 import torchvision.models
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from trainable.config import HeadConfig
-from trainable.errors import ConfigError, input_error
+from trainable.errors import ConfigError, input_error, reason_of
 from trainable.networks import resnet, resnext, swin, vit, wrn
 from trainable.networks.heads import MARGIN, SCALE, AMSoftmax
 from trainable.networks.tracing import last_layer
@@ -180,12 +181,16 @@ def _from_factory(match: re.Match[str], pictures: Pictures, path: str) -> ZooNet
         known = {name: fact for name, fact in facts.items() if name in takes}
         network = _made(lambda: factory(**known))
     except (Exception, SystemExit) as error:
-        rule = f"must name a callable that gives a network ({_reason(error)})"
+        rule = f"must name a callable that gives a network ({reason_of(error)})"
         remedy = "correct it; it is given those of num_classes, in_channels and image_size it names"
         raise input_error(ConfigError, path, rule, remedy, match[0]) from error
     if not isinstance(network, nn.Module):
         rule = f"must give a torch.nn.Module, and gave {type(network).__name__}"
         raise input_error(ConfigError, path, rule, "return the network", match[0])
+    if lazy := [name for name, value in network.named_parameters() if is_lazy(value)]:
+        rule = f"must know the shapes of its parameters, and {lazy[0]} has none yet"
+        remedy = "give its lazy layers the widths of what they take"
+        raise input_error(ConfigError, path, rule, remedy, match[0])
     return ZooNetwork(network, ())
 
 
@@ -210,18 +215,14 @@ def _import_problem(error: BaseException, module: str) -> tuple[str, str]:
     missing = error.name if isinstance(error, ModuleNotFoundError) else None
     if missing is not None and f"{module}.".startswith(f"{missing}."):
         remedy = "check the path, and that its folder is on PYTHONPATH or the current one"
-        return f"must be package.module:factory ({_reason(error)})", remedy
+        return f"must be package.module:factory ({reason_of(error)})", remedy
     frames = traceback.extract_tb(error.__traceback__)
     inside = next((frame for frame in frames if frame.name == "<module>"), None)
     where = "" if inside is None else f" at {inside.filename}, line {inside.lineno}"
-    rule = f"must name a module that can be imported, which raised {_reason(error)}{where}"
+    rule = f"must name a module that can be imported, which raised {reason_of(error)}{where}"
     if missing is not None:
         return rule, f"install {missing}, or put its folder on PYTHONPATH"
     return rule, "correct it; what runs it as a program belongs under if __name__ == '__main__'"
-
-
-def _reason(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def _made(make: Callable[[], Any]) -> Any:
