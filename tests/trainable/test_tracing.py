@@ -579,6 +579,31 @@ def test_whatever_a_network_raises_at_a_picture_is_one_message(
         output_shapes(BlockNetwork(Raising(MemoryError()), ()), PICTURES)
 
 
+class Pairs(UNet):
+    class Layer(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return x, x
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pair = Pairs.Layer()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.pair(self.down(x))[0].mean((2, 3)))
+
+
+def test_a_cut_where_no_tensor_is_given_is_refused() -> None:
+    told = r"^student\.cuts: must be cut where one tensor is given, got block pair, which gives a tuple"
+    with pytest.raises(ConfigError, match=told):
+        output_shapes(BlockNetwork(Pairs(), ("down", "pair")), PICTURES)
+    output_shapes(BlockNetwork(Pairs(), ("down",)), PICTURES)
+    last = nn.Sequential(nn.Flatten(), Pairs.Layer())
+    with pytest.raises(
+        ConfigError, match=r"^student\.model: must give the logits alone, got block h"
+    ):
+        output_shapes(BlockNetwork(last, ()), PICTURES)
+
+
 def test_a_network_that_looks_at_values_is_told_not_to() -> None:
     with torch.device("meta"):
         network = BlockNetwork(HandMade(), ("conv",))

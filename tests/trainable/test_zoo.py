@@ -168,6 +168,7 @@ def test_a_factory_that_reads_values_can_be_looked_at_without_weights(own: str) 
         ("{own}:lazy", ["shapes of its parameters, and 1.weight has none yet", "lazy layers"]),
         ("{own}:leaves", ["must name a callable that gives a network (SystemExit: 3)"]),
         ("nowhere.at.all:net", ["No module named 'nowhere'", "PYTHONPATH"]),
+        ("nets.py:net", ["No module named 'nets", "write it without .py"]),
         ("torchvision:resnet19", ["classifier of torchvision", "torchvision:resnet18"]),
         ("torchvision:deeplabv3_resnet50", ["classifier of torchvision"]),
         ("timm:resnet18dd", ["model of timm", "timm:resnet18d?"]),

@@ -16,7 +16,7 @@ from trainable.memory import is_out_of_memory
 from trainable.networks.blocks import BlockNetwork
 from trainable.networks.by_hand import check_composition, is_by_hand
 from trainable.networks.norms import with_norms
-from trainable.networks.projectors import Shape, differing_widths, projectors
+from trainable.networks.projectors import Shape, between, differing_widths, projectors
 from trainable.networks.teacher import FrozenTeacher
 from trainable.networks.weights import load_weights
 from trainable.networks.zoo import Pictures, build
@@ -126,6 +126,7 @@ def output_shapes(network: BlockNetwork, pictures: Pictures) -> tuple[Shape, ...
             for index, name in enumerate(network.names):
                 before, version = x, x._version
                 x = network.run(x, index, index + 1)
+                _check_is_tensor(x, name, network)
                 if before._version != version:
                     rule = "must be cut where no later layer works in place"
                     remedy = "make it return a new tensor, or cut elsewhere"
@@ -143,6 +144,17 @@ def output_shapes(network: BlockNetwork, pictures: Pictures) -> tuple[Shape, ...
         remedy = "make it do so, from num_classes"
         raise ConfigError([Problem(network.model_path, rule, remedy, str(shapes[-1]))])
     return tuple(shapes)
+
+
+def _check_is_tensor(output: object, name: str, network: BlockNetwork) -> None:
+    if isinstance(output, Tensor):
+        return
+    got = f"block {name}, which gives a {type(output).__name__}"
+    rule, remedy = "must be cut where one tensor is given", "cut after another module"
+    path = network.path
+    if name == network.names[-1]:
+        rule, remedy, path = "must give the logits alone", "change its forward", network.model_path
+    raise ConfigError([Problem(path, rule, remedy, got)])
 
 
 def _unfit(network: BlockNetwork, pictures: Pictures, error: Exception) -> Problem:
@@ -232,7 +244,9 @@ def check_features_match(
         Problem(
             "student.cuts",
             f"{method} compares features, and at {name} the student has {mine} and the teacher {theirs}",
-            "set student.projectors: fold, or choose cuts where they agree",
+            "choose cuts where they agree"
+            if between(mine, theirs, pictures.image_size) is None
+            else "set student.projectors: fold, or choose cuts where they agree",
         )
         for name, mine, theirs in pairs
         if mine != theirs

@@ -215,6 +215,8 @@ def _import_problem(error: BaseException, module: str) -> tuple[str, str]:
     missing = error.name if isinstance(error, ModuleNotFoundError) else None
     if missing is not None and f"{module}.".startswith(f"{missing}."):
         remedy = "check the path, and that its folder is on PYTHONPATH or the current one"
+        if module.endswith(".py"):
+            remedy = "write it without .py, with dots for slashes"
         return f"must be package.module:factory ({reason_of(error)})", remedy
     frames = traceback.extract_tb(error.__traceback__)
     inside = next((frame for frame in frames if frame.name == "<module>"), None)
