@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -128,6 +128,21 @@ def _no_whole_update(
     """With `data.drop_last`, an epoch of fewer pictures than an update has would be empty."""
     if data is None or not config.data.drop_last:
         return []
+    remedy = "lower it, or set data.drop_last: false"
+    return [
+        Problem(
+            place,
+            f"must be <= {pictures}, the training pictures, with data.drop_last",
+            remedy,
+            str(size),
+        )
+        for place, size, pictures in larger_than_an_epoch(config, data)
+        if not any(overlap(wrong, place) for wrong in unknown)
+    ]
+
+
+def larger_than_an_epoch(config: StudyConfig, data: DataSummary) -> Iterator[tuple[str, int, int]]:
+    """Each batch size that exceeds the pictures of an epoch: the key that gives it, the size and the pictures."""
     path, base, reference = "data.batch_size", config.data.batch_size, config.study.baseline
     searched = valid_candidates(config)[0].get(path)
     sizes: set[tuple[str, Value, int]] = {
@@ -141,18 +156,9 @@ def _no_whole_update(
     if config.teacher is not None and config.teacher.train is not None:
         size, pictures = config.teacher.train.batch_size, data.train + data.left_out
         sizes.add(("teacher.train.batch_size", size, pictures))
-    remedy = "lower it, or set data.drop_last: false"
-    return [
-        Problem(
-            place,
-            f"must be <= {pictures}, the training pictures, with data.drop_last",
-            remedy,
-            str(size),
-        )
-        for place, size, pictures in sorted(sizes, key=str)
-        if isinstance(size, int) and size > pictures
-        if not any(overlap(wrong, place) for wrong in unknown)
-    ]
+    for place, size, pictures in sorted(sizes, key=str):
+        if isinstance(size, int) and size > pictures:
+            yield place, size, pictures
 
 
 def _too_many_parameters(

@@ -78,3 +78,8 @@ def input_error(
 ) -> InputError:
     """An error of one problem; `got` is shown as Python writes it."""
     return kind([Problem(path, rule, remedy, None if got is None else repr(got))])
+
+
+def reason_of(error: BaseException) -> str:
+    """What somebody else's code raised, on one line: its kind, and the first line of what it says."""
+    return f"{type(error).__name__}: {error}".splitlines()[0].removesuffix(": ")

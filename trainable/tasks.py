@@ -51,8 +51,10 @@ from trainable.networks.build import (
     check_all_is_read,
     check_embedding,
     check_features_match,
+    check_own_blocks,
     flops,
     output_shapes,
+    plain_student,
 )
 from trainable.networks.weights import load_weights, save_weights
 from trainable.records import EpochRecord, Finding
@@ -141,17 +143,21 @@ def inspect_data(config: TrialConfig) -> DataSummary:
 
 
 def describe_student(config: TrialConfig, data: DataSummary) -> NetworkSummary:
-    """The student's blocks; ConfigError if it, or a cut, is not known."""
+    """The student's blocks; ConfigError if it, or a cut, is not known, or its own blocks are not its forward."""
+    pictures = _pictures(data)
+    check_own_blocks(lambda: plain_student(config, pictures), pictures)
     with torch.device("meta"):
-        network = build_student(config, _pictures(data))
+        network = build_student(config, pictures)
         check_all_is_read(network)
         return _describe(config.student.model, network, data)
 
 
 def describe_teacher(config: TrialConfig, data: DataSummary) -> NetworkSummary:
-    """The teacher's blocks; ConfigError if it, or a cut, is not known."""
+    """The teacher's blocks; ConfigError as of the student's."""
+    pictures = _pictures(data)
+    check_own_blocks(lambda: build_teacher_network(config, pictures), pictures)
     with torch.device("meta"):
-        network = build_teacher_network(config, _pictures(data))
+        network = build_teacher_network(config, pictures)
         return _describe("" if config.teacher is None else config.teacher.model, network, data)
 
 

@@ -14,7 +14,7 @@ from study.budget import epochs_of_a_trial
 from study.cluster import uses_torch_trainer, worker_resources
 from study.config import StudyConfig
 from study.objectives import OBJECTIVES, objective
-from study.preflight import StudyPlan, stages_by_decomposition
+from study.preflight import StudyPlan, larger_than_an_epoch, stages_by_decomposition
 from study.space import SearchRange
 from trainable.plan import Stage
 from trainable.tasks import BlockSummary, DataSummary, NetworkSummary
@@ -61,6 +61,11 @@ def _data(config: StudyConfig, data: DataSummary) -> str:
         )
     if data.overlap:
         text += f"\n            {data.overlap} test pictures also occur among the others"
+    for place, size, pictures in larger_than_an_epoch(config, data):
+        text += (
+            f"\n            {place} {size} is more than the {pictures} training pictures: an epoch is one "
+            "update of them all"
+        )
     return text
 
 

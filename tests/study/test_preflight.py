@@ -566,6 +566,16 @@ def test_with_drop_last_a_subset_leaves_the_teacher_all_pictures() -> None:
     assert "must be <= 259, the training pictures" in lines[0]
 
 
+def test_a_batch_of_more_pictures_than_an_epoch_has_is_said_to_be_one_update() -> None:
+    text = printed(plan_of("data.batch_size=1296", "teacher.train.batch_size=1295"))
+    one_update = "is more than the 1295 training pictures: an epoch is one update of them all"
+    assert f"data.batch_size 1296 {one_update}" in text
+    assert "teacher.train.batch_size" not in text
+    searched = printed(plan_of("search.data.batch_size={choice: [64, 5000]}"))
+    assert f"search.data.batch_size 5000 {one_update}" in searched
+    assert one_update not in printed(plan_of())
+
+
 def test_drop_last_asks_nothing_more_of_a_set_that_is_large_enough() -> None:
     assert plan_of("data.drop_last=true", "data.batch_size=1295").config.data.drop_last
     settings = ("data.drop_last=true", "search.data.batch_size={choice: [64, x]}")

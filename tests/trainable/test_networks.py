@@ -130,7 +130,21 @@ def test_features_of_other_widths_are_refused_by_the_cut() -> None:
         check_features_match(student, teacher, pictures, "stablekd")
     assert len(caught.value.problems) == 4
     assert "(4, 32, 32)" in str(caught.value)
+    assert {problem.remedy for problem in caught.value.problems} == {
+        "set student.projectors: fold, or choose cuts where they agree"
+    }
     check_features_match(student, blocks_of("mini_resnet_18_4"), pictures, "stablekd")
+
+
+def test_a_projector_is_no_remedy_where_heights_differ() -> None:
+    pictures = Pictures(10, 3, (32, 32))
+    student, teacher = (
+        BlockNetwork(build("mini_resnet_10_4", pictures, path="student.model").network, (cut,))
+        for cut in ("layer1", "layer2")
+    )
+    with pytest.raises(ConfigError, match="choose cuts where they agree") as caught:
+        check_features_match(student, teacher, pictures, "mse")
+    assert "projectors" not in str(caught.value)
 
 
 def test_looking_at_shapes_changes_nothing(student: BlockNetwork) -> None:

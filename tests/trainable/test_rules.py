@@ -79,6 +79,7 @@ def the_only_problem(config: TrialConfig, blocks: int | None = None) -> Problem:
         {"train.precision": "fp16", "train.batchnorm": {"sync": True}},
         {"resources.gpus_per_worker": 0, "train.workers": 2, "train.batchnorm": {"sync": True}},
         {"data.mean": [0.5], "data.std": [0.5], "data.channels": 1},
+        {"data.mean": [0, 0, 1], "data.std": [1, 1, 1]},
         {"data.source": "parquet", "data.root": "folder"},
         {"distill.method": "mse", "distill.feature_weights": {"layer4": 0.5}},
         *(
@@ -359,6 +360,13 @@ def test_a_trial_without_a_method_needs_no_teacher() -> None:
         ({"data.mean": [0.5]}, "data.mean", "must have 3 value(s)"),
         ({"data.std": [0.5, 0.5]}, "data.std", "must have 3 value(s)"),
         ({"data.mean": [0.5, 0.5, float("nan")]}, "data.mean", "must be finite"),
+        (
+            {"data.mean": [125.3, 123.0, 113.9]},
+            "data.mean",
+            "in [0, 1], as pixels are, got [125.3, 123.0, 113.9]; divide it by 255",
+        ),
+        ({"data.mean": [0.5, 0.5, -0.1]}, "data.mean", "in [0, 1]"),
+        ({"data.std": [63.0, 62.1, 66.7]}, "data.std", "must be <= 1, as pixels are in [0, 1]"),
     ],
 )
 def test_a_broken_rule_names_path_rule_and_value(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -14,18 +14,22 @@ import torchvision.models
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from trainable import tasks
+from trainable.config import TrialConfig
 from trainable.errors import ConfigError
 from trainable.networks.blocks import BlockNetwork
 from trainable.networks.build import (
     Pictures,
     check_all_is_read,
     check_embedding,
+    check_own_blocks,
     output_shapes,
 )
 from trainable.networks.teacher import FrozenTeacher
 from trainable.networks.tracing import RESERVED
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+PICTURES = Pictures(10, 3, (32, 32))
 CUTS = {
     "mobilenet_v3_small": ("features.3", "features.8", "avgpool"),
     "densenet121": ("features.denseblock2", "features.transition3"),
@@ -184,8 +188,6 @@ class Parallel(UNet):
         (UNet, ("sideways",), ["submodules of UNet", "sideways", "down, deep, up, fc"]),
         (UNet, ("up", "up"), ["once", "up, up"]),
         (Twice, ("conv",), ["called 2 times"]),
-        (Branching, ("conv",), ["Branching's forward cannot be traced", "blocks_in_order"]),
-        (Dropping, ("conv",), ["another one in training", "blocks_in_order"]),
         (Parallel, ("down",), ["past down goes"]),
         (Parallel, ("down", "deep"), ["order"]),
     ],
@@ -198,6 +200,25 @@ def test_a_cut_that_cannot_be_is_refused(
     text = str(caught.value)
     assert text.startswith("teacher.cuts: ")
     assert all(word in text for word in words), text
+
+
+@pytest.mark.parametrize("cuts", [(), ("conv",)])
+@pytest.mark.parametrize(
+    ("network", "words"),
+    [
+        (Branching, "Branching's forward cannot be traced"),
+        (Dropping, "Dropping's own forward is another one in training"),
+    ],
+)
+def test_a_network_that_cannot_be_traced_is_refused_under_its_own_name(
+    network: type[nn.Module], words: str, cuts: tuple[str, ...]
+) -> None:
+    """Not under that of cuts, which perhaps nobody has given: it would be refused with any."""
+    with pytest.raises(ConfigError) as caught:
+        BlockNetwork(network(), cuts, "student.cuts", "teacher.model")
+    text = str(caught.value)
+    assert text.startswith(f"teacher.model: {words}")
+    assert "change its forward, give its class a method blocks_in_order() → [(name" in text
 
 
 class Silent(Twice):
@@ -310,6 +331,140 @@ def test_hand_made_blocks_go_where_tracing_cannot() -> None:
     assert set(network.network.state_dict()) == {"conv.weight", "conv.bias", "fc.weight", "fc.bias"}
 
 
+def by_hand(
+    blocks: Callable[[HandMade], Any], forward: Callable[[HandMade, Tensor], Any] | None = None
+) -> type[HandMade]:
+    """A network whose method gives these blocks."""
+    own = {"forward": HandMade.forward if forward is None else forward, "blocks_in_order": blocks}
+    return type("Mine", (HandMade,), own)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "words"),
+    [
+        ("conv fc", "must be a method without arguments, got 'str'"),
+        (lambda self, width: [("fc", self.fc)], r"without arguments that gives pairs \(TypeError"),
+        (lambda self: 1 / 0, r"gives pairs \(ZeroDivisionError: division by zero\)"),
+        (lambda self: None, "that gives pairs .*not iterable"),
+        (lambda self: [self.conv, self.fc], "must give pairs, got 'Conv2d'"),
+        (lambda self: {"fc": self.fc}, "must give pairs, got 'fc'"),
+        (lambda self: ["ab"], "must give pairs, got 'ab'"),
+        (lambda self: (("a", len) for _ in range(2)), r"got '\(a, builtin_function_or_method\)'"),
+        (lambda self: [(self.fc, "fc")], r"a name and a torch\.nn\.Module, got '\(Linear, fc\)'"),
+        (lambda self: [("a.b", self.fc)], "without dots, .* got 'a.b'; choose another name"),
+        (lambda self: [("conv", self.conv), ("conv", self.fc)], "each block once, .* got 'conv'"),
+        (lambda self: [("append", self.fc)], "attribute of a module, got 'append'"),
+        (lambda self: [], "must give one block or more, got 'none'"),
+    ],
+)
+def test_blocks_that_are_none_are_refused_with_their_form(blocks: Any, words: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^teacher\.model: Mine\.blocks_in_order .*{words}"):
+        BlockNetwork(by_hand(blocks)(), (), "student.cuts", "teacher.model")
+
+
+@pytest.mark.parametrize(
+    ("leaves_out", "words"),
+    [
+        ("sign", r"must give what the forward gives, .* got 'logits that are 1\d\d\.\d % off"),
+        ("pool", r"blocks of blocks_in_order must take pictures of 3×32×32 \(RuntimeError: mat1"),
+        ("fc", r"got '\(3,\) of a picture, and \(10,\) of the forward'; let blocks_in_order give"),
+        ("", None),
+    ],
+)
+def test_blocks_that_are_not_the_forward_are_refused(leaves_out: str, words: str | None) -> None:
+    mine = by_hand(lambda self: [b for b in HandMade.blocks_in_order(self) if b[0] != leaves_out])
+
+    def make() -> BlockNetwork:
+        network = mine()
+        with torch.no_grad():
+            network.conv.bias.fill_(-4)  # so that there is something to be turned round
+        return BlockNetwork(network, ("conv",))
+
+    if words is None:
+        check_own_blocks(make, PICTURES)
+        return
+    with pytest.raises(ConfigError, match=rf"^student\.model: Mine.*{words}"):
+        check_own_blocks(make, PICTURES)
+
+
+class Pooling(Twice):
+    """Its blocks are given, though tracing could go there as well."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.conv(x).relu().mean((2, 3)))
+
+    def blocks_in_order(self) -> list[tuple[str, nn.Module]]:
+        pool = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(1))
+        return [("conv", self.conv), ("pool", pool), ("fc", self.fc)]
+
+
+class Lying(Pooling):
+    """Its blocks leave out a nonlinearity."""
+
+    def blocks_in_order(self) -> list[tuple[str, nn.Module]]:
+        conv, (_, pool), fc = super().blocks_in_order()
+        return [conv, ("pool", pool[1:]), fc]
+
+
+@pytest.mark.parametrize("place", ["student", "teacher"])
+def test_a_study_does_not_begin_with_blocks_that_are_not_the_forward(
+    place: str, make_config: Callable[..., TrialConfig]
+) -> None:
+    config = make_config(**{place: {"model": f"{__name__}:Lying", "cuts": ["conv"]}})
+    data = tasks.inspect_data(config)
+    describe = tasks.describe_student if place == "student" else tasks.describe_teacher
+    with pytest.raises(
+        ConfigError, match=rf"^{place}\.model: Lying\.blocks_in_order must give what"
+    ):
+        describe(config, data)
+    true = make_config(**{place: {"model": f"{__name__}:Pooling", "cuts": ["conv"]}})
+    assert [block.name for block in describe(true, data).blocks] == ["conv", "head"]
+
+
+def test_a_last_layer_that_begins_as_zeros_hides_nothing() -> None:
+    def make() -> BlockNetwork:
+        network = by_hand(Restless.blocks_in_order)()
+        nn.init.zeros_(network.fc.weight)
+        nn.init.constant_(network.conv.bias, -4)
+        return BlockNetwork(network, ())
+
+    with pytest.raises(ConfigError, match="% off"):
+        check_own_blocks(make, PICTURES)
+
+
+def test_a_forward_that_gives_more_than_the_logits_is_compared_by_them() -> None:
+    def both(self: HandMade, x: Tensor) -> Any:
+        return {"features": self.conv(x), "logits": HandMade.forward(self, x)}
+
+    mine = by_hand(HandMade.blocks_in_order, both)
+    check_own_blocks(lambda: BlockNetwork(mine(), ("conv",)), PICTURES)
+
+
+def test_no_network_is_to_blame_for_memory() -> None:
+    def full(self: HandMade, x: Tensor) -> Tensor:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8")
+
+    mine = by_hand(HandMade.blocks_in_order, full)
+    with pytest.raises(RuntimeError, match=r"^DefaultCPUAllocator"):
+        check_own_blocks(lambda: BlockNetwork(mine(), ("conv",)), PICTURES)
+
+
+def test_comparing_blocks_draws_no_number_that_another_would_be_given() -> None:
+    def noisy(self: HandMade, x: Tensor) -> Tensor:
+        return HandMade.forward(self, x + torch.rand_like(x))
+
+    class Noise(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + torch.rand_like(x)
+
+    mine = by_hand(lambda self: [("noise", Noise()), *HandMade.blocks_in_order(self)], noisy)
+    torch.manual_seed(3)
+    check_own_blocks(lambda: BlockNetwork(mine(), ("conv",)), PICTURES)
+    drawn = torch.rand(4)
+    torch.manual_seed(3)
+    assert torch.equal(drawn, torch.rand(4))
+
+
 class Overwriting(UNet):
     class Layer(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -390,6 +545,83 @@ class Whole(nn.Module):
 def test_a_network_for_other_pictures_is_refused_with_its_own_words() -> None:
     with pytest.raises(ConfigError, match=r"student\.model: must take pictures of 1×32×32"):
         output_shapes(BlockNetwork(Own(), ("first",)), Pictures(10, 1, (32, 32)))
+
+
+class Raising(UNet):
+    class Layer(nn.Module):
+        def __init__(self, error: Exception) -> None:
+            super().__init__()
+            self.error = error
+
+        def forward(self, x: Tensor) -> Tensor:
+            raise self.error
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.up = Raising.Layer(error)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (KeyError("a"), r"\(KeyError: 'a'\); correct it or choose another network"),
+        (AssertionError(), r"\(AssertionError\); correct it"),
+        (ZeroDivisionError("division by zero"), r"\(ZeroDivisionError: division by zero\)"),
+    ],
+)
+def test_whatever_a_network_raises_at_a_picture_is_one_message(
+    error: Exception, words: str
+) -> None:
+    told = rf"^teacher\.model: must take pictures of 3×32×32 {words}"
+    with pytest.raises(ConfigError, match=told):
+        output_shapes(BlockNetwork(Raising(error), (), model_path="teacher.model"), PICTURES)
+    with pytest.raises(MemoryError):
+        output_shapes(BlockNetwork(Raising(MemoryError()), ()), PICTURES)
+
+
+class Pairs(UNet):
+    class Layer(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return x, x
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pair = Pairs.Layer()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.pair(self.down(x))[0].mean((2, 3)))
+
+
+def test_a_cut_where_no_tensor_is_given_is_refused() -> None:
+    told = r"^student\.cuts: must be cut where one tensor is given, got block pair, which gives a tuple"
+    with pytest.raises(ConfigError, match=told):
+        output_shapes(BlockNetwork(Pairs(), ("down", "pair")), PICTURES)
+    output_shapes(BlockNetwork(Pairs(), ("down",)), PICTURES)
+    last = nn.Sequential(nn.Flatten(), Pairs.Layer())
+    with pytest.raises(
+        ConfigError, match=r"^student\.model: must give the logits alone, got block h"
+    ):
+        output_shapes(BlockNetwork(last, ()), PICTURES)
+
+
+def test_a_network_that_looks_at_values_is_told_not_to() -> None:
+    with torch.device("meta"):
+        network = BlockNetwork(HandMade(), ("conv",))
+        with pytest.raises(
+            ConfigError, match=r"student\.model: must not look at values .* torch\.wh"
+        ):
+            output_shapes(network, PICTURES)
+
+
+def test_a_network_with_nothing_to_train_is_refused() -> None:
+    class Pool(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.mean((2, 3))
+
+    for network in (UNet().requires_grad_(False), Pool()):
+        with pytest.raises(ConfigError, match=r"student\.model: must have parameters to train"):
+            check_all_is_read(BlockNetwork(network, ()))
+    assert output_shapes(BlockNetwork(Pool(), ()), Pictures(3, 3, (8, 8))) == ((3,),)
 
 
 def test_logits_of_no_layer_have_no_head_and_no_embedding() -> None:

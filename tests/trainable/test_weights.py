@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 import torchvision
 
@@ -32,21 +36,102 @@ def test_a_safetensors_round_trip_is_exact(student: BlockNetwork, tmp_path: Path
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["student.safetensors"]
 
 
-@pytest.mark.parametrize("wrap", ["plain", "state_dict", "model", "module"])
+State = dict[str, torch.Tensor]
+
+
+def prefixed(state: State, prefix: str) -> State:
+    return {f"{prefix}{name}": value for name, value in state.items()}
+
+
+def narrower(state: State) -> State:
+    """The same names with other shapes."""
+    return {name: value[:1] if value.ndim else value for name, value in state.items()}
+
+
+LOOPS: dict[str, Callable[[State], object]] = {
+    "alone": lambda state: state,
+    "state_dict": lambda state: {"epoch": 3, "state_dict": state},
+    **{
+        name: lambda state, name=name: {name: state, "epoch": torch.tensor(3)}
+        for name in ("model", "net", "network", "ema", "model_state_dict", "teacher", "best")
+    },
+    "nested": lambda state: {"checkpoint": {"model": {"state": state}}, "lr": 0.1},
+    "an optimizer": lambda state: {
+        "optimizer": {"state": {0: {"exp_avg": torch.zeros(3)}, 1: {"exp_avg": torch.zeros(3)}}},
+        "model": state,
+    },
+    "DataParallel": lambda state: prefixed(state, "module."),
+    "torch.compile": lambda state: prefixed(state, "_orig_mod."),
+    "DataParallel, compiled": lambda state: {"model": prefixed(state, "module._orig_mod.")},
+    "a compiled part": lambda state: {
+        (f"_orig_mod.{name}" if name.startswith("fc") else name): v for name, v in state.items()
+    },
+    "AveragedModel": lambda state: {
+        "n_averaged": torch.tensor(5),
+        **prefixed(state, "module."),
+    },
+    "Lightning": lambda state: {
+        "state_dict": {**prefixed(state, "net."), "loss.weight": torch.ones(10)}
+    },
+    "a pair by shape": lambda state: {"student": narrower(state), "teacher": state},
+    "a pair by shape in one": lambda state: {
+        **prefixed(narrower(state), "student."),
+        **prefixed(state, "teacher."),
+    },
+}
+"""What other people's loops save."""
+
+
+@pytest.mark.parametrize("loop", LOOPS)
 def test_state_dicts_of_other_code_are_found(
-    wrap: str, student: BlockNetwork, tmp_path: Path
+    loop: str, student: BlockNetwork, tmp_path: Path
 ) -> None:
     state = {name: value.clone() for name, value in student.network.state_dict().items()}
-    saved = {
-        "plain": state,
-        "state_dict": {"epoch": 3, "state_dict": state},
-        "model": {"model": state},
-        "module": {f"module.{name}": value for name, value in state.items()},
-    }[wrap]
-    torch.save(saved, tmp_path / "teacher.pth")
+    torch.save(LOOPS[loop](state), tmp_path / "teacher.pth")
     load_weights(changed(student), tmp_path / "teacher.pth", config_path=PLACE)
     after = student.network.state_dict()
     assert all(torch.equal(after[name], state[name]) for name in state)
+
+
+def test_the_names_in_safetensors_may_begin_alike_too(
+    student: BlockNetwork, tmp_path: Path
+) -> None:
+    state = {name: value.clone() for name, value in student.network.state_dict().items()}
+    safetensors.torch.save_file(prefixed(state, "module."), tmp_path / "teacher.safetensors")
+    load_weights(changed(student), tmp_path / "teacher.safetensors", config_path=PLACE)
+    after = student.network.state_dict()
+    assert all(torch.equal(after[name], state[name]) for name in state)
+
+
+@pytest.mark.parametrize(
+    ("loop", "places"),
+    [
+        (
+            lambda state: {"state_dict": state, "state_dict_ema": state},
+            "state_dict, state_dict_ema",
+        ),
+        (
+            lambda state: {"kd": {**prefixed(state, "student."), **prefixed(state, "teacher.")}},
+            r"kd\.student, kd\.teacher",
+        ),
+    ],
+)
+def test_of_several_that_fit_none_is_taken(
+    loop: Callable[[State], object], places: str, student: BlockNetwork, tmp_path: Path
+) -> None:
+    torch.save(loop(student.network.state_dict()), tmp_path / "both.pth")
+    told = rf"^{PLACE}: .*both\.pth must hold one state dict that fits .*, got '{places}'; save the"
+    with pytest.raises(CheckpointError, match=told):
+        load_weights(student.network, tmp_path / "both.pth", config_path=PLACE)
+
+
+def test_where_none_fits_the_nearest_is_told_about(student: BlockNetwork, tmp_path: Path) -> None:
+    state = prefixed(student.network.state_dict(), "module.")
+    del state["module.fc.bias"]
+    optimizer = {"state": {0: {"exp_avg": torch.zeros(3)}}}
+    torch.save({"optimizer": optimizer, "model": state}, tmp_path / "teacher.pth")
+    with pytest.raises(CheckpointError, match=r"the network: 1 missing \(fc\.bias\); name"):
+        load_weights(student.network, tmp_path / "teacher.pth", config_path=PLACE)
 
 
 class Wrapping(torch.nn.Module):
@@ -132,24 +217,92 @@ class _Evil:
         return print, ("pickle ran",)
 
 
-@pytest.mark.parametrize("content", ["pickle", "text", "empty", "number", "missing", "safetensors"])
-def test_other_files_are_refused_and_never_run(
-    content: str, student: BlockNetwork, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def half_of(whole: bytes) -> bytes:
+    return whole[: len(whole) // 2]
+
+
+def saved(held: object) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(held, buffer)
+    return buffer.getvalue()
+
+
+STATE = torch.nn.Linear(99, 99).state_dict()
+OTHERS: dict[str, tuple[bytes | None, str]] = {
+    "code": (saved({"weight": _Evil()}), "it holds objects such as print, which are never loaded"),
+    "network": (saved(torch.nn.Linear(2, 2)), r"such as torch\.nn\.modules\.linear\.Linear, which"),
+    "program": (None, "it is a TorchScript program; save it again with torch.save"),
+    "number": (saved(3), "must hold a state dict, names with their tensors; save one with torch"),
+    "list": (saved([torch.zeros(2)]), "must hold a state dict"),
+    "absent": (None, r"must be a file, got .*; check the path"),
+    "empty": (b"", "it is empty; fetch or save it again"),
+    "text": (b"no weights here", "it is text; name the file that torch.save or safetensors has"),
+    "text cut in a letter": (("x" + "ü" * 300).encode(), "it is text"),
+    "page": (b"\n<!DOCTYPE html>\n<html><body>Not found", "it is a web page; download the file"),
+    "pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\n", "run git lfs pull"),
+    "noise": (bytes(range(255, 0, -1)), "it is none, or damaged; fetch or save it again"),
+    "half of torch's": (half_of(saved(STATE)), "damaged, or only the beginning of a file; fetch"),
+    "half of safetensors'": (
+        half_of(safetensors.torch.save(STATE)),
+        "damaged, or only the beginning of a file; fetch",
+    ),
+}
+"""What files hold, and what is said of them."""
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+@pytest.mark.parametrize("content", OTHERS)
+def test_other_files_are_refused_with_what_they_seem_to_be_and_never_run(
+    content: str,
+    suffix: str,
+    student: BlockNetwork,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    path = tmp_path / ("bad.safetensors" if content == "safetensors" else "bad.pth")
-    match content:
-        case "pickle":
-            torch.save({"weight": _Evil()}, path)
-        case "text" | "safetensors":
-            path.write_text("no weights here")
-        case "empty":
-            path.touch()
-        case "number":
-            torch.save(3, path)
-        case _:
-            pass
-    with pytest.raises(CheckpointError, match=PLACE) as caught:
+    held, words = OTHERS[content]
+    path = tmp_path / f"bad.{suffix}"
+    if content == "program":
+        with warnings.catch_warnings(action="ignore"):  # that such programs are deprecated
+            held = torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)).save_to_buffer()
+    if held is not None:
+        path.write_bytes(held)
+    with pytest.raises(CheckpointError, match=rf"^{PLACE}: .*{words}") as caught:
         load_weights(student.network, path, config_path=PLACE)
+    assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
     assert "weights_only" not in str(caught.value)
-    assert "pickle ran" not in capsys.readouterr().out
+    assert "pickle ran" not in capfd.readouterr().out
+
+
+def test_a_file_is_read_by_what_is_in_it_whatever_it_is_called(
+    student: BlockNetwork, tmp_path: Path
+) -> None:
+    state = {name: value.clone() for name, value in student.network.state_dict().items()}
+    torch.save(state, tmp_path / "a.safetensors")
+    save_weights(student.network, tmp_path / "b.pt")
+    for name in ("a.safetensors", "b.pt"):
+        load_weights(changed(student), tmp_path / name, config_path=PLACE)
+        after = student.network.state_dict()
+        assert all(torch.equal(after[key], value) for key, value in state.items())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+        KeyboardInterrupt(),
+        OSError(5, "Input/output error"),
+    ],
+)
+def test_no_file_is_to_blame_for_memory_disks_and_interrupts(
+    error: BaseException, student: BlockNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    torch.save(student.network.state_dict(), tmp_path / "good.pth")
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(type(error)) as caught:
+        load_weights(student.network, tmp_path / "good.pth", config_path=PLACE)
+    assert caught.value is error

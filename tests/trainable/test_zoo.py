@@ -101,8 +101,32 @@ class Centred(nn.Module):
     def forward(self, x):
         return self.fc((x - self.middle).mean((2, 3)))
 
+def lazy():
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(10))
+
+def leaves():
+    raise SystemExit(3)
+
 constant = 3
 """
+
+NOT_TO_BE_IMPORTED = {
+    "program": (
+        "import sys\n\nsys.exit(7)\n",
+        ["SystemExit: 7 at ", "program.py, line 3", "__main__"],
+    ),
+    "arguments": (
+        "import argparse\nargparse.ArgumentParser().parse_args(['--lr'])\n",
+        ["SystemExit: 2 at ", "arguments.py, line 2", "__main__"],
+    ),
+    "broken": ("x = 1\nx / 0\n", ["ZeroDivisionError: division by zero at ", "broken.py, line 2"]),
+    "unwritten": ("def f(:\n", ["SyntaxError: ", "(unwritten.py, line 1)"]),
+    "lacking": (
+        "\nimport no_such_package.part\n",
+        ["No module named 'no_such_package'", "lacking.py, line 2", "install no_such_package, or"],
+    ),
+}
+"""What files hold, and what is said of them."""
 
 
 @pytest.fixture
@@ -139,8 +163,12 @@ def test_a_factory_that_reads_values_can_be_looked_at_without_weights(own: str) 
         ("{own}:broken", ["(RuntimeError: no such thing as)", "correct it"]),
         ("{own}:number", ["torch.nn.Module", "int"]),
         ("{own}:constant", ["callable"]),
-        ("{own}:absent", ["has no attribute 'absent'"]),
+        ("{own}:absent", ["own_networks.nets has no absent", "define it there"]),
+        ("{own}:smal", ["own_networks.nets has no smal", "did you mean own_networks.nets:small?"]),
+        ("{own}:lazy", ["shapes of its parameters, and 1.weight has none yet", "lazy layers"]),
+        ("{own}:leaves", ["must name a callable that gives a network (SystemExit: 3)"]),
         ("nowhere.at.all:net", ["No module named 'nowhere'", "PYTHONPATH"]),
+        ("nets.py:net", ["No module named 'nets", "write it without .py"]),
         ("torchvision:resnet19", ["classifier of torchvision", "torchvision:resnet18"]),
         ("torchvision:deeplabv3_resnet50", ["classifier of torchvision"]),
         ("timm:resnet18dd", ["model of timm", "timm:resnet18d?"]),
@@ -153,6 +181,23 @@ def test_what_cannot_be_built_is_refused(own: str, name: str, words: list[str]) 
         build(name.format(own=own), PICTURES, path="student.model")
     text = str(caught.value)
     assert text.startswith("student.model: ")
+    assert "\n" not in text
+    assert all(word in text for word in words), text
+
+
+@pytest.mark.parametrize("name", NOT_TO_BE_IMPORTED)
+def test_a_file_that_cannot_be_imported_is_refused_with_its_line(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it would end the process without a word, as a training script that reads its arguments does."""
+    source, words = NOT_TO_BE_IMPORTED[name]
+    (tmp_path / f"{name}.py").write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ConfigError) as caught:
+        build(f"{name}:net", PICTURES, path="teacher.model")
+    text = str(caught.value)
+    assert text.startswith("teacher.model: must name a module that can be imported, which raised ")
+    assert f"got '{name}:net'" in text
     assert "\n" not in text
     assert all(word in text for word in words), text
 

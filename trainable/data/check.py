@@ -56,7 +56,7 @@ def check_data(config: DataConfig, cache: Path | None = None) -> DataSummary:
     Raises:
         DataError: With everything that is wrong: missing files or splits, corrupt pictures,
             pictures of differing sizes without `data.image_size`, labels out of range, classes
-            without pictures, unseen classes that are not there.
+            without pictures, unseen classes that are not there, pictures that are all alike.
     """
     cache = cache or cache_folder()
     source = open_source(config, cache)
@@ -79,6 +79,7 @@ def check_data(config: DataConfig, cache: Path | None = None) -> DataSummary:
         )
     if train is None or test is None or problems:
         raise DataError(dict.fromkeys(problems))
+    train.normalization(train.carved(config)[0], config, cache)
     return _summary(config, train, test, _overlap(train, test, cache))
 
 

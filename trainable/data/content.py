@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from trainable.data.cache import replace_file
+from trainable.data.faults import data_error
 from trainable.places import cache_folder
 
 _CHUNK = 1 << 20
@@ -22,9 +23,9 @@ def content_key(base: Path, files: Sequence[Path], cache: Path | None) -> str:
     Reading all bytes costs about 1 s a GB, so that the key is remembered in the cache folder under
     the files' paths, sizes and modification times in ns: a later call with the same files only
     looks at those. Files modified within the last 2 s are not remembered, since another change
-    could leave their time as it is.
+    could leave their time as it is. DataError for a file that is not there.
     """
-    stats = [file.stat() for file in files]
+    stats = [_stat(file) for file in files]
     signature = hashlib.blake2b(os.fsencode(base), digest_size=16)
     for file, stat in zip(files, stats, strict=True):
         signature.update(os.fsencode(file.relative_to(base)))
@@ -38,6 +39,14 @@ def content_key(base: Path, files: Sequence[Path], cache: Path | None) -> str:
         with replace_file(memo) as temporary:
             temporary.write_text(key, encoding="ascii")
     return key
+
+
+def _stat(file: Path) -> os.stat_result:
+    try:
+        return file.stat()
+    except FileNotFoundError as error:  # it was listed
+        remedy = "repair it, or remove it from the data set"
+        raise data_error(str(file), "must not be a link that leads nowhere", remedy) from error
 
 
 def combine(*parts: str) -> str:

@@ -9,6 +9,8 @@ import numpy as np
 from trainable.data.classes import Classes, Labels
 from trainable.errors import Problem
 
+NULL_LABEL = -1
+"""What stands for a label that is missing: no class has it."""
 NAMED = 5
 """Classes that a message names; the others are counted."""
 
@@ -31,7 +33,8 @@ def label_problems(
     found += _class_problem(
         where,
         "every class must have a picture in it",
-        "add some, or take the class out of data.classes",
+        "add some, or remove the class from both splits and, if it is named there, from data.classes; "
+        "labels that are numbers leave none out",
         "without any",
         [name for name, count in seen.items() if count == 0],
     )
@@ -58,7 +61,8 @@ def range_problems(where: str, labels: Labels, classes: Classes) -> list[Problem
     wrong = np.flatnonzero((labels < 0) | (labels >= count))
     if not len(wrong):
         return []
-    got = f"{labels[wrong[0]]} at row {wrong[0]}"
+    first = labels[wrong[0]]
+    got = f"{first}{' or no label' if first == NULL_LABEL else ''} at row {wrong[0]}"
     return [
         Problem(
             where,

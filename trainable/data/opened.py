@@ -17,6 +17,7 @@ from trainable.data.content import combine
 from trainable.data.decode import decode_rows
 from trainable.data.decoded import Decoded
 from trainable.data.faults import data_error
+from trainable.data.moments import moments
 from trainable.data.pictures import Pictures
 from trainable.data.sources import Source, SplitName
 from trainable.data.split import Split
@@ -24,6 +25,8 @@ from trainable.data.split import Split
 FORMAT = "1"
 """Version of the decoded pixels: raise it whenever the same files would decode to others."""
 GIB = 2**30
+SAMPLED = 4096
+"""Pictures, evenly spaced, that the mean and deviation of a streamed set are measured on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +84,19 @@ class Opened:
         if known is not None:
             return known
         return decoded_splits.build(path, lambda: decode_rows(pictures, rows, keep=False))
+
+    def normalization(
+        self, rows: Rows, config: DataConfig, cache: Path
+    ) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and deviation: the config's own, or measured over some rows; DataError if these are all alike."""
+        if config.mean is not None and config.std is not None:
+            return config.mean, config.std
+        if self.pictures is not None and len(rows) > SAMPLED:
+            rows = rows[np.linspace(0, len(rows) - 1, SAMPLED).round().astype(np.int64)]
+        _, height, width = self.shape
+        measured = self.measured(rows, cache)
+        mean, std = moments(measured.sums, measured.squares, height * width)
+        return config.mean or mean, config.std or std
 
 
 def open_split(source: Source, name: SplitName, config: DataConfig, cache: Path) -> Opened:

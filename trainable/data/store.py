@@ -10,13 +10,9 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from trainable.config import DataConfig
 from trainable.data.check import DataSummary, check_data
-from trainable.data.classes import Rows
 from trainable.data.labels import label_problems, range_problems
-from trainable.data.moments import moments
 from trainable.data.opened import Opened, label_place, open_split, train_fingerprint
 from trainable.data.sources import open_source
 from trainable.data.split import Split
@@ -32,9 +28,6 @@ __all__ = [
     "open_test",
     "open_unseen_test",
 ]
-
-SAMPLED = 4096
-"""Pictures, evenly spaced, that the mean and deviation of a streamed set are measured on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +94,7 @@ def open_dataset(config: DataConfig, cache: Path | None = None) -> Dataset:
         raise DataError(problems)
     kept, held_out = opened.carved(config)
     unseen = opened.rows_of(unseen=True)
-    mean, std = _normalization(opened, kept, config, cache)
+    mean, std = opened.normalization(kept, config, cache)
     channels, height, width = opened.shape
     return Dataset(
         classes=opened.classes.seen,
@@ -143,17 +136,3 @@ def _opened_test(config: DataConfig, cache: Path | None) -> Opened:
     if problems := range_problems(label_place(config, "test"), opened.labels, opened.classes):
         raise DataError(problems)
     return opened
-
-
-def _normalization(
-    opened: Opened, rows: Rows, config: DataConfig, cache: Path
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation: the config's own, or measured over the training rows."""
-    if config.mean is not None and config.std is not None:
-        return config.mean, config.std
-    if opened.pictures is not None and len(rows) > SAMPLED:
-        rows = rows[np.linspace(0, len(rows) - 1, SAMPLED).round().astype(np.int64)]
-    _, height, width = opened.shape
-    measured = opened.measured(rows, cache)
-    mean, std = moments(measured.sums, measured.squares, height * width)
-    return config.mean or mean, config.std or std

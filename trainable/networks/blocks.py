@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from trainable.networks.by_hand import is_by_hand
 from trainable.networks.heads import AMSoftmax
 from trainable.networks.recompute import apply, recomputed
-from trainable.networks.tracing import HAND_MADE, split
+from trainable.networks.tracing import split
 
 
 class BlockNetwork(nn.Module):
@@ -27,7 +28,10 @@ class BlockNetwork(nn.Module):
         path: str = "student.cuts",
         model_path: str = "student.model",
     ) -> None:
-        """Cut after the submodules `cuts`; ConfigError, in the name of `path`, where that cannot be."""
+        """Cut after the submodules `cuts`.
+
+        ConfigError in the name of `path` where that cannot be, and of `model_path` where nothing of it can be cut.
+        """
         super().__init__()
         for module in network.modules():
             if getattr(module, "inplace", False):
@@ -37,7 +41,7 @@ class BlockNetwork(nn.Module):
         """The config keys that name its cuts and itself."""
         self.names: tuple[str, ...] = (*cuts, "head")
         """A block is called after the cut that ends it; the last one is `head`."""
-        self._blocks = split(network, cuts, path)
+        self._blocks = split(network, cuts, path, model_path)
         self._has_head = len(self._blocks[-1]) > 1
         self.projectors = nn.ModuleDict()
         self.is_to_be_folded = False
@@ -70,7 +74,7 @@ class BlockNetwork(nn.Module):
 
     def train(self, mode: bool = True) -> BlockNetwork:
         """Hand-made blocks can be modules that the network does not hold."""
-        for modules in self._blocks if hasattr(self.network, HAND_MADE) else ():
+        for modules in self._blocks if is_by_hand(self.network) else ():
             for module in modules:
                 module.train(mode)
         return super().train(mode)

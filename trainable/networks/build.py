@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Hashable
+from collections.abc import Callable, Generator, Hashable
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,10 +11,12 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from trainable.config import TrialConfig
-from trainable.errors import ConfigError, Problem
+from trainable.errors import ConfigError, Problem, reason_of
+from trainable.memory import is_out_of_memory
 from trainable.networks.blocks import BlockNetwork
+from trainable.networks.by_hand import check_composition, is_by_hand
 from trainable.networks.norms import with_norms
-from trainable.networks.projectors import Shape, differing_widths, projectors
+from trainable.networks.projectors import Shape, between, differing_widths, projectors
 from trainable.networks.teacher import FrozenTeacher
 from trainable.networks.weights import load_weights
 from trainable.networks.zoo import Pictures, build
@@ -26,10 +28,12 @@ __all__ = [
     "check_all_is_read",
     "check_embedding",
     "check_features_match",
+    "check_own_blocks",
     "flops",
     "forget_teacher",
     "load_teacher",
     "output_shapes",
+    "plain_student",
     "shapes_at_cuts",
 ]
 
@@ -41,11 +45,11 @@ def build_student(
 
     `for_inference` gives it the layers of the weights that a trial keeps: projectors may be folded there.
     """
-    student = _plain_student(config, pictures)
+    student = plain_student(config, pictures)
     if config.student.projectors != "none" and config.teacher is not None:
         with torch.device("meta"):
             mine, theirs = shapes_at_cuts(
-                _plain_student(config, pictures), build_teacher_network(config, pictures), pictures
+                plain_student(config, pictures), build_teacher_network(config, pictures), pictures
             )
         cuts = student.names[:-1]
         widths = differing_widths(cuts, mine, theirs, pictures.image_size)
@@ -56,7 +60,8 @@ def build_student(
     return student
 
 
-def _plain_student(config: TrialConfig, pictures: Pictures) -> BlockNetwork:
+def plain_student(config: TrialConfig, pictures: Pictures) -> BlockNetwork:
+    """The student without projectors, which its own forward knows nothing of."""
     own, distilled = config.student, config.distill.method == "deit"
     built = build(own.model, pictures, path="student.model", head=own.head, distilled=distilled)
     network = with_norms(built.network, config.train.batchnorm, workers=config.train.workers)
@@ -121,6 +126,7 @@ def output_shapes(network: BlockNetwork, pictures: Pictures) -> tuple[Shape, ...
             for index, name in enumerate(network.names):
                 before, version = x, x._version
                 x = network.run(x, index, index + 1)
+                _check_is_tensor(x, name, network)
                 if before._version != version:
                     rule = "must be cut where no later layer works in place"
                     remedy = "make it return a new tensor, or cut elsewhere"
@@ -129,11 +135,10 @@ def output_shapes(network: BlockNetwork, pictures: Pictures) -> tuple[Shape, ...
                 shapes.append(tuple(x.shape[1:]))
     except ConfigError:
         raise
-    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
-        size = "×".join(str(side) for side in (pictures.channels, *pictures.image_size))
-        rule = f"must take pictures of {size} ({str(error).splitlines()[0]})"
-        remedy = "choose another network, or set data.image_size and data.channels"
-        raise ConfigError([Problem(network.model_path, rule, remedy)]) from error
+    except Exception as error:  # whatever a person's own code raises
+        if is_out_of_memory(error):
+            raise
+        raise ConfigError([_unfit(network, pictures, error)]) from error
     if shapes[-1] != (pictures.classes,):
         rule = f"must give {pictures.classes} logits, one a class"
         remedy = "make it do so, from num_classes"
@@ -141,8 +146,48 @@ def output_shapes(network: BlockNetwork, pictures: Pictures) -> tuple[Shape, ...
     return tuple(shapes)
 
 
+def _check_is_tensor(output: object, name: str, network: BlockNetwork) -> None:
+    if isinstance(output, Tensor):
+        return
+    got = f"block {name}, which gives a {type(output).__name__}"
+    rule, remedy = "must be cut where one tensor is given", "cut after another module"
+    path = network.path
+    if name == network.names[-1]:
+        rule, remedy, path = "must give the logits alone", "change its forward", network.model_path
+    raise ConfigError([Problem(path, rule, remedy, got)])
+
+
+def _unfit(network: BlockNetwork, pictures: Pictures, error: Exception) -> Problem:
+    """Of a network that raises at a picture; before a study there are shapes alone, without values."""
+    reason = reason_of(error)
+    if "meta" in reason:
+        rule = f"must not look at values of its tensors ({reason})"
+        return Problem(network.model_path, rule, "compute with them, as torch.where does")
+    size = "×".join(str(side) for side in (pictures.channels, *pictures.image_size))
+    remedy = "correct it or choose another network, or set data.image_size and data.channels"
+    return Problem(network.model_path, f"must take pictures of {size} ({reason})", remedy)
+
+
+def check_own_blocks(make: Callable[[], BlockNetwork], pictures: Pictures) -> None:
+    """ConfigError unless the blocks that a network names itself are its forward: training runs the blocks alone.
+
+    Of such a network `make` is asked for one with weights; global generators of random numbers stay as they are.
+    """
+    with torch.device("meta"):
+        if not is_by_hand(make().network):
+            return
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(0)
+        made = make().to("cpu")
+        size = (pictures.channels, *pictures.image_size)
+        check_composition(made.network, made, size, made.model_path)
+
+
 def check_all_is_read(network: BlockNetwork) -> None:
-    """Raise ConfigError for parameters that no forward uses: they would have no gradient."""
+    """Raise ConfigError where no parameter is trained, or one that is has no gradient, as no forward uses it."""
+    if not any(parameter.requires_grad for parameter in network.network.parameters()):
+        rule, remedy = "must have parameters to train", "choose another, or set requires_grad"
+        raise ConfigError([Problem(network.model_path, rule, remedy, "none")])
     if unread := network.unread_parameters():
         rule = "must use all its parameters in its forward"
         remedy = "remove the others, or freeze them (requires_grad_(False))"
@@ -199,7 +244,9 @@ def check_features_match(
         Problem(
             "student.cuts",
             f"{method} compares features, and at {name} the student has {mine} and the teacher {theirs}",
-            "set student.projectors: fold, or choose cuts where they agree",
+            "choose cuts where they agree"
+            if between(mine, theirs, pictures.image_size) is None
+            else "set student.projectors: fold, or choose cuts where they agree",
         )
         for name, mine, theirs in pairs
         if mine != theirs
@@ -211,7 +258,8 @@ def check_features_match(
 @contextmanager
 def _looking_at(network: BlockNetwork, pictures: Pictures) -> Generator[Tensor]:
     """A dark picture, (1, channels, height, width), while the network evaluates; then it is as it was."""
-    training, device = network.training, next(network.parameters()).device
+    training = network.training
+    device = next((parameter.device for parameter in network.parameters()), None)
     network.eval()
     try:
         with torch.no_grad():

@@ -39,6 +39,16 @@ def is_map(shape: Shape, picture: tuple[int, int]) -> bool:
     return abs(height * picture[1] - width * picture[0]) <= max(picture)
 
 
+def between(mine: Shape, theirs: Shape, picture: tuple[int, int]) -> Widths | None:
+    """What a projector changes between features of these shapes; None where channels are not all that differs."""
+    maps = is_map(mine, picture), is_map(theirs, picture)
+    if all(maps) and mine[1:] == theirs[1:]:
+        return Widths(mine[0], theirs[0], is_map=True)
+    if not any(maps) and mine[:-1] == theirs[:-1]:
+        return Widths(mine[-1], theirs[-1], is_map=False)
+    return None
+
+
 def differing_widths(
     cuts: Sequence[str],
     student: Sequence[Shape],
@@ -55,11 +65,8 @@ def differing_widths(
     for index, (cut, mine, theirs) in enumerate(zip(cuts, student, teacher, strict=True)):
         if mine == theirs:
             continue
-        maps = is_map(mine, picture), is_map(theirs, picture)
-        if all(maps) and mine[1:] == theirs[1:]:
-            found[index] = Widths(mine[0], theirs[0], is_map=True)
-        elif not any(maps) and mine[:-1] == theirs[:-1]:
-            found[index] = Widths(mine[-1], theirs[-1], is_map=False)
+        if (widths := between(mine, theirs, picture)) is not None:
+            found[index] = widths
         else:
             rule = f"a projector changes channels alone, and at {cut} the student has {mine} and the teacher {theirs}"
             problems.append(Problem("student.cuts", rule, "choose cuts where the rest agrees"))

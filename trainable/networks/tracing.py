@@ -16,9 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from trainable.errors import ConfigError, InputError, input_error
-
-HAND_MADE = "blocks_in_order"
-"""A method of a network: () → [(name, module), …], which applied one after the other are its forward."""
+from trainable.networks.by_hand import HAND_MADE, in_a_row, is_by_hand
 
 RESERVED = ("head", "method", "input", "label", "loss", "batchnorm", "ce", "kl", "feature")
 """The last block, a method's own parameters, and other places where something may not be finite."""
@@ -60,18 +58,21 @@ def _code(source: str) -> CodeType:
     return compile(source, "<piece>", "exec")
 
 
-def split(network: nn.Module, cuts: Sequence[str], path: str) -> tuple[tuple[nn.Module, ...], ...]:
+def split(
+    network: nn.Module, cuts: Sequence[str], path: str, model_path: str
+) -> tuple[tuple[nn.Module, ...], ...]:
     """The blocks between `cuts`, dotted names of submodules in order; the last layer stands alone in the last one.
 
     Each block is a sequence of modules to be applied one after the other, `len(cuts) + 1` in all.
 
     Raises:
-        ConfigError: A cut is no place where one tensor holds all that later layers need; `path` names the cuts.
+        ConfigError: A cut is no place where one tensor holds all that later layers need, or the network cannot be
+            traced; `path` names the cuts, and `model_path` the network.
     """
-    root = _root(network, path)
+    root = _root(network, model_path)
     _check_names(root, cuts, path)
-    inside = [*cuts, _last_module(root, path)]
-    graph = _trace(root, inside, path)
+    inside = [*cuts, _last_module(root, model_path)]
+    graph = _trace(root, inside, model_path)
     nodes = _cut_nodes(graph, cuts, path)
     levels = _levels(graph, nodes)
     _check_levels(graph, nodes, levels, path)
@@ -103,22 +104,7 @@ def last_layer(network: nn.Module, path: str) -> str | None:
 
 def _root(network: nn.Module, path: str) -> nn.Module:
     """What is traced: the network, or its hand-made blocks in a row."""
-    own = getattr(network, HAND_MADE, None)
-    if own is None:
-        return network
-    root = nn.Sequential()
-    held = {id(tensor) for tensor in (*network.parameters(), *network.buffers())}
-    for name, module in own():
-        root.add_module(name, module)
-        foreign = [
-            key
-            for key, tensor in (*module.named_parameters(), *module.named_buffers())
-            if id(tensor) not in held
-        ]
-        if foreign:
-            rule = f"{_kind(network)}.{HAND_MADE} must give what the network holds"
-            raise _refusal(path, rule, f"{name} with {', '.join(foreign)}", "make it in __init__")
-    return root.train(network.training)
+    return in_a_row(network, path) if is_by_hand(network) else network
 
 
 def _contexts() -> tuple[bool, ...]:
@@ -348,5 +334,6 @@ def _places(root: nn.Module) -> str:
 
 def _refusal(path: str, rule: str, got: str | None, remedy: str | None = None) -> InputError:
     if remedy is None:
-        remedy = f"give its class a method {HAND_MADE}() → [(name, module), …], or choose another"
+        method = f"{HAND_MADE}() → [(name, module), …]"
+        remedy = f"change its forward, give its class a method {method}, or choose another"
     return input_error(ConfigError, path, rule, remedy, got)

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import os
-import pickle
 from collections import OrderedDict
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
-import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from trainable.errors import CheckpointError, Problem, input_error
+from trainable.errors import CheckpointError, Problem
+from trainable.networks.state_dicts import COUNT, state_dict_in
+from trainable.networks.weight_files import load_file
 
 _SHOWN = 4
-_COUNT = "num_batches_tracked"
-_WRAPPED = "module."
 
 
 def save_weights(network: nn.Module, path: Path, facts: Mapping[str, str] | None = None) -> None:
@@ -52,13 +49,12 @@ def facts_of(path: Path) -> dict[str, str]:
 def load_weights(network: nn.Module, path: Path, *, config_path: str) -> None:
     """Load a `.safetensors` file or a `torch.save`d state dict into `network`, every tensor by name and shape.
 
-    A state dict may be nested under `state_dict` or `model`, and all its names may begin with a `module.` too many.
-    `config_path` names the setting in the CheckpointError that a file which does not fit raises.
+    It may be one of several things in the file: see `state_dict_in`. `config_path` names the setting in the
+    CheckpointError that a file which does not fit raises.
     """
     expected = network.state_dict()
-    tensors = _read(path, config_path, expected)
-    # Old or exported files lack these counts, which only BatchNorm without a momentum reads.
-    counts = {name: count for name, count in expected.items() if name.endswith(_COUNT)}
+    tensors = state_dict_in(load_file(path, config_path), expected, str(path), config_path)
+    counts = {name: count for name, count in expected.items() if name.endswith(COUNT)}
     tensors = {**counts, **tensors}
     found = _mismatches(expected, tensors)
     if found:
@@ -80,41 +76,6 @@ def put_weights(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     state = OrderedDict(tensors)
     state._metadata = getattr(own, "_metadata", None)  # type: ignore[attr-defined]
     network.load_state_dict(state)
-
-
-def _read(path: Path, config_path: str, expected: Collection[str]) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise input_error(
-            CheckpointError, config_path, "must be a file", "check the path", str(path)
-        )
-    try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-        return _plain_state_dict(loaded, expected)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise input_error(
-            CheckpointError,
-            config_path,
-            f"{path} must be a .safetensors file or a state dict that loads with weights only "
-            f"({_reason(error)})",
-            "save it again with torch.save(network.state_dict(), …) or safetensors",
-        ) from error
-
-
-def _plain_state_dict(loaded: Any, expected: Collection[str]) -> dict[str, Tensor]:
-    """Without the `module.` that DataParallel puts before every name, unless the names are the `expected` ones."""
-    while isinstance(loaded, Mapping):
-        nested = next((key for key in ("state_dict", "model") if key in loaded), None)
-        if nested is None:
-            break
-        loaded = loaded[nested]
-    if not isinstance(loaded, Mapping) or not all(isinstance(v, Tensor) for v in loaded.values()):
-        raise ValueError("it holds no state dict")
-    tensors = {str(name): tensor for name, tensor in loaded.items()}
-    if all(name.startswith(_WRAPPED) for name in tensors) and not tensors.keys() <= set(expected):
-        return {name.removeprefix(_WRAPPED): tensor for name, tensor in tensors.items()}
-    return tensors
 
 
 def _mismatches(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
@@ -151,10 +112,3 @@ def _is_broken(tensor: Tensor, expected: Tensor) -> bool:
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, pickle.UnpicklingError):
-        # torch's own text ends in advice to load it all the same.
-        return "it holds other objects than tensors, which are never loaded"
-    return (str(error) or type(error).__name__).splitlines()[0]

@@ -7,6 +7,7 @@ import functools
 import importlib
 import inspect
 import re
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +15,10 @@ from typing import Any
 import torch
 import torchvision.models
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from trainable.config import HeadConfig
-from trainable.errors import ConfigError, input_error
+from trainable.errors import ConfigError, input_error, reason_of
 from trainable.networks import resnet, resnext, swin, vit, wrn
 from trainable.networks.heads import MARGIN, SCALE, AMSoftmax
 from trainable.networks.tracing import last_layer
@@ -168,12 +170,7 @@ def _from_timm(match: re.Match[str], pictures: Pictures, path: str) -> ZooNetwor
 
 def _from_factory(match: re.Match[str], pictures: Pictures, path: str) -> ZooNetwork:
     """`package.module:factory`: called with those of the pictures' facts that its signature names."""
-    try:
-        factory = getattr(importlib.import_module(match[1]), match[2])
-    except Exception as error:  # whatever a person's own code raises
-        rule = f"must be package.module:factory ({_reason(error)})"
-        remedy = "check the path, and that its folder is on PYTHONPATH or the current one"
-        raise input_error(ConfigError, path, rule, remedy, match[0]) from error
+    factory = _imported(match, path)
     try:
         facts = {
             "num_classes": pictures.classes,
@@ -183,18 +180,51 @@ def _from_factory(match: re.Match[str], pictures: Pictures, path: str) -> ZooNet
         takes = inspect.signature(factory).parameters
         known = {name: fact for name, fact in facts.items() if name in takes}
         network = _made(lambda: factory(**known))
-    except Exception as error:
-        rule = f"must name a callable that gives a network ({_reason(error)})"
+    except (Exception, SystemExit) as error:
+        rule = f"must name a callable that gives a network ({reason_of(error)})"
         remedy = "correct it; it is given those of num_classes, in_channels and image_size it names"
         raise input_error(ConfigError, path, rule, remedy, match[0]) from error
     if not isinstance(network, nn.Module):
         rule = f"must give a torch.nn.Module, and gave {type(network).__name__}"
         raise input_error(ConfigError, path, rule, "return the network", match[0])
+    if lazy := [name for name, value in network.named_parameters() if is_lazy(value)]:
+        rule = f"must know the shapes of its parameters, and {lazy[0]} has none yet"
+        remedy = "give its lazy layers the widths of what they take"
+        raise input_error(ConfigError, path, rule, remedy, match[0])
     return ZooNetwork(network, ())
 
 
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]
+def _imported(match: re.Match[str], path: str) -> Any:
+    """What a dotted path names; a file that is a program, too, may end the process that imports it."""
+    try:
+        module = importlib.import_module(match[1])
+    except (Exception, SystemExit) as error:  # whatever a person's own code raises
+        rule, remedy = _import_problem(error, match[1])
+        raise input_error(ConfigError, path, rule, remedy, match[0]) from error
+    if hasattr(module, match[2]):
+        return getattr(module, match[2])
+    known = [name for name, value in vars(module).items() if callable(value)]
+    near = difflib.get_close_matches(match[2], known, n=1)
+    rule = f"must be package.module:factory, and {match[1]} has no {match[2]}"
+    remedy = f"did you mean {match[1]}:{near[0]}?" if near else "define it there"
+    raise input_error(ConfigError, path, rule, remedy, match[0])
+
+
+def _import_problem(error: BaseException, module: str) -> tuple[str, str]:
+    """Rule and remedy of a module that cannot be imported."""
+    missing = error.name if isinstance(error, ModuleNotFoundError) else None
+    if missing is not None and f"{module}.".startswith(f"{missing}."):
+        remedy = "check the path, and that its folder is on PYTHONPATH or the current one"
+        if module.endswith(".py"):
+            remedy = "write it without .py, with dots for slashes"
+        return f"must be package.module:factory ({reason_of(error)})", remedy
+    frames = traceback.extract_tb(error.__traceback__)
+    inside = next((frame for frame in frames if frame.name == "<module>"), None)
+    where = "" if inside is None else f" at {inside.filename}, line {inside.lineno}"
+    rule = f"must name a module that can be imported, which raised {reason_of(error)}{where}"
+    if missing is not None:
+        return rule, f"install {missing}, or put its folder on PYTHONPATH"
+    return rule, "correct it; what runs it as a program belongs under if __name__ == '__main__'"
 
 
 def _made(make: Callable[[], Any]) -> Any:

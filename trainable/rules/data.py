@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 from trainable.config import TrialConfig
@@ -31,11 +30,18 @@ def _moments_fit_channels(config: TrialConfig, _: int | None) -> Iterator[Proble
             yield Problem(f"data.{name}", rule, remedy, str(list(values)))
 
 
-def _mean_is_finite(config: TrialConfig, _: int | None) -> Iterator[Problem]:
-    mean = config.data.mean
-    if mean is not None and not all(math.isfinite(value) for value in mean):
-        remedy = "give each channel's mean of pixels in [0, 1], or remove it to measure it"
-        yield Problem("data.mean", "must be finite", remedy, str(list(mean)))
+def _moments_are_of_pixels(config: TrialConfig, _: int | None) -> Iterator[Problem]:
+    """A deviation is positive, as its field says; 1 is what leaves pixels as they are."""
+    data, remedy = (
+        config.data,
+        "divide it by 255 if it is of pixels up to that, or remove it to measure it",
+    )
+    if data.mean is not None and not all(0 <= value <= 1 for value in data.mean):
+        rule = "must be finite and in [0, 1], as pixels are"
+        yield Problem("data.mean", rule, remedy, str(list(data.mean)))
+    if data.std is not None and not all(value <= 1 for value in data.std):
+        rule = "must be <= 1, as pixels are in [0, 1]"
+        yield Problem("data.std", rule, remedy, str(list(data.std)))
 
 
 def _resize_leaves_the_centre(config: TrialConfig, _: int | None) -> Iterator[Problem]:
@@ -68,7 +74,7 @@ def _resident_pictures_change_together(config: TrialConfig, _: int | None) -> It
 RULES: tuple[Rule, ...] = (
     Rule(("data.source", "data.root"), _root_where_needed),
     Rule(("data.channels", "data.mean", "data.std"), _moments_fit_channels),
-    Rule(("data.mean",), _mean_is_finite),
+    Rule(("data.mean", "data.std"), _moments_are_of_pixels),
     Rule(("data.image_size", "data.resize"), _resize_leaves_the_centre),
     Rule(("data.augment.resized_crop",), _crop_areas_are_in_order),
     Rule(

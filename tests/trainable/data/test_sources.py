@@ -112,8 +112,9 @@ class TestCifar10(SourceContract):
             lambda: source.split("train"),
             lambda: source.fingerprint("test"),
         ):
-            with pytest.raises(DataError, match=r"set data\.download: true"):
+            with pytest.raises(DataError, match=r"set data\.download: true") as caught:
                 attempt()
+            assert "download=True" not in str(caught.value)
 
     def test_does_not_download_what_is_there(self, config: DataConfig) -> None:
         source = open_source(config.model_copy(update={"download": True}))
@@ -277,6 +278,30 @@ class TestImageFolder(SourceContract):
         (Path(config.root or "") / "test" / "cow").mkdir()
         with pytest.raises(DataError, match="must have the same class folders as train, got cow"):
             source.split("test")
+
+    def test_a_broken_picture_is_named_with_what_is_wrong_with_it(
+        self, config: DataConfig, source: Source
+    ) -> None:
+        folder = Path(config.root or "") / "train" / "ant"
+        (folder / "0.png").write_bytes(b"")
+        (folder / "1.png").write_text("<!DOCTYPE html>")
+        split = source.split("train")
+        with pytest.raises(
+            DataError, match=r"ant/0\.png: must be a readable picture \(it is empty\);"
+        ):
+            split.image(0)
+        told = r"ant/1\.png: .* \(it is none of JPEG, PNG, WEBP, BMP, GIF, PPM or TIFF\); repair it"
+        with pytest.raises(DataError, match=told) as caught:
+            split.image(1)
+        assert "BytesIO" not in str(caught.value)
+
+    def test_a_link_that_leads_nowhere_is_named(self, config: DataConfig, source: Source) -> None:
+        link = Path(config.root or "") / "train" / "ant" / "link.png"
+        link.symlink_to("nowhere.png")
+        with pytest.raises(
+            DataError, match=r"ant/link\.png: must not be a link that leads nowhere"
+        ):
+            source.fingerprint("train")
 
     def test_the_fingerprint_follows_content_not_times(
         self, config: DataConfig, source: Source

@@ -129,7 +129,7 @@ def test_the_budget_decides_between_keeping_and_streaming(parquet_set: Make, cac
 def test_streamed_moments_come_from_an_evenly_spaced_sample(
     parquet_set: Make, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trainable.data.store.SAMPLED", 4)
+    monkeypatch.setattr("trainable.data.opened.SAMPLED", 4)
     data = open_dataset(parquet_set(val_fraction=0.0, loader="streamed"), cache)
     sample = data.train.images(np.asarray([0, 4, 7, 11])) / 255
     assert data.mean == pytest.approx(sample.mean((0, 2, 3)), rel=1e-9)
@@ -186,7 +186,7 @@ class TestCheck:
         with pytest.raises(DataError) as caught:
             check_data(config, cache)
         text = str(caught.value)
-        assert text.count("must be a readable picture (UnidentifiedImageError") == 5
+        assert text.count("must be a readable picture (it is none of JPEG, PNG,") == 5
         assert "all 29 pictures of a split must be readable, got 8 corrupt ones" in text
         assert "data.image_size: must be set where pictures differ in size" in text
         assert "8×8 (20), 9×9 (1)" in text
@@ -199,7 +199,54 @@ class TestCheck:
     def test_a_class_missing_in_the_test_split_is_named(self, image_folder, cache: Path) -> None:
         config = image_folder()
         shutil.rmtree(Path(config.root or "") / "test" / "bee")
-        with pytest.raises(DataError, match=r"\(test\): every class must .* got without any: bee"):
+        told = r"\(test\): every class must .* got without any: bee; .* remove the class from both splits"
+        with pytest.raises(DataError, match=told):
+            check_data(config, cache)
+
+    @pytest.mark.parametrize("loader", ["auto", "streamed"])
+    def test_a_missing_label_is_not_said_to_be_a_number(
+        self, parquet_set: Make, make_pictures, encode, cache: Path, loader: str
+    ) -> None:
+        images = [encode(picture) for picture in make_pictures(6)]
+        config = parquet_set((images, [0, None, 1, 2, 1, 2]), loader=loader, val_fraction=0.0)
+        with pytest.raises(DataError, match="each class, got -1 or no label at row 1; correct"):
+            check_data(config, cache)
+
+    @pytest.mark.parametrize("loader", ["auto", "streamed"])
+    def test_pictures_that_are_all_alike_are_refused_before_anything_is_trained(
+        self, parquet_set: Make, encode, cache: Path, loader: str
+    ) -> None:
+        dark = encode(np.zeros((8, 8, 3), np.uint8))
+        config = parquet_set(([dark] * 12, [0, 1, 2] * 4), loader=loader)
+        with pytest.raises(
+            DataError, match=r"data\.std: channel 0 must vary .* got 0 in every pixel"
+        ):
+            check_data(config, cache)
+        given = config.model_copy(update={"mean": (0.5,) * 3, "std": (0.5,) * 3})
+        assert check_data(given, cache).train == 9
+
+    @pytest.mark.parametrize("loader", ["auto", "streamed"])
+    def test_a_split_without_pictures_is_named_with_what_is_taken_for_one(
+        self, image_folder: Make, cache: Path, loader: str
+    ) -> None:
+        config = image_folder(loader=loader)
+        for file in (Path(config.root or "") / "test").glob("*/*.png"):
+            file.rename(file.with_suffix(".npy"))
+        told = r"^\S+folders/test: must have pictures in its classes' folders, got none; .*\.jpg, "
+        with pytest.raises(DataError, match=told) as caught:
+            check_data(config, cache)
+        assert len(caught.value.problems) == 1
+
+    @pytest.mark.parametrize("loader", ["auto", "streamed"])
+    def test_a_class_of_the_test_split_alone_is_named_also_once_pictures_are_cached(
+        self, image_folder: Make, cache: Path, loader: str
+    ) -> None:
+        config = image_folder(loader=loader)
+        check_data(config, cache)
+        test = Path(config.root or "") / "test"
+        shutil.copytree(test / "bee", test / "cow")
+        told = r"test: must have the same class folders as train, got cow; .*train folders with"
+        with pytest.raises(DataError, match=told):
             check_data(config, cache)
 
     def test_a_folder_above_the_classes_is_one_class(self, image_folder: Make, cache: Path) -> None:

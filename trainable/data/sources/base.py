@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from trainable.config import DataConfig
 from trainable.data.faults import data_error
@@ -125,6 +125,11 @@ def decode(data: bytes, name: str) -> Picture:
                 array = np.asarray(picture.convert("RGBA").convert("RGB"))
             else:
                 array = np.asarray(picture.convert("L" if picture.mode in _GREY_MODES else "RGB"))
+    except (
+        UnidentifiedImageError
+    ) as error:  # whose own text names the bytes in memory, not the file
+        formats = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+        raise corrupt(name, f"it is none of {formats}" if data else "it is empty") from error
     except Exception as error:  # Pillow's plugins raise whatever they stumble over.
         raise corrupt(name, f"{type(error).__name__}: {error}") from error
     return array if array.ndim == 3 else array[:, :, None]

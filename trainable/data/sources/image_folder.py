@@ -85,23 +85,25 @@ class ImageFolderSource:
         return self._given or tuple(found)
 
     def split(self, name: SplitName) -> FolderSplit:
-        """The files of a split; DataError for a folder that is no class."""
+        """The files of a split; DataError for a folder that is no class, or where there are no files."""
         folder = self._folder(name)
-        unknown = sorted(set(_subfolders(folder)) - set(self.classes))
-        if unknown:
+        listed = self._pictures(name)
+        if not any(listed):
             raise data_error(
                 str(folder),
-                "must have the same class folders as train",
-                f"remove them, or add them to {self._root / 'train'}",
-                ", ".join(unknown),
+                "must have pictures in its classes' folders",
+                f"add some: files that end in {', '.join(sorted(SUFFIXES))}",
+                "none",
             )
-        listed = self._pictures(name)
         counts = [len(files) for files in listed]
         labels = np.repeat(np.arange(len(listed), dtype=np.int64), counts)
         return FolderSplit(labels, folder, tuple(itertools.chain.from_iterable(listed)))
 
     def fingerprint(self, name: SplitName) -> str:
-        """Content key of the split's files and their paths, classes in label order."""
+        """Content key of the split's files and their paths, classes in label order.
+
+        As `split` it refuses a folder that is no class: nobody else looks at one once the pictures are cached.
+        """
         folder = self._folder(name)
         files = [folder / file for file in itertools.chain.from_iterable(self._pictures(name))]
         # What was decoded keeps labels, which depend on all classes, also those without a file here.
@@ -111,8 +113,19 @@ class ImageFolderSource:
         """Each class's pictures, relative to the split's folder; listed once, as it takes a while."""
         if name not in self._listed:
             folder = self._folder(name)
+            self._check_folders(folder)
             self._listed[name] = [_pictures(folder, class_name) for class_name in self.classes]
         return self._listed[name]
+
+    def _check_folders(self, folder: Path) -> None:
+        unknown = sorted(set(_subfolders(folder)) - set(self.classes))
+        if unknown:
+            raise data_error(
+                str(folder),
+                "must have the same class folders as train",
+                f"remove them, or give {self._root / 'train'} folders with pictures of them, too",
+                ", ".join(unknown),
+            )
 
     def _folder(self, name: SplitName) -> Path:
         folder = self._root / name

@@ -15,10 +15,9 @@ import pyarrow.parquet as pq
 from trainable.config import DataConfig
 from trainable.data.content import combine, content_key
 from trainable.data.faults import data_error
+from trainable.data.labels import NULL_LABEL
 from trainable.data.sources.base import Labels, SplitName, rename_classes, require_root
 from trainable.data.sources.row_groups import ParquetSplit, unreadable
-
-NULL_LABEL = -1
 
 
 class ParquetSource:

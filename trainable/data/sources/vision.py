@@ -96,6 +96,7 @@ class VisionSource:
                 ) from error
 
     def _missing(self, reason: str) -> DataError:
+        reason = reason.partition(" You can use download=True")[0].removesuffix(".")
         return data_error(
             "data.root",
             f"must hold {self._set} as torchvision stores it ({reason})",
