@@ -14,7 +14,7 @@ import typer
 
 from study.arguments import OUT, Anywhere, Config, Name, Port, Set, Storage, readable
 from study.cli_export import export, predict
-from study.cli_start import init, list_
+from study.cli_start import init, list_, split
 from study.config import (
     StudyConfig,
     draft_config,
@@ -128,6 +128,9 @@ def validate(config: Config, set_: Set = None) -> None:
         print_plan(plan, OUT)
         open_questions = "; ".join(unchecked(plan.config))
         OUT.print(f"not checked {open_questions}", soft_wrap=True, highlight=False, markup=False)
+
+
+_app.command()(split)
 
 
 _app.command("list")(list_)

@@ -10,7 +10,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +22,7 @@ from trainable.bucket import Bucket
 from trainable.config import TrialConfig
 from trainable.data.augment import Normalizer
 from trainable.data.loaders import open_loader
+from trainable.data.parts import Placed, parts_of
 from trainable.data.store import (
     DataSummary,
     check_data,
@@ -72,6 +73,7 @@ __all__ = [
     "Footprint",
     "Format",
     "NetworkSummary",
+    "Placed",
     "SharedGpu",
     "TrialTask",
     "best_weights",
@@ -91,6 +93,7 @@ __all__ = [
     "export_student",
     "inspect_data",
     "keep_teacher",
+    "list_parts",
     "measure",
     "out_of_memory_notes",
     "parameters_in_use",
@@ -140,6 +143,11 @@ def default_device(config: TrialConfig) -> torch.device:
 def inspect_data(config: TrialConfig) -> DataSummary:
     """Decode and check all splits, once a node; DataError with everything that is wrong."""
     return check_data(config.data)
+
+
+def list_parts(config: TrialConfig) -> Iterator[Placed]:
+    """Every training picture, and whether it is trained on or held out; DataError for labels that are wrong."""
+    return parts_of(config.data)
 
 
 def describe_student(config: TrialConfig, data: DataSummary) -> NetworkSummary:

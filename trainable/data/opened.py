@@ -60,9 +60,7 @@ class Opened:
 
     def carved(self, config: DataConfig) -> tuple[Rows, Rows]:
         """Rows to train on and rows held out, of seen classes: which, no unseen class changes."""
-        kept, held_out = carve(self.labels, config.val_fraction, config.split_seed)
-        hidden = self.classes.is_unseen(self.labels)
-        return kept[~hidden[kept]], held_out[~hidden[held_out]]
+        return carved(self.labels, self.classes, config)
 
     def subset(self, rows: Rows, config: DataConfig) -> Rows:
         """`data.subset` of the rows to train on."""
@@ -97,6 +95,15 @@ class Opened:
         measured = self.measured(rows, cache)
         mean, std = moments(measured.sums, measured.squares, height * width)
         return config.mean or mean, config.std or std
+
+
+def carved(
+    labels: npt.NDArray[np.int64], classes: Classes, config: DataConfig
+) -> tuple[Rows, Rows]:
+    """Rows of the training split to train on and rows held out, of seen classes, each ascending."""
+    kept, held_out = carve(labels, config.val_fraction, config.split_seed)
+    hidden = classes.is_unseen(labels)
+    return kept[~hidden[kept]], held_out[~hidden[held_out]]
 
 
 def open_split(source: Source, name: SplitName, config: DataConfig, cache: Path) -> Opened:
