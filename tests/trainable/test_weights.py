@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -54,6 +57,12 @@ LOOPS: dict[str, Callable[[State], object]] = {
     **{
         name: lambda state, name=name: {name: state, "epoch": torch.tensor(3)}
         for name in ("model", "net", "network", "ema", "model_state_dict", "teacher", "best")
+    },
+    "a script's arguments and best accuracy": lambda state: {
+        "model": state,
+        "args": argparse.Namespace(lr=0.1, name="resnet"),
+        "best": np.float64(0.75),
+        "epoch": np.int64(3),
     },
     "nested": lambda state: {"checkpoint": {"model": {"state": state}}, "lr": 0.1},
     "an optimizer": lambda state: {
@@ -272,6 +281,26 @@ def test_other_files_are_refused_with_what_they_seem_to_be_and_never_run(
     assert "\n" not in str(caught.value)
     assert "weights_only" not in str(caught.value)
     assert "pickle ran" not in capfd.readouterr().out
+
+
+def test_numbers_that_an_old_numpy_has_saved_stand_beside_weights(
+    student: BlockNetwork, tmp_path: Path
+) -> None:
+    state = {name: value + 1 for name, value in student.network.state_dict().items()}
+    torch.save({"model": state, "best": np.float64(0.75)}, tmp_path / "new.pth")
+    new, old = b"cnumpy._core.multiarray\nscalar\n", b"cnumpy.core.multiarray\nscalar\n"
+    with (
+        zipfile.ZipFile(tmp_path / "new.pth") as one,
+        zipfile.ZipFile(tmp_path / "old.pth", "w") as other,
+    ):
+        for item in one.infolist():
+            held = one.read(item)
+            if item.filename.endswith("data.pkl"):
+                assert new in held
+                held = held.replace(new, old)
+            other.writestr(item, held)
+    load_weights(student.network, tmp_path / "old.pth", config_path=PLACE)
+    assert all(torch.equal(v, state[n]) for n, v in student.network.state_dict().items())
 
 
 def test_a_file_is_read_by_what_is_in_it_whatever_it_is_called(

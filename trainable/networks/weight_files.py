@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import pickle
 import re
@@ -9,12 +10,23 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 
 from trainable.errors import CheckpointError, input_error
 from trainable.memory import is_out_of_memory
 
+_MAKE_SCALAR: Any = np.float64(0).__reduce__()[0]
+_BESIDE_WEIGHTS: list[Any] = [
+    argparse.Namespace,
+    np.dtype,
+    *{type(np.dtype(kind)) for kind in "?bhilqBHILQefd"},
+    *((_MAKE_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+]
+"""What training scripts keep in a checkpoint beside its weights, their arguments and the best accuracy, and torch does
+not load by itself; to make one runs no code of the file. NumPy 2 has
+renamed its core."""
 _BEGINNING = 512
 """Bytes that are looked at where a file cannot be loaded."""
 _SAVE_AGAIN = "save it again with torch.save(network.state_dict(), …) or safetensors"
@@ -34,7 +46,8 @@ def load_file(path: Path, config_path: str) -> Any:
     try:
         if _is_safetensors(path):
             return safetensors.torch.load_file(path)
-        with warnings.catch_warnings(), path.open("rb") as file:
+        safe = torch.serialization.safe_globals(_BESIDE_WEIGHTS)
+        with warnings.catch_warnings(), safe, path.open("rb") as file:
             # Advice to load a program with torch.jit, or to write to PyTorch: it cannot be followed here.
             warnings.simplefilter("ignore")
             return torch.load(file, map_location="cpu", weights_only=True)
