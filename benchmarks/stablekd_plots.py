@@ -39,9 +39,9 @@ Cells = Mapping[str, Mapping[str, Any]]
 
 
 def kept_cells() -> dict[str, dict[str, Any]]:
-    """By name; of several devices the one with most seeds."""
+    """By name; of several records the one with most seeds."""
     found: dict[str, dict[str, Any]] = {}
-    for cells in kept_records(RESULTS).values():
+    for _, cells in kept_records(RESULTS):
         for name, cell in cells.items():
             if len(cell["runs"]) > len(found.get(name, {"runs": ()})["runs"]):
                 found[name] = cell

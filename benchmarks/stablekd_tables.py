@@ -214,7 +214,7 @@ def main() -> None:
         record = opened(path, setting)
     except ValueError as error:
         command.error(str(error))
-    record = {**record, "date": date, **setting, "parallel": options.parallel}
+    record = {**record, "date": date, **setting}
     with connected():
         failed = train_missing(cells, options, record, path)
     print(f"wrote {path}")
@@ -243,7 +243,7 @@ def train_missing(
                 continue
             facts = {"scheme": cell.scheme, "epochs": cell.epochs, "paper": cell.paper}
             known = record["cells"].setdefault(cell.name, {**facts, "runs": {}})
-            known["runs"][str(seed)] = run_of(future.result())
+            known["runs"][str(seed)] = {**run_of(future.result()), "parallel": options.parallel}
             known |= summary(known["runs"])
             path.write_text(json.dumps(record, indent=1) + "\n")
             print(json.dumps({"cell": cell.name, "seed": seed, **known["runs"][str(seed)]}))

@@ -11,7 +11,7 @@ Script = Callable[[str], Any]
 
 def test_cells_are_chosen_by_the_names_that_the_list_gives_them(script: Script) -> None:
     tables = script("stablekd_tables")
-    listed = script("stablekd_listing").listing(tables.CELLS, {})
+    listed = script("stablekd_listing").listing(tables.CELLS, [])
     names = [line.split()[0] for line in listed if line.endswith("not run")]
     assert len(names) == len(set(names)) == len(tables.CELLS)
     for wanted in (["2-kd-0-2-300", "4-kd---mse-60"], ["searched-stablekd-3-1-20"]):
