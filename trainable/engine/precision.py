@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -25,6 +26,9 @@ class Precision:
         self._device = device
         self._name: PrecisionName = config.precision
         self._floor = config.loss_scale.floor
+        first = config.loss_scale.initial if config.precision == "fp16" else math.inf
+        self._lowest = torch.full((), first, device=device)
+        """The smallest that the scale has been."""
         self.scaler = _AgreedGradScaler(
             device.type,
             init_scale=config.loss_scale.initial,
@@ -47,15 +51,17 @@ class Precision:
     def update(self, optimizer: Optimizer, skipped: Tensor) -> None:
         """Halve the scale after a skipped update, double it after many good ones; `skipped` is 0 or 1."""
         self.scaler.update_after(optimizer, skipped)
+        if (scale := self.scaler.on_device()) is not None:
+            torch.minimum(self._lowest, scale, out=self._lowest)
 
     def abandon(self, optimizer: Optimizer) -> None:
         """Forget whether this update's gradients are unscaled."""
         self.scaler.forget(optimizer)
 
-    def below_floor(self, like: Tensor) -> Tensor:
-        """1.0 if the scale is below its floor, else 0.0: () on the device, of the type of `like`."""
-        scale = self.scaler.on_device()
-        return torch.zeros_like(like) if scale is None else (scale < self._floor).to(like).view(())
+    @property
+    def was_below_floor(self) -> Tensor:
+        """Whether the scale ever was below its floor: () on the device."""
+        return self._lowest < self._floor
 
 
 class TeacherPrecision:
