@@ -306,3 +306,16 @@ def test_what_one_micro_batch_had_the_next_does_not_hide(make_config: MakeConfig
     assert updates.step.inputs.found.tolist() == [1, 0]
     updates.step.finish(0.01)
     assert updates.step.health.flush() == (1, {INPUT: 1})
+
+
+def test_the_first_bad_sample_is_told_after_others_were_bad() -> None:
+    inputs = Inputs(10, CPU)
+    images, labels = noise(0)
+    unknown, broken = labels.clone(), images.clone()
+    unknown[6], broken[2, 0, 0, 0] = 10, float("-inf")
+    for number, seen in ((3, (images, unknown)), (4, (broken, labels))):
+        inputs.enter(number)
+        inputs.start()
+        inputs.look(*seen, 0)
+        assert inputs.found.tolist() == [number == 4, number == 3]
+    assert inputs.place() == Place(3, 0, 6)
