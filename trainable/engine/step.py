@@ -20,13 +20,13 @@ from trainable.compiled import Compiler
 from trainable.config import TrainConfig
 from trainable.distill.objective import Objective
 from trainable.distill.terms import LOSS, Terms
+from trainable.engine import optimizers
 from trainable.engine.clipping import clip_of
 from trainable.engine.exchange import Exchange
 from trainable.engine.guard import Guard
 from trainable.engine.health import Health
 from trainable.engine.inputs import INPUT, LABEL, Inputs
 from trainable.engine.noise import GradientNoise
-from trainable.engine.optimizers import set_learning_rate
 from trainable.engine.precision import Precision
 from trainable.networks.teacher import TeacherOutputs
 from trainable.statistics.gradients import BlockMembership, BlockNorms, norms_of
@@ -134,7 +134,7 @@ class Step:
 
     def announce(self, lr: float) -> None:
         """Write the learning rate of the update to the device."""
-        set_learning_rate(self.optimizer, lr)
+        optimizers.set_learning_rate(self.optimizer, lr)
 
     def apply(self) -> None:
         """The update's work on the device, and nothing else: a CUDA graph can hold it."""
@@ -145,7 +145,8 @@ class Step:
         each = norms_of(gradients)
         norms = self.membership.joined(each)
         names, flags = self._not_finite(norms)
-        bad = flags.amax()
+        skipped = flags.amax()
+        bad = skipped > 0
         with branch(_COUNTS) as self._counted:
             self.health.count(names, flags)
             self.losses.add({SAMPLES: self._samples, **self._terms}, bad)
@@ -160,11 +161,12 @@ class Step:
             self._add_gradients(norms, clipped, bad)
         if is_observed:
             self.observed.before()
-        self._guard.step(self.optimizer, bad)
+        optimizers.step(self.optimizer, skipped)
+        self._guard.restore(bad)
         if is_observed:
             self.observed.after(bad)
         self._counted()
-        self.precision.update(self.optimizer, bad)
+        self.precision.update(self.optimizer, skipped)
         self.optimizer.zero_grad()
         self._terms = {}
         self._micro_batches = 0
