@@ -40,9 +40,9 @@ class Precision:
         """The context of the forward pass."""
         return _autocast(self._name, self._device)
 
-    def scale(self, loss: Tensor) -> Tensor:
-        """The loss times the scale."""
-        return self.scaler.scale(loss)
+    def scale(self, factor: Tensor) -> Tensor:
+        """A factor of the loss, times the scale."""
+        return self.scaler.scale(factor)
 
     def unscale(self, optimizer: Optimizer) -> None:
         """Divide the gradients by the scale, in place."""
