@@ -143,8 +143,8 @@ class Step:
         """The update's work on the device, and nothing else: a CUDA graph can hold it."""
         self.membership.gradients()  # those that this update gave none are 0, and are summed, too
         self._exchange.finish()
-        self.precision.unscale(self.optimizer)
         gradients = self.membership.gradients()
+        self.precision.unscale(gradients)
         each = norms_of(gradients)
         norms = self.membership.joined(each)
         names, flags = self._not_finite(norms)
@@ -170,7 +170,7 @@ class Step:
         if is_observed:
             self.observed.after(bad)
         self._counted()
-        self.precision.update(self.optimizer, skipped)
+        self.precision.update(skipped)
         self.optimizer.zero_grad()
         self._terms = {}
         self._micro_batches = 0
@@ -180,7 +180,6 @@ class Step:
         self._exchange.abandon()
         self.optimizer.zero_grad()
         self._terms, self._micro_batches = {}, 0
-        self.precision.abandon(self.optimizer)
 
     def count(self) -> None:
         """The update is over: another one comes."""
