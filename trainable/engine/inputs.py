@@ -32,10 +32,10 @@ class Inputs:
 
     def __init__(self, classes: int, device: torch.device) -> None:
         self._classes = classes
-        self._never = torch.full((), _NEVER, device=device)
-        self._first = torch.full((2,), _NEVER, device=device)
+        self._none = torch.full((2,), _NEVER, device=device)
+        self._first = self._none.clone()
         """Codes of the first sample with a bad picture, and of the first with a bad label."""
-        self._now = self._first.clone()
+        self._now = self._none
         """As `_first`, of this update."""
         self._update = torch.zeros((), dtype=torch.int64, device=device)
         """The code of its first sample."""
@@ -46,12 +46,12 @@ class Inputs:
 
     def start(self) -> None:
         """A new update begins."""
-        self._now.fill_(_NEVER)
+        self._now = self._none
 
     @property
     def found(self) -> Tensor:
         """(2,): 1.0 where this update has had a bad picture, and a bad label, so far."""
-        return (self._now < self._never).to(torch.float32)
+        return (self._now < self._none).to(torch.float32)
 
     def in_range(self, labels: Tensor) -> Tensor:
         """Labels that each are a class's, of those that may not be; distributions stay as they are.
@@ -76,8 +76,8 @@ class Inputs:
         good = torch.stack([sizes < torch.inf, known])
         start = _code(0, number)
         codes = torch.arange(start, start + len(labels), device=labels.device) + self._update
-        first = torch.where(good, self._never, codes).amin(1)
-        torch.minimum(self._now, first, out=self._now)
+        first = torch.where(good, self._none[:, None], codes).amin(1)
+        self._now = torch.minimum(self._now, first)
         torch.minimum(self._first, first, out=self._first)
 
     def place(self) -> Place | None:
