@@ -28,6 +28,7 @@ from trainable.engine.health import Health
 from trainable.engine.inputs import INPUT, LABEL, Inputs
 from trainable.engine.noise import GradientNoise
 from trainable.engine.precision import Precision
+from trainable.networks.norm_graph import backend_of
 from trainable.networks.teacher import TeacherOutputs
 from trainable.statistics.gradients import BlockMembership, BlockNorms, norms_of
 from trainable.statistics.observed import Observed
@@ -83,9 +84,13 @@ class Step:
         names = objective.names_of(self.membership.parameters)
         self.observed = Observed(self.membership, names)
 
-    def compile_for(self, size: int) -> None:
-        """From now on compute micro-batches of this size with compiled kernels."""
-        self._compiler = Compiler(size)
+    def compile_for(self, size: int, *, compiles: bool) -> None:
+        """From now on compute micro-batches of this size in other kernels than torch's own.
+
+        Those of the student's BatchNorm on a CUDA device, and where it `compiles`, all of Inductor's.
+        """
+        layers = backend_of(self._objective.student, compiles=compiles)
+        self._compiler = Compiler(size, layers=layers, formulas="inductor" if compiles else None)
 
     def accumulate(
         self,

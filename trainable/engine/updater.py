@@ -104,8 +104,7 @@ class Updater:
         if isinstance(self._teacher, FrozenTeacher):
             with self._of_teacher.forward():
                 self._teacher.fuse(images)
-        if self._compiles:
-            self._step.compile_for(len(images))
+        self._step.compile_for(len(images), compiles=self._compiles)
 
     def _ask(self, batch: Batch, images: Tensor) -> TeacherOutputs | None:
         if self._teacher is None:

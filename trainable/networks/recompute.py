@@ -8,11 +8,11 @@ from contextlib import AbstractContextManager, nullcontext
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from trainable.compiled import compilable
+from trainable.compiled import compilable_layers
 from trainable.statistics.batchnorm import batchnorm_layers
 
 
-@compilable
+@compilable_layers
 def apply(block: Sequence[nn.Module], x: Tensor) -> Tensor:
     """The layers of `block` on `x`, one after the other."""
     for layer in block:

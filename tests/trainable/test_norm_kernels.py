@@ -1,0 +1,242 @@
+"""BatchNorm's own CUDA kernels, interpreted on the CPU, and the rewriting that puts them into a block."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Generator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from trainable.networks import norm_graph
+from trainable.networks.norm_graph import backend_of, own_kernels, own_kernels_and_inductor
+
+pytest.importorskip("triton")
+
+
+@pytest.fixture
+def kernels() -> Any:
+    """The launchers of kernels that Triton interprets."""
+    from trainable.networks import norm_kernels
+
+    if not norm_kernels.run_on(torch.device("cpu")):
+        pytest.skip("on a machine with a GPU tests/gpu has them")
+    return norm_kernels
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Generator[None]:
+    yield
+    torch._dynamo.reset()
+
+
+def pictures(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    x = torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def off(found: Tensor, exact: Tensor) -> float:
+    exact = exact.detach()
+    return float((found.double() - exact).norm() / exact.norm())
+
+
+@pytest.mark.parametrize("shape", [(4, 64, 8, 8), (3, 24, 7, 5), (2, 160, 12, 12)])
+@pytest.mark.parametrize(
+    ("added", "relu"), [(False, False), (False, True), (True, False), (True, True)]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_outputs_and_gradients_are_those_of_double_precision(
+    shape: tuple[int, ...], added: bool, relu: bool, dtype: torch.dtype, kernels: Any
+) -> None:
+    x, dy, shortcut = (pictures(*shape, seed=seed, dtype=dtype) for seed in range(3))
+    x += 3
+    weight, bias = torch.linspace(0.5, 2, shape[1]), torch.linspace(-1, 1, shape[1])
+    mean, variance, count = torch.zeros(shape[1]), torch.ones(shape[1]), torch.tensor(4)
+    found = kernels.statistics(x, weight, bias, mean, variance, count, 0.1, 1e-5)
+    y = kernels.normalised(x, shortcut if added else None, found, relu)
+    of_x, of_shortcut, of_channels = kernels.gradients(x, y, dy, found, added, relu)
+
+    wide = [tensor.double().requires_grad_() for tensor in (x, weight, bias, shortcut)]
+    running = torch.zeros(shape[1]).double(), torch.ones(shape[1]).double()
+    exact = F.batch_norm(wide[0], *running, wide[1], wide[2], True, 0.1, 1e-5)
+    exact = exact + wide[3] if added else exact
+    exact = exact.relu() if relu else exact
+    exact.backward(torch.where(y > 0, dy, 0).double() if relu else dy.double())
+    bound = 2e-6 if dtype == torch.float32 else 5e-4
+    pairs = [(y, exact), (of_x, wide[0].grad), (of_channels[0], wide[1].grad)]
+    pairs += [(of_channels[1], wide[2].grad), (mean, running[0]), (variance, running[1])]
+    pairs += [(of_shortcut, wide[3].grad)] if added else []
+    for one, other in pairs:
+        assert off(one, other) < bound
+    assert (y.dtype, of_x.dtype, int(count)) == (dtype, dtype, 5)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_small_deviation_beside_a_large_mean_is_kept(kernels: Any) -> None:
+    x = pictures(4, 16, 8, 8) * 1e-2 + 100
+    ones, zeros = torch.ones(16), torch.zeros(16)
+    found = kernels.statistics(x, ones, zeros, zeros.clone(), ones.clone(), None, 0.1, 1e-12)
+    exact = x.double().var((0, 2, 3), correction=0).rsqrt()
+    assert off(found[1], exact) < 1e-3
+
+
+@pytest.mark.filterwarnings(
+    "ignore:invalid value encountered"
+)  # of NumPy, in which Triton interprets
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_what_is_not_finite_is_seen_behind_the_relu(value: float, kernels: Any) -> None:
+    x = pictures(2, 16, 4, 4)
+    x[1, 3, 0, 0] = value
+    ones, zeros = torch.ones(16), torch.zeros(16)
+    mean, variance = zeros.clone(), ones.clone()
+    found = kernels.statistics(x, ones, zeros, mean, variance, None, 0.1, 1e-5)
+    y = kernels.normalised(x, None, found, True)
+    assert not mean[3].isfinite()
+    assert y[:, 3].isnan().any()
+    assert y[:, :3].isfinite().all()
+
+
+def test_the_same_pictures_give_the_same_bits(kernels: Any) -> None:
+    """Programs end in any order, which the interpreter does not show: here that no sum is left for the next."""
+    x, ones, zeros = pictures(4, 64, 8, 8), torch.ones(64), torch.zeros(64)
+    one, other = (
+        kernels.statistics(x, ones, zeros, zeros.clone(), ones.clone(), None, 0.1, 1e-5)
+        for _ in range(2)
+    )
+    assert torch.equal(one, other)
+
+
+def last(*layers: nn.Module) -> nn.Module:
+    return nn.Sequential(*layers).to(memory_format=torch.channels_last).train()
+
+
+def shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+
+class Additions(nn.Module):
+    """What looks like a shortcut, and is none that a kernel can take in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList([nn.BatchNorm2d(16) for _ in range(3)])
+        self.bias = nn.Parameter(torch.ones(16, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        broadcast = (self.norms[0](x) + self.bias).relu()
+        used_twice = self.norms[1](broadcast)
+        doubled = self.norms[2](used_twice)
+        return (doubled + doubled).relu() + used_twice
+
+
+BLOCKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    "residual": (lambda: last(BasicBlock(16, 16), BasicBlock(16, 32, 2, shortcut(16, 32, 2))), 5),
+    "bottleneck": (lambda: last(Bottleneck(16, 8, 1, shortcut(16, 32, 1))), 4),
+    "no ReLU": (lambda: last(nn.Conv2d(16, 16, 3), nn.BatchNorm2d(16), nn.Tanh()), 1),
+    "additions": (lambda: last(Additions()), 3),
+}
+
+
+def recorded(backend: norm_graph.Backend) -> tuple[norm_graph.Backend, list[fx.GraphModule]]:
+    """The backend, and what it has rewritten."""
+    seen: list[fx.GraphModule] = []
+
+    def run(module: fx.GraphModule, inputs: Any) -> Callable[..., Any]:
+        seen.append(module)
+        return backend(module, inputs)
+
+    return run, seen
+
+
+def norms_of(module: fx.GraphModule) -> int:
+    return sum(node.target is norm_graph._joined for node in module.graph.nodes)
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("name", BLOCKS)
+def test_a_block_computes_what_it_did(name: str) -> None:
+    make, count = BLOCKS[name]
+    torch.manual_seed(0)
+    own = make()
+    plain = copy.deepcopy(own)
+    backend, seen = recorded(own_kernels)
+    run: Any = torch.compile(lambda x: own(x), backend=backend, dynamic=False, fullgraph=True)
+    for seed in range(2):
+        mine, theirs = (pictures(4, 16, 8, 8, seed=seed).requires_grad_() for _ in range(2))
+        y, exact = run(mine), plain(theirs)
+        torch.testing.assert_close(y, exact, rtol=1e-4, atol=1e-5)
+        slope = torch.randn_like(exact)
+        y.backward(slope)
+        exact.backward(slope)
+        torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=1e-5)
+    for (key, one), other in zip(
+        own.state_dict().items(), plain.state_dict().values(), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5, msg=key)
+    for one, other in zip(own.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-3, atol=1e-4)
+    assert [norms_of(module) for module in seen] == [count]
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize(
+    ("norm", "shape"),
+    [
+        (nn.BatchNorm2d(16).eval(), (4, 16, 8, 8)),
+        (nn.BatchNorm2d(16, affine=False), (4, 16, 8, 8)),
+        (nn.BatchNorm2d(16, track_running_stats=False), (4, 16, 8, 8)),
+        (nn.BatchNorm2d(12), (4, 12, 8, 8)),
+        (nn.BatchNorm1d(16), (4, 16)),
+        (nn.BatchNorm2d(16).double(), (4, 16, 8, 8)),
+    ],
+)
+def test_a_norm_that_the_kernels_cannot_take_stays_torchs(
+    norm: nn.Module, shape: tuple[int, ...]
+) -> None:
+    backend, seen = recorded(own_kernels)
+    run: Any = torch.compile(lambda x: norm(x), backend=backend, dynamic=False, fullgraph=True)
+    x = torch.randn(shape, dtype=next(iter([*norm.parameters(), torch.ones(1)])).dtype)
+    x = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+    plain = copy.deepcopy(norm)
+    torch.testing.assert_close(run(x), plain(x))
+    assert [norms_of(module) for module in seen] == [0]
+
+
+@pytest.mark.usefixtures("kernels")
+def test_pictures_that_lie_channels_first_stay_with_torch() -> None:
+    norm = nn.BatchNorm2d(16)
+    backend, seen = recorded(own_kernels)
+    run: Any = torch.compile(lambda x: norm(x), backend=backend, dynamic=False, fullgraph=True)
+    run(torch.randn(4, 16, 8, 8))
+    assert [norms_of(module) for module in seen] == [0]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch's own, at what a block is given
+def test_inductor_compiles_what_is_beside_the_kernels() -> None:
+    torch.manual_seed(0)
+    own = BLOCKS["residual"][0]()
+    plain = copy.deepcopy(own)
+    backend, seen = recorded(own_kernels_and_inductor)
+    run: Any = torch.compile(lambda x: own(x), backend=backend, dynamic=False, fullgraph=True)
+    x = pictures(4, 16, 8, 8)
+    y, exact = run(x), plain(x)
+    torch.testing.assert_close(y, exact, rtol=1e-4, atol=1e-5)
+    for output in (y, exact):
+        output.square().sum().backward()
+    for one, other in zip(own.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-3, atol=1e-4)
+    for one, other in zip(own.buffers(), plain.buffers(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    assert [norms_of(module) for module in seen] == [5]
+
+
+@pytest.mark.parametrize(("compiles", "backend"), [(True, "inductor"), (False, None)])
+def test_own_kernels_are_for_cuda_devices(compiles: bool, backend: Any) -> None:
+    assert backend_of(nn.BatchNorm2d(8), compiles=compiles) is backend
