@@ -104,6 +104,6 @@ def test_a_captured_update_has_them_in_place_of_torchs_and_trains_alike(compiles
 
     (mine, names), (theirs, others) = losses(own=True), losses(own=False)
     assert mine == pytest.approx(theirs, rel=2e-2)
-    assert any("sum_gradients" in name for name in names)
+    assert any("norm_gradient_sums" in name for name in names)
     assert not any("bn_fw_tr" in name or "batch_norm" in name for name in names)
-    assert not any("sum_gradients" in name for name in others)
+    assert not any("norm_gradient_sums" in name for name in others)

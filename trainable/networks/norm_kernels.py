@@ -45,7 +45,7 @@ def statistics(
     m, channels, shape = _tiles(x)
     parts = torch.empty(2, shape.parts, channels, dtype=torch.float32, device=x.device)
     found = torch.empty(4, channels, dtype=torch.float32, device=x.device)
-    _kernels.statistics[shape.grid](
+    _kernels.norm_statistics[shape.grid](
         *(x, parts, _arrivals(x.device), found, weight, bias, running_mean, running_var, tracked),
         *(m, shape.rows, shape.parts, eps, momentum),
         TRACKED=tracked is not None,
@@ -58,7 +58,7 @@ def normalised(x: Tensor, shortcut: Tensor | None, found: Tensor, relu: bool) ->
     """x·factor + shift + shortcut, and its ReLU, in the type of `x`."""
     m, channels, shape = _tiles(x)
     y = torch.empty_like(x)
-    _kernels.normalise[_pass_grid(m, channels, shape)](
+    _kernels.norm_output[_pass_grid(m, channels, shape)](
         *(x, shortcut, y, found, m),
         *(channels, shortcut is not None, relu, _PASS_ROWS, shape.width),
         num_warps=4,
@@ -75,7 +75,7 @@ def gradients(
     of_channels = torch.empty(2, channels, dtype=torch.float32, device=x.device)
     line = torch.empty(3, channels, dtype=torch.float32, device=x.device)
     passed = (norm_triton.BY_OUTPUT if added else norm_triton.BY_INPUT).value if relu else 0
-    _kernels.sum_gradients[shape.grid](
+    _kernels.norm_gradient_sums[shape.grid](
         *(x, y, dy, parts, _arrivals(x.device), found, of_channels, line),
         *(m, shape.rows, shape.parts),
         PASSED=passed,
@@ -83,7 +83,7 @@ def gradients(
     )
     dx = torch.empty_like(x)
     of_shortcut = torch.empty_like(x) if added else x.new_empty(0)
-    _kernels.gradients[_pass_grid(m, channels, shape)](
+    _kernels.norm_gradients[_pass_grid(m, channels, shape)](
         *(x, y, dy, dx, of_shortcut, line, found, m),
         *(channels, added, passed, _PASS_ROWS, shape.width),
         num_warps=4,

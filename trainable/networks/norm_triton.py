@@ -18,7 +18,7 @@ _PARTS = tl.constexpr(32)
 
 
 @triton.jit
-def statistics(
+def norm_statistics(
     x,
     parts,
     arrivals,
@@ -73,7 +73,7 @@ def statistics(
 
 
 @triton.jit
-def normalise(
+def norm_output(
     x,
     shortcut,
     y,
@@ -98,7 +98,7 @@ def normalise(
 
 
 @triton.jit
-def sum_gradients(
+def norm_gradient_sums(
     x,
     y,
     dy,
@@ -145,7 +145,7 @@ def sum_gradients(
 
 
 @triton.jit
-def gradients(
+def norm_gradients(
     x,
     y,
     dy,
