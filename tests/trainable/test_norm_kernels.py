@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Generator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from trainable.networks import norm_graph
+from trainable import ranks
+from trainable.networks import joined_norm, norm_graph, sync_batchnorm
 from trainable.networks.norm_graph import backend_of, own_kernels, own_kernels_and_inductor
+from trainable.networks.sync_batchnorm import SyncBatchNorm
 
 pytest.importorskip("triton")
+from trainable.networks import norm_kernels
 
 
 @pytest.fixture
-def kernels() -> Any:
+def kernels(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The launchers of kernels that Triton interprets."""
-    from trainable.networks import norm_kernels
-
-    if not norm_kernels.run_on(torch.device("cpu")):
+    if os.environ.get("TRITON_INTERPRET") != "1":
         pytest.skip("on a machine with a GPU tests/gpu has them")
+    monkeypatch.setattr(joined_norm, "run_on", lambda device: True)
     return norm_kernels
 
 
@@ -153,7 +159,7 @@ def recorded(backend: norm_graph.Backend) -> tuple[norm_graph.Backend, list[fx.G
 
 
 def norms_of(module: fx.GraphModule) -> int:
-    return sum(node.target is norm_graph._joined for node in module.graph.nodes)
+    return sum(node.target is joined_norm.joined for node in module.graph.nodes)
 
 
 @pytest.mark.usefixtures("kernels")
@@ -240,3 +246,45 @@ def test_inductor_compiles_what_is_beside_the_kernels() -> None:
 @pytest.mark.parametrize(("compiles", "backend"), [(True, "inductor"), (False, None)])
 def test_own_kernels_are_for_cuda_devices(compiles: bool, backend: Any) -> None:
     assert backend_of(nn.BatchNorm2d(8), compiles=compiles) is backend
+
+
+SHARES = (slice(5), slice(5, 7))
+
+
+def sync_results(layer: nn.Module, share: slice) -> dict[str, Tensor]:
+    """Of seven pictures whose means lie apart, this rank's part: outputs, gradients, statistics."""
+    x = pictures(7, 24, 5, 4) * 3 + torch.arange(7.0).view(-1, 1, 1, 1)
+    x = x[share].contiguous(memory_format=torch.channels_last).requires_grad_()
+    weight, bias = layer.parameters()
+    with torch.no_grad():
+        weight.copy_(torch.linspace(0.5, 2, 24))
+        bias.copy_(torch.linspace(-1, 1, 24))
+    y = layer(x)
+    y.backward(pictures(7, 24, 5, 4, seed=1)[share])
+    found = {"y": y.detach(), "x": x.grad, "weight": weight.grad, "bias": bias.grad}
+    for name in ("weight", "bias"):
+        ranks.sum_over_ranks(found[name])  # type: ignore[arg-type] # as a step does
+    return {**found, **dict(layer.named_buffers())}  # type: ignore[dict-item]
+
+
+def _rank(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    store = f"file://{folder}/store"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(joined_norm, "run_on", lambda device: True)
+        patch.setattr(sync_batchnorm, "_Joined", None)  # torch's way
+        torch.save(sync_results(SyncBatchNorm(24), SHARES[rank]), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("kernels")
+def test_two_ranks_together_are_batchnorm_of_the_joined_batch(tmp_path: Path) -> None:
+    mp.spawn(_rank, (str(tmp_path),), nprocs=2)
+    one, two = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    expected = sync_results(nn.BatchNorm2d(24), slice(None))
+    for name, exact in expected.items():
+        found = torch.cat([one[name], two[name]]) if name in ("y", "x") else one[name]
+        torch.testing.assert_close(found, exact, rtol=1e-5, atol=1e-5, msg=name)
+        if name not in ("y", "x"):
+            assert torch.equal(one[name], two[name]), name

@@ -1,4 +1,4 @@
-"""A block's BatchNorm in training, with the addition and ReLU that follow it, in the kernels of `norm_kernels`.
+"""A block rewritten: each BatchNorm in training, with the addition and ReLU that follow it, is one `joined_norm`.
 
 Backends of torch.compile: what dynamo has recorded of a block is rewritten, and then runs operation by operation, or
 goes on to Inductor. Gradients and running statistics are those of torch's own operations, to the rounding: what is
@@ -13,15 +13,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses import FakeTensor
-from torch._subclasses.functional_tensor import FunctionalTensor
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import batch_norm, relu
+
+from trainable.networks import joined_norm
 
 Backend = Callable[[fx.GraphModule, Sequence[Tensor]], Callable[..., Any]]
 
-_LANES = 8
-"""Channels come in multiples of these where a row of a picture is read in whole words."""
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
 _RELUS = (relu, torch.relu)
 
@@ -99,7 +96,7 @@ def _read(node: fx.Node) -> _Norm | None:
     if not given["training"] or len(tensors) != 5:
         return None
     x, mean, variance, weight, bias = tensors
-    if not _fits(_value(x)) or any(_value(t).dtype != torch.float32 for t in tensors[1:]):
+    if not joined_norm.takes(*map(_value, tensors)):
         return None
     joined, shortcut = [node], None
     if (found := _addition(node)) is not None:
@@ -111,16 +108,6 @@ def _read(node: fx.Node) -> _Norm | None:
     numbers = (given["momentum"], given["eps"])
     running, affine = (mean, variance), (weight, bias)
     return _Norm(tuple(joined), x, affine, running, *numbers, _tracked(node), shortcut, has_relu)
-
-
-def _fits(x: Tensor) -> bool:
-    """Pictures that lie channels last, more than one value of each channel."""
-    from trainable.networks import norm_kernels
-
-    if x.dim() != 4 or not norm_kernels.run_on(x.device):
-        return False
-    is_dense = x.is_contiguous(memory_format=torch.channels_last)
-    return is_dense and not x.shape[1] % _LANES and x.numel() > x.shape[1]
 
 
 def _addition(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
@@ -174,110 +161,10 @@ def _replace(graph: fx.Graph, norm: _Norm) -> None:
     last = norm.joined[-1]
     with graph.inserting_before(last):
         tensors = (norm.x, norm.shortcut, *norm.affine, *norm.running, tracked)
-        output = graph.call_function(_joined, (*tensors, norm.momentum, norm.eps, norm.relu))
+        output = graph.call_function(
+            joined_norm.joined, (*tensors, norm.momentum, norm.eps, norm.relu)
+        )
     output.meta = dict(last.meta)
     last.replace_all_uses_with(output)
     for node in reversed(norm.joined):
         graph.erase_node(node)
-
-
-def _joined(*arguments: Any) -> Tensor:
-    output: Tensor = _JoinedNorm.apply(*arguments)  # pyright: ignore[reportUnknownMemberType]
-    return output
-
-
-class _JoinedNorm(torch.autograd.Function):
-    """BatchNorm in training, the shortcut's addition and ReLU, as far as they are there."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        shortcut: Tensor | None,
-        weight: Tensor,
-        bias: Tensor,
-        running_mean: Tensor,
-        running_var: Tensor,
-        tracked: Tensor | None,
-        momentum: float,
-        eps: float,
-        relu: bool,
-    ) -> Tensor:
-        kernels, x = _kernels(x), _last(x)
-        running = (running_mean, running_var, tracked)
-        found = kernels.statistics(x, weight, bias, *running, momentum, eps)
-        added = None if shortcut is None else _last(shortcut)
-        y: Tensor = kernels.normalised(x, added, found, relu)
-        ctx.added, ctx.relu = added is not None, relu
-        ctx.save_for_backward(x, y if ctx.added and relu else x, found)
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, y, found = ctx.saved_tensors
-        dy = _last(gradients[0])
-        found = _kernels(x).gradients(x, y, dy, found, ctx.added, ctx.relu)
-        of_x, of_shortcut, of_channels = found
-        of_weight, of_bias = of_channels.unbind()
-        return of_x, of_shortcut if ctx.added else None, of_weight, of_bias, *[None] * 6
-
-
-def _kernels(x: Tensor) -> Any:
-    """The launchers; for Inductor, which records what they are called with, the same as operations of torch."""
-    from trainable.networks import norm_kernels
-
-    return torch.ops.kd_study if isinstance(x, FunctionalTensor | FakeTensor) else norm_kernels
-
-
-def _last(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last)
-
-
-@torch.library.custom_op(
-    "kd_study::statistics", mutates_args=("running_mean", "running_var", "tracked")
-)
-def _statistics(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    running_mean: Tensor,
-    running_var: Tensor,
-    tracked: Tensor | None,
-    momentum: float,
-    eps: float,
-) -> Tensor:
-    running = (running_mean, running_var, tracked)
-    return _kernels(x).statistics(_last(x), weight, bias, *running, momentum, eps)
-
-
-@torch.library.custom_op("kd_study::normalised", mutates_args=())
-def _normalised(x: Tensor, shortcut: Tensor | None, found: Tensor, relu: bool) -> Tensor:
-    added = None if shortcut is None else _last(shortcut)
-    return _kernels(x).normalised(_last(x), added, found, relu)
-
-
-@torch.library.custom_op("kd_study::gradients", mutates_args=())
-def _gradients(
-    x: Tensor, y: Tensor, dy: Tensor, found: Tensor, added: bool, relu: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _kernels(x).gradients(_last(x), _last(y), _last(dy), found, added, relu)
-
-
-@_statistics.register_fake
-def _(x: Tensor, *_: Any) -> Tensor:
-    return x.new_empty((4, x.shape[1]), dtype=torch.float32)
-
-
-@_normalised.register_fake
-def _(x: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.channels_last)
-
-
-@_gradients.register_fake
-def _(
-    x: Tensor, y: Tensor, dy: Tensor, found: Tensor, added: bool, relu: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    of_x = torch.empty_like(x, memory_format=torch.channels_last)
-    of_shortcut = torch.empty_like(of_x) if added else x.new_empty(0)
-    return of_x, of_shortcut, x.new_empty((2, x.shape[1]), dtype=torch.float32)

@@ -11,12 +11,12 @@ cuDNN's own kernels for this wait until a whole GPU is free, and know of no addi
 from __future__ import annotations
 
 import functools
-import os
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from trainable import ranks
 from trainable.networks import norm_triton
 
 _kernels: Any = norm_triton  # Triton's launches, kernel[grid](…), have no types
@@ -37,19 +37,47 @@ def statistics(
     momentum: float,
     eps: float,
 ) -> Tensor:
-    """(4, channels) in fp32: mean, 1/√(variance + ε), and the factor and shift that normalise.
+    """(5, channels) in fp32: mean, 1/√(variance + ε), the factor and shift that normalise, and M.
 
     The running statistics move towards those of `x` by `momentum`, as always the variance does so unbiased; `tracked`
     goes up by one.
     """
     m, channels, shape = _tiles(x)
     parts = torch.empty(2, shape.parts, channels, dtype=torch.float32, device=x.device)
-    found = torch.empty(4, channels, dtype=torch.float32, device=x.device)
+    found = torch.empty(5, channels, dtype=torch.float32, device=x.device)
     _kernels.norm_statistics[shape.grid](
         *(x, parts, _arrivals(x.device), found, weight, bias, running_mean, running_var, tracked),
         *(m, shape.rows, shape.parts, eps, momentum),
         TRACKED=tracked is not None,
         **shape.constants(channels),
+    )
+    return found
+
+
+def statistics_over_ranks(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    tracked: Tensor | None,
+    momentum: float,
+    eps: float,
+) -> Tensor:
+    """`statistics` of the joined batch of all ranks, which exchange 2·channels + 1 numbers each."""
+    m, channels, shape = _tiles(x)
+    parts = torch.empty(2, shape.parts, channels, dtype=torch.float32, device=x.device)
+    rows = torch.zeros(ranks.world_size(), 2 * channels + 1, device=x.device)
+    _kernels.norm_moments[shape.grid](
+        *(x, parts, _arrivals(x.device), rows[ranks.rank()], m, shape.rows, shape.parts),
+        **shape.constants(channels),
+    )
+    # A sum with zeros, which changes nothing: gathering has another name in each torch and backend.
+    ranks.sum_over_ranks(rows)
+    found = torch.empty(5, channels, dtype=torch.float32, device=x.device)
+    _kernels.norm_join[(shape.columns,)](
+        *(rows, found, weight, bias, running_mean, running_var, tracked, len(rows), eps, momentum),
+        *(tracked is not None, channels, shape.width),
     )
     return found
 
@@ -67,33 +95,37 @@ def normalised(x: Tensor, shortcut: Tensor | None, found: Tensor, relu: bool) ->
 
 
 def gradients(
-    x: Tensor, y: Tensor, dy: Tensor, found: Tensor, added: bool, relu: bool
+    x: Tensor,
+    y: Tensor,
+    dy: Tensor,
+    found: Tensor,
+    added: bool,
+    relu: bool,
+    over_ranks: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Of `x`, of the shortcut, and (2, channels) in fp32 of γ and β; the second is empty where none was `added`."""
+    """Of `x`, of the shortcut, and (2, channels) in fp32 of γ and β; the second is empty where none was `added`.
+
+    Those of γ and β stay this rank's, and go into that of `x` summed where statistics were taken `over_ranks`.
+    """
     m, channels, shape = _tiles(x)
     parts = torch.empty(2, shape.parts, channels, dtype=torch.float32, device=x.device)
     of_channels = torch.empty(2, channels, dtype=torch.float32, device=x.device)
-    line = torch.empty(3, channels, dtype=torch.float32, device=x.device)
     passed = (norm_triton.BY_OUTPUT if added else norm_triton.BY_INPUT).value if relu else 0
     _kernels.norm_gradient_sums[shape.grid](
-        *(x, y, dy, parts, _arrivals(x.device), found, of_channels, line),
+        *(x, y, dy, parts, _arrivals(x.device), found, of_channels),
         *(m, shape.rows, shape.parts),
         PASSED=passed,
         **shape.constants(channels),
     )
+    joined = ranks.sum_over_ranks(of_channels.clone()) if over_ranks else of_channels
     dx = torch.empty_like(x)
     of_shortcut = torch.empty_like(x) if added else x.new_empty(0)
     _kernels.norm_gradients[_pass_grid(m, channels, shape)](
-        *(x, y, dy, dx, of_shortcut, line, found, m),
+        *(x, y, dy, dx, of_shortcut, joined, found, m),
         *(channels, added, passed, _PASS_ROWS, shape.width),
         num_warps=4,
     )
     return dx, of_shortcut, of_channels
-
-
-def run_on(device: torch.device) -> bool:
-    """Whether these kernels do: on CUDA devices, and where Triton interprets them, on all."""
-    return device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
 
 
 class _Shape:

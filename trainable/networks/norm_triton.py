@@ -38,38 +38,107 @@ def norm_statistics(
     ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    """Mean, 1/√(variance + ε), factor and shift of each channel; the running statistics are moved."""
+    """The numbers of each channel (`_settle`) from all rows of x."""
     c = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
     is_channel = c < C
-    # Sums about a value of the channel: Σ x² − M·μ² loses what is small beside the mean.
     about = tl.load(x + c, mask=is_channel, other=0.0).to(tl.float32)
-    first = tl.program_id(0) * rows_of_part
-    last = tl.minimum(first + rows_of_part, m)
-    one = tl.zeros([ROWS, WIDTH], tl.float32)
-    two = tl.zeros([ROWS, WIDTH], tl.float32)
-    for row in range(first, last, ROWS):
-        r = row + tl.arange(0, ROWS)
-        is_in = (r < last)[:, None] & is_channel[None, :]
-        v = tl.load(x + r[:, None].to(tl.int64) * C + c[None, :], mask=is_in, other=0.0)
-        d = tl.where(is_in, v.to(tl.float32) - about[None, :], 0.0)
-        one += d
-        two += d * d
-    if _is_last(parts, arrivals, tl.sum(one, 0), tl.sum(two, 0), c, is_channel, count, C):
-        total, squares = _both(parts, c, is_channel, count, C, WIDTH)
-        off = total / m
-        mean = about + off
-        variance = tl.maximum(squares / m - off * off, 0.0)
-        invstd = 1.0 / tl.sqrt(variance + eps)
-        factor = tl.load(weight + c, mask=is_channel, other=0.0) * invstd
-        shift = tl.load(bias + c, mask=is_channel, other=0.0) - mean * factor
-        tl.store(found + c, mean, mask=is_channel)
-        tl.store(found + C + c, invstd, mask=is_channel)
-        tl.store(found + 2 * C + c, factor, mask=is_channel)
-        tl.store(found + 3 * C + c, shift, mask=is_channel)
-        _move(running_mean, mean, momentum, c, is_channel)
-        _move(running_var, variance * (m / (m - 1.0)), momentum, c, is_channel)
+    one, two = _sums_about(x, about, m, rows_of_part, c, is_channel, C, ROWS, WIDTH)
+    if _is_last(parts, arrivals, one, two, c, is_channel, count, C):
+        mean, variance = _moments(parts, about, m, c, is_channel, count, C, WIDTH)
+        _settle(
+            mean,
+            variance,
+            m,
+            found,
+            weight,
+            bias,
+            running_mean,
+            running_var,
+            eps,
+            momentum,
+            c,
+            is_channel,
+            C,
+        )
         if TRACKED and tl.program_id(1) == 0:
             tl.store(tracked, tl.load(tracked) + 1)
+
+
+@triton.jit
+def norm_moments(
+    x,
+    parts,
+    arrivals,
+    row,
+    m,
+    rows_of_part,
+    count,
+    C: tl.constexpr,
+    ROWS: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    """(2·C + 1,): mean and variance of each channel over the rows of x, and their number."""
+    c = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
+    is_channel = c < C
+    about = tl.load(x + c, mask=is_channel, other=0.0).to(tl.float32)
+    one, two = _sums_about(x, about, m, rows_of_part, c, is_channel, C, ROWS, WIDTH)
+    if _is_last(parts, arrivals, one, two, c, is_channel, count, C):
+        mean, variance = _moments(parts, about, m, c, is_channel, count, C, WIDTH)
+        tl.store(row + c, mean, mask=is_channel)
+        tl.store(row + C + c, variance, mask=is_channel)
+        if tl.program_id(1) == 0:
+            tl.store(row + 2 * C, m * 1.0)
+
+
+@triton.jit
+def norm_join(
+    rows,
+    found,
+    weight,
+    bias,
+    running_mean,
+    running_var,
+    tracked,
+    ranks,
+    eps,
+    momentum,
+    TRACKED: tl.constexpr,
+    C: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    """The numbers of each channel (`_settle`) from the moments of all ranks (Chan et al. 1979)."""
+    c = tl.program_id(0) * WIDTH + tl.arange(0, WIDTH)
+    is_channel = c < C
+    m = 0.0
+    mean = tl.zeros([WIDTH], tl.float32)
+    for rank in range(ranks):
+        at = rows + rank * (2 * C + 1)
+        m += tl.load(at + 2 * C)
+        mean += tl.load(at + 2 * C) * tl.load(at + c, mask=is_channel, other=0.0)
+    mean = mean / m
+    variance = tl.zeros([WIDTH], tl.float32)
+    for rank in range(ranks):
+        at = rows + rank * (2 * C + 1)
+        off = tl.load(at + c, mask=is_channel, other=0.0) - mean
+        own = tl.load(at + C + c, mask=is_channel, other=0.0)
+        variance += tl.load(at + 2 * C) * (own + off * off)
+    _settle(
+        mean,
+        variance / m,
+        m,
+        found,
+        weight,
+        bias,
+        running_mean,
+        running_var,
+        eps,
+        momentum,
+        c,
+        is_channel,
+        C,
+    )
+    if TRACKED and tl.program_id(0) == 0:
+        tl.store(tracked, tl.load(tracked) + 1)
 
 
 @triton.jit
@@ -106,7 +175,6 @@ def norm_gradient_sums(
     arrivals,
     found,
     of_channels,
-    line,
     m,
     rows_of_part,
     count,
@@ -115,7 +183,7 @@ def norm_gradient_sums(
     ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    """Of γ and β; and `line`, (3, C): the gradient of x is a·g + b·x + d, where g is what ReLU lets pass of dy."""
+    """Of γ and of β: Σ g·(x − mean)/√(variance + ε) and Σ g, where g is what ReLU lets pass of dy."""
     c = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
     is_channel = c < C
     mean = tl.load(found + c, mask=is_channel, other=0.0)
@@ -136,12 +204,8 @@ def norm_gradient_sums(
     if _is_last(parts, arrivals, tl.sum(one, 0), tl.sum(two, 0), c, is_channel, count, C):
         total, centred = _both(parts, c, is_channel, count, C, WIDTH)
         invstd = tl.load(found + C + c, mask=is_channel, other=0.0)
-        slope = -factor * invstd * invstd * centred / m
         tl.store(of_channels + c, centred * invstd, mask=is_channel)
         tl.store(of_channels + C + c, total, mask=is_channel)
-        tl.store(line + c, factor, mask=is_channel)
-        tl.store(line + C + c, slope, mask=is_channel)
-        tl.store(line + 2 * C + c, -factor * total / m - slope * mean, mask=is_channel)
 
 
 @triton.jit
@@ -151,7 +215,7 @@ def norm_gradients(
     dy,
     dx,
     of_shortcut,
-    line,
+    of_channels,
     found,
     m,
     C: tl.constexpr,
@@ -160,16 +224,18 @@ def norm_gradients(
     ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    """Of x, a·g + b·x + d, and of the shortcut, g."""
+    """Of x, factor·(g − Σ g/M − x̂·Σ g·x̂/M) with x̂ = (x − mean)/√(variance + ε), and of the shortcut, g."""
     at, is_in, c, is_channel = _place(m, C, ROWS, WIDTH)
-    a = tl.load(line + c, mask=is_channel, other=0.0)[None, :]
-    b = tl.load(line + C + c, mask=is_channel, other=0.0)[None, :]
-    d = tl.load(line + 2 * C + c, mask=is_channel, other=0.0)[None, :]
-    factor = tl.load(found + 2 * C + c, mask=is_channel, other=0.0)[None, :]
-    shift = tl.load(found + 3 * C + c, mask=is_channel, other=0.0)[None, :]
+    mean = tl.load(found + c, mask=is_channel, other=0.0)
+    invstd = tl.load(found + C + c, mask=is_channel, other=0.0)
+    factor = tl.load(found + 2 * C + c, mask=is_channel, other=0.0)
+    shift = tl.load(found + 3 * C + c, mask=is_channel, other=0.0)
+    over = factor / tl.load(found + 4 * C + c, mask=is_channel, other=1.0)
+    slope = -over * invstd * tl.load(of_channels + c, mask=is_channel, other=0.0)
+    level = -over * tl.load(of_channels + C + c, mask=is_channel, other=0.0) - slope * mean
     v = tl.load(x + at, mask=is_in, other=0.0).to(tl.float32)
-    g = _passed(dy, y, v, at, is_in, factor, shift, PASSED)
-    tl.store(dx + at, g * a + v * b + d, mask=is_in)
+    g = _passed(dy, y, v, at, is_in, factor[None, :], shift[None, :], PASSED)
+    tl.store(dx + at, g * factor[None, :] + v * slope[None, :] + level[None, :], mask=is_in)
     if ADDED:
         tl.store(of_shortcut + at, g, mask=is_in)
 
@@ -224,3 +290,70 @@ def _both(parts, c, is_channel, count, C: tl.constexpr, WIDTH: tl.constexpr):
 def _move(running, value, momentum, c, is_channel):
     old = tl.load(running + c, mask=is_channel, other=0.0)
     tl.store(running + c, old + momentum * (value - old), mask=is_channel)
+
+
+@triton.jit
+def _sums_about(
+    x,
+    about,
+    m,
+    rows_of_part,
+    c,
+    is_channel,
+    C: tl.constexpr,
+    ROWS: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    """Of this program's rows: Σ d and Σ d², with d what a value is off one of its channel.
+
+    Σ x² − M·μ² would lose what is small beside the mean.
+    """
+    first = tl.program_id(0) * rows_of_part
+    last = tl.minimum(first + rows_of_part, m)
+    one = tl.zeros([ROWS, WIDTH], tl.float32)
+    two = tl.zeros([ROWS, WIDTH], tl.float32)
+    for row in range(first, last, ROWS):
+        r = row + tl.arange(0, ROWS)
+        is_in = (r < last)[:, None] & is_channel[None, :]
+        v = tl.load(x + r[:, None].to(tl.int64) * C + c[None, :], mask=is_in, other=0.0)
+        d = tl.where(is_in, v.to(tl.float32) - about[None, :], 0.0)
+        one += d
+        two += d * d
+    return tl.sum(one, 0), tl.sum(two, 0)
+
+
+@triton.jit
+def _moments(parts, about, m, c, is_channel, count, C: tl.constexpr, WIDTH: tl.constexpr):
+    """Mean and variance from the sums of all parts."""
+    total, squares = _both(parts, c, is_channel, count, C, WIDTH)
+    off = total / m
+    return about + off, tl.maximum(squares / m - off * off, 0.0)
+
+
+@triton.jit
+def _settle(
+    mean,
+    variance,
+    m,
+    found,
+    weight,
+    bias,
+    running_mean,
+    running_var,
+    eps,
+    momentum,
+    c,
+    is_channel,
+    C: tl.constexpr,
+):
+    """Stores mean, 1/√(variance + ε), factor, shift and M in `found`, (5, C), and moves the running statistics."""
+    invstd = 1.0 / tl.sqrt(variance + eps)
+    factor = tl.load(weight + c, mask=is_channel, other=0.0) * invstd
+    shift = tl.load(bias + c, mask=is_channel, other=0.0) - mean * factor
+    tl.store(found + c, mean, mask=is_channel)
+    tl.store(found + C + c, invstd, mask=is_channel)
+    tl.store(found + 2 * C + c, factor, mask=is_channel)
+    tl.store(found + 3 * C + c, shift, mask=is_channel)
+    tl.store(found + 4 * C + c, invstd * 0 + m, mask=is_channel)
+    _move(running_mean, mean, momentum, c, is_channel)
+    _move(running_var, variance * (m / (m - 1.0)), momentum, c, is_channel)

@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
 from trainable import ranks
-from trainable.networks import cpu_kernels
+from trainable.networks import cpu_kernels, joined_norm
 
 
 class SyncBatchNorm(_BatchNorm):
@@ -51,7 +51,28 @@ class SyncBatchNorm(_BatchNorm):
             momentum = self.momentum
             if momentum is None:
                 momentum = 1.0 / float(self.num_batches_tracked)
-        return _Joined.apply(input, self.weight, self.bias, running, momentum, self.eps)
+        return _over_ranks(input, self.weight, self.bias, running, momentum, self.eps)
+
+
+def _over_ranks(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running: tuple[Tensor | None, Tensor | None],
+    momentum: float,
+    eps: float,
+) -> Tensor:
+    mean, variance = running
+    if (
+        mean is not None
+        and variance is not None
+        and weight is not None
+        and bias is not None
+        and joined_norm.takes(x, mean, variance, weight, bias)
+    ):
+        tensors = (x, None, weight, bias, mean, variance, None)
+        return joined_norm.joined(*tensors, momentum, eps, relu=False, over_ranks=True)
+    return _Joined.apply(x, weight, bias, running, momentum, eps)
 
 
 class _Joined(torch.autograd.Function):
