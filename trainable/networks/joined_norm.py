@@ -14,6 +14,10 @@ from torch._subclasses import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd.function import once_differentiable
 
+_OPERATIONS = "kd_study_1"
+"""The namespace of the operations. Inductor keeps on disk what it made of them, under their names alone: it is to be
+changed with what they take or return."""
+
 _LANES = 8
 """Channels come in multiples of these where a row of a picture is read in whole words."""
 
@@ -103,7 +107,8 @@ def _kernels(x: Tensor) -> Any:
     """The launchers; for Inductor, which records what they are called with, the same as operations of torch."""
     from trainable.networks import norm_kernels
 
-    return torch.ops.kd_study if isinstance(x, FunctionalTensor | FakeTensor) else norm_kernels
+    is_recorded = isinstance(x, FunctionalTensor | FakeTensor)
+    return getattr(torch.ops, _OPERATIONS) if is_recorded else norm_kernels
 
 
 def _last(x: Tensor) -> Tensor:
@@ -111,7 +116,7 @@ def _last(x: Tensor) -> Tensor:
 
 
 @torch.library.custom_op(
-    "kd_study::statistics", mutates_args=("running_mean", "running_var", "tracked")
+    f"{_OPERATIONS}::statistics", mutates_args=("running_mean", "running_var", "tracked")
 )
 def _statistics(
     x: Tensor,
@@ -127,13 +132,13 @@ def _statistics(
     return _kernels(x).statistics(_last(x), weight, bias, *running, momentum, eps)
 
 
-@torch.library.custom_op("kd_study::normalised", mutates_args=())
+@torch.library.custom_op(f"{_OPERATIONS}::normalised", mutates_args=())
 def _normalised(x: Tensor, shortcut: Tensor | None, found: Tensor, relu: bool) -> Tensor:
     added = None if shortcut is None else _last(shortcut)
     return _kernels(x).normalised(_last(x), added, found, relu)
 
 
-@torch.library.custom_op("kd_study::gradients", mutates_args=())
+@torch.library.custom_op(f"{_OPERATIONS}::gradients", mutates_args=())
 def _gradients(
     x: Tensor, y: Tensor, dy: Tensor, found: Tensor, added: bool, relu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
