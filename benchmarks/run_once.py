@@ -28,6 +28,8 @@ FIGURES = {
     *("role", "number", "state", "params", "epochs", "value"),
     *("test_accuracy", "seconds", "error"),
 }
+PLACES = ("data.root=", "storage.path=")
+"""Settings that say where things lie on a machine."""
 CURVES = ("val/accuracy", "train/loss", "train/stage", "train/images_per_second", "amp/skipped")
 
 
@@ -48,7 +50,7 @@ def main() -> None:
     results = find_results(Path(config.storage.path), config.study.name)
     record: dict[str, Any] = {
         "command": ["kd-study", arguments.command, str(arguments.config)],
-        "settings": [s for s in arguments.settings if not s.startswith("data.root=")],
+        "settings": [s for s in arguments.settings if not s.startswith(PLACES)],
         "environment": environment(),
         "config": config.model_dump(mode="json", exclude_none=True, exclude={"storage"}),
         "runs": [_run(results, row) for row in results.rows],

@@ -15,6 +15,7 @@ Written after every run to benchmarks/results/stablekd-tables-<device>.json, and
 on CIFAR-100 to stablekd-tables-<data set>-<student>-<device>.json. Stopped half-way, the same command goes on, with the
 runs that are missing and within the run that was cut off. With `--parallel` so many runs share the machine's GPUs, best
 under MPS (`nvidia-cuda-mps-control -d`), and one Ray cluster: each alone would start hundreds of threads for its own.
+A run's `parallel` in the record is that number: its seconds are of a machine that so many may have shared.
 """
 
 from __future__ import annotations

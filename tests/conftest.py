@@ -24,8 +24,13 @@ os.environ |= {
 }
 
 import torch
+from hypothesis import settings
 
 from tests import host_sync
+
+# How long an example takes says how busy the machine is: `--timeout` bounds a test.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -78,7 +78,7 @@ RANGES = st.one_of(
 )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     name=st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,9}\Z"),
     experiment=st.text(st.characters(exclude_categories=["Cs", "Cc"])),
@@ -124,7 +124,7 @@ ANY_PLACE = st.sampled_from(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.dictionaries(ANY_PLACE, ANY_VALUE, min_size=1, max_size=3))
 def test_any_tree_is_a_config_or_has_problems_with_a_path_each(values: dict[str, Any]) -> None:
     problems: Sequence[Problem] = ()

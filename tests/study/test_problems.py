@@ -156,7 +156,7 @@ def test_paths_include_sections_and_their_keys_at_any_depth() -> None:
     assert "search" in PATHS
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.sampled_from(PATHS), st.integers(0, 20), st.sampled_from("qxz"))
 def test_one_typing_error_in_a_long_key_leads_back_to_it(path: str, at: int, letter: str) -> None:
     *sections, key = path.split(".")
@@ -166,7 +166,7 @@ def test_one_typing_error_in_a_long_key_leads_back_to_it(path: str, at: int, let
     assert near_key([*sections, wrong], StudyConfig) == path
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.floats() | st.text(),

@@ -105,7 +105,7 @@ def test_a_metric_that_is_absent_raises_no_alarm(name: str) -> None:
 
 
 @given(st.data())
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_absences_of_any_kind_raise_no_alarm(data: st.DataObject) -> None:
     """Of metrics in single epochs too, as where an epoch's every update was skipped or not observed."""
     name = data.draw(st.sampled_from(sorted(HEALTHY)))
@@ -131,7 +131,7 @@ measured = st.dictionaries(st.sampled_from(METRICS), finite | st.sampled_from([0
 
 
 @given(st.lists(measured, max_size=12), st.sampled_from(sorted(RUNS)))
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_no_history_makes_it_raise(metrics, name) -> None:
     found = [EpochRecord(epoch, m, 0) for epoch, m in enumerate(metrics, start=1)]
     for finding in diagnose(RUNS[name].config, found):
