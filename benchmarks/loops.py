@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.amp import GradScaler, autocast
 from torch.nn import functional as F
 
-from trainable.data.augment import Normalizer, augment, augmentation_key
+from trainable.data.augment import Normalizer, Viewer, Views, augmentation_key
 from trainable.data.loaders import Batch
 from trainable.networks.zoo import Pictures
 
@@ -29,12 +29,14 @@ class Pixels:
         images = torch.randint(0, 256, (batch, 3, 32, 32), dtype=torch.uint8, device=device)
         labels = torch.randint(0, CLASSES, (batch,), device=device)
         self.batch = Batch(images, labels, torch.arange(batch, device=device), first=0)
-        self._key = torch.tensor(augmentation_key(0, 1), device=device)
+        views = Views(crop=4, flip=True)
+        self._drawn = views.drawn(self.batch.indices, augmentation_key(0, 1))
+        self._show = Viewer(views, (32, 32), device)
         self._normalize = Normalizer([0.5] * 3, [0.25] * 3, device)
 
     def augmented(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """As Feed has it."""
-        images = augment(batch.images, batch.indices, self._key, crop=4, flip=True)
+        images = self._show(batch.images, self._drawn[batch.indices])
         return self._normalize(images).contiguous(memory_format=torch.channels_last), batch.labels
 
 

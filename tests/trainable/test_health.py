@@ -170,7 +170,8 @@ def test_the_counters_go_on_from_their_state() -> None:
     judge(health, "loss")
     judge(health, "ce")
     again = health_of(max_skipped=2)
-    again.load_state_dict(health.state_dict())
+    of_before = {"in_a_row": torch.tensor(2.0)}  # checkpoints once had it; it is the row's sum
+    again.load_state_dict({**health.state_dict(), **of_before})
     assert again.flush() == (2, {"ce": 1, "loss": 1})
     assert again.check("here") is False
     judge(again, "ce")
@@ -214,6 +215,20 @@ def test_a_scale_below_its_floor_ends_the_trial(make_config: MakeConfig) -> None
         "that overflows, got epoch 1, update 3: first not finite in kl 3×; "
         "lower optim.lr or set train.clip or use train.precision: bf16"
     )
+
+
+def test_a_scale_that_was_below_its_floor_between_two_looks_is_found(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scale = {"initial": 4.0, "floor": 4.0, "growth_interval": 1}
+    updates = Updates(make_config, precision="fp16", loss_scale=scale)
+    with monkeypatch.context() as unseen:
+        unseen.setattr(updates.step.health, "check", lambda where: False)
+        for bad in (True, False, False):
+            updates.one(bad=bad)
+    assert updates.scale == 8
+    with pytest.raises(TrainingError, match=r"train\.loss_scale\.floor"):
+        updates.one(bad=False)
 
 
 def test_a_gradient_that_overflows_by_the_scale_alone_is_skipped_until_it_fits(
@@ -291,3 +306,16 @@ def test_what_one_micro_batch_had_the_next_does_not_hide(make_config: MakeConfig
     assert updates.step.inputs.found.tolist() == [1, 0]
     updates.step.finish(0.01)
     assert updates.step.health.flush() == (1, {INPUT: 1})
+
+
+def test_the_first_bad_sample_is_told_after_others_were_bad() -> None:
+    inputs = Inputs(10, CPU)
+    images, labels = noise(0)
+    unknown, broken = labels.clone(), images.clone()
+    unknown[6], broken[2, 0, 0, 0] = 10, float("-inf")
+    for number, seen in ((3, (images, unknown)), (4, (broken, labels))):
+        inputs.enter(number)
+        inputs.start()
+        inputs.look(*seen, 0)
+        assert inputs.found.tolist() == [number == 4, number == 3]
+    assert inputs.place() == Place(3, 0, 6)

@@ -153,18 +153,18 @@ def test_sums_go_on_after_a_checkpoint(
     other = step_of(student, make_config(train={"observe_every": EVERY}))
     other.load(observing.shared_state(), observing.own_state())
     for step in (observing, other):
-        step.observed.gradient(step.membership.gradients(), torch.zeros(()))
+        step.observed.gradient(step.membership.gradients(), torch.tensor(False))
         step.observed.before()
-        step.observed.after(torch.zeros(()))
+        step.observed.after(torch.tensor(False))
     assert observing.observed.flush() == other.observed.flush()
 
 
 def test_a_block_without_parameters_has_nothing_to_tell() -> None:
     blocks = [("pool", []), ("head", [torch.nn.Parameter(torch.ones(3))])]
     observed = Observed(BlockMembership(blocks, student=2), ["weight"])
-    observed.gradient([torch.full((3,), 2.0)], torch.zeros(()))
+    observed.gradient([torch.full((3,), 2.0)], torch.tensor(False))
     observed.before()
-    observed.after(torch.zeros(()))
+    observed.after(torch.tensor(False))
     measures = observed.flush()
     assert measures.blocks["pool"] == {}
     assert measures.blocks["head"][records.GRAD_MEAN] == 2

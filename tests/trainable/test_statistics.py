@@ -130,7 +130,7 @@ def test_recalibration_without_a_whole_pass_keeps_the_statistics(
 
 def test_totals_add_what_is_good_and_start_again() -> None:
     totals = Totals(CPU)
-    good, bad = torch.zeros(()), torch.ones(())
+    good, bad = torch.tensor(False), torch.tensor(True)
     totals.add({"a": torch.tensor(1.5), "b": torch.tensor(2.0)}, good)
     totals.add({"a": torch.tensor(float("nan")), "b": torch.tensor(9.0)}, bad)
     totals.add({"a": torch.tensor(1.0), "b": torch.tensor(0.5)}, good)
@@ -141,12 +141,12 @@ def test_totals_add_what_is_good_and_start_again() -> None:
 def test_totals_keep_small_terms_beside_large_sums() -> None:
     totals = Totals(CPU)
     for value in (1e8, 1.0, 1.0):
-        totals.add({"a": torch.tensor(value)}, torch.zeros(()))
+        totals.add({"a": torch.tensor(value)}, torch.tensor(False))
     assert totals.flush() == {"a": 100000002.0}
 
 
 def test_totals_refuse_other_names() -> None:
     totals = Totals(CPU)
-    totals.add({"a": torch.zeros(())}, torch.zeros(()))
+    totals.add({"a": torch.zeros(())}, torch.tensor(False))
     with pytest.raises(ValueError, match="names"):
-        totals.add({"b": torch.zeros(())}, torch.zeros(()))
+        totals.add({"b": torch.zeros(())}, torch.tensor(False))

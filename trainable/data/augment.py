@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,86 +23,72 @@ def augmentation_key(seed: int, epoch: int) -> int:
     return _signed(stream_key("augment", seed, epoch))
 
 
-def augment(images: Tensor, indices: Tensor, key: Tensor, *, crop: int, flip: bool) -> Tensor:
-    """Zero-pad by `crop` pixels and crop back at a random place, then mirror with probability 1/2.
-
-    Args:
-        images: uint8 (B, C, H, W).
-        indices: int64 (B,), the samples' indices in their split, on the same device.
-        key: int64 (), the `augmentation_key` of seed and epoch, on the same device.
-        crop: Pixels of padding on each side; offsets are uniform in 0 .. 2·crop. 0 is off.
-        flip: Whether to mirror at all.
-
-    Returns:
-        uint8 (B, C, H, W), contiguous; `images` itself where both are off. Nothing waits for the
-        device.
-    """
-    if crop == 0 and not flip:
-        return images
-    return _moved(images, _moves(indices, key, crop=crop, flip=flip), crop)
-
-
 @dataclass(frozen=True)
 class Views:
-    """The pictures that `augment` can make of one, numbered from 0."""
+    """The pictures that a random crop and a mirror can make of one, numbered from 0.
+
+    A crop is as large as the picture, and out of it with a border of zeros. They go from left to right, then from top
+    to bottom; each is followed by itself mirrored if there is a `flip`.
+    """
 
     crop: int
+    """Pixels of the border on each side; 0 is off."""
     flip: bool
 
     def __len__(self) -> int:
-        return (2 * self.crop + 1) ** 2 * (2 if self.flip else 1)
+        return self.rows * self.columns
 
-    def drawn(self, indices: Tensor, key: Tensor) -> Tensor:
-        """Which of them each picture gets from `augment`, arguments as there: int64 (B,)."""
-        moves = _moves(indices, key, crop=self.crop, flip=self.flip)
-        place = moves.top * (2 * self.crop + 1) + moves.left
-        return place * 2 + moves.mirrored if self.flip else place
+    @property
+    def rows(self) -> int:
+        """Ways to choose a picture's rows."""
+        return 2 * self.crop + 1
 
-    def shown(self, images: Tensor, numbers: Tensor) -> Tensor:
-        """Each picture in one of them: uint8 (B, C, H, W), int64 (B,) → uint8 (B, C, H, W)."""
-        side, ways = 2 * self.crop + 1, 2 if self.flip else 1
-        place = numbers // ways
-        moves = _Moves(place // side, place % side, numbers % ways)
-        return _moved(images, moves, self.crop)
+    @property
+    def columns(self) -> int:
+        """Ways to choose its columns, and their order."""
+        return (2 * self.crop + 1) * (2 if self.flip else 1)
 
+    def drawn(self, indices: Tensor, key: int) -> Tensor:
+        """Each sample's, by its index in the split and the epoch's `augmentation_key`; int64 (B,) both.
 
-class _Moves(NamedTuple):
-    """Where each picture of a batch is cropped, int64 (B,) each."""
-
-    top: Tensor
-    """In 0 .. 2·crop."""
-    left: Tensor
-    """In 0 .. 2·crop."""
-    mirrored: Tensor
-    """0 or 1."""
+        A crop's place is uniform, and with probability 1/2 it is mirrored.
+        """
+        words, side = _draws(indices, key), 2 * self.crop + 1
+        place = _uniform(words, 40, side) * side + _uniform(words, 16, side)
+        return place * 2 + (words & 1) if self.flip else place
 
 
-def _moves(indices: Tensor, key: Tensor, *, crop: int, flip: bool) -> _Moves:
-    words, still = _draws(indices, key), torch.zeros_like(indices)
-    top = _uniform(words, 40, 2 * crop + 1) if crop else still
-    left = _uniform(words, 16, 2 * crop + 1) if crop else still
-    return _Moves(top, left, words & 1 if flip else still)
+class Viewer:
+    """Shows pictures of one size in their views: with tables of the pixels, a batch takes few kernels."""
+
+    def __init__(self, views: Views, size: tuple[int, int], device: torch.device) -> None:
+        self._views = views
+        height, width = (torch.arange(pixels, device=device) for pixels in size)
+        start = torch.arange(2 * views.crop + 1, device=device)[:, None]
+        ways = torch.stack([width, width.flip(0)]) if views.flip else width[None]
+        self._rows = start + height
+        """(views.rows, H): which of the padded picture's."""
+        self._columns = (start[:, None] + ways).flatten(0, 1)
+        """(views.columns, W)."""
+
+    def __call__(self, images: Tensor, numbers: Tensor) -> Tensor:
+        """Pictures, and the number of a view of each: uint8 (B, C, H, W), int64 (B,) → uint8 (B, C, H, W).
+
+        It lies in channels_last; where there is one view, it is `images` themselves. Nothing waits for the device.
+        """
+        if len(self._views) == 1:
+            return images
+        if crop := self._views.crop:
+            images = F.pad(images, (crop, crop, crop, crop))
+        batch = torch.arange(len(images), device=images.device)
+        rows = self._rows[numbers // self._views.columns]
+        columns = self._columns[numbers % self._views.columns]
+        pixels = images.permute(0, 2, 3, 1)
+        shown = pixels[batch[:, None, None], rows[:, :, None], columns[:, None, :]]
+        return shown.permute(0, 3, 1, 2)
 
 
-def _moved(images: Tensor, moves: _Moves, crop: int) -> Tensor:
-    height, width = images.shape[-2:]
-    rows = torch.arange(height, device=images.device).expand(len(images), height)
-    columns = torch.arange(width, device=images.device).expand(len(images), width)
-    columns = torch.where(moves.mirrored.bool()[:, None], width - 1 - columns, columns)
-    if crop:
-        images = F.pad(images, (crop, crop, crop, crop))
-    return _gather(images, rows + moves.top[:, None], columns + moves.left[:, None])
-
-
-def _gather(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """`images[b, c, rows[b, y], columns[b, x]]` at (b, c, y, x); rows (B, H), columns (B, W)."""
-    batch, channels, _, width = images.shape
-    flat = (rows[:, :, None] * width + columns[:, None, :]).flatten(1)[:, None]
-    picked = images.flatten(2).gather(2, flat.expand(-1, channels, -1))
-    return picked.view(batch, channels, rows.shape[1], columns.shape[1])
-
-
-def _draws(indices: Tensor, key: Tensor) -> Tensor:
+def _draws(indices: Tensor, key: int) -> Tensor:
     """Word `indices[b]` of the stream `key` (`hashing.draws`), 64 bits in an int64, (B,)."""
     value = (indices + 1) * _signed(GOLDEN) + key
     value = _xor_shift(value, SHIFTS[0]) * _signed(MULTIPLIERS[0])

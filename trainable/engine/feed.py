@@ -10,7 +10,7 @@ from torch import Tensor
 
 from trainable import ranks
 from trainable.config import TrialConfig
-from trainable.data.augment import Normalizer, Views, augment, augmentation_key
+from trainable.data.augment import Normalizer, Viewer, Views, augmentation_key
 from trainable.data.faults import data_error
 from trainable.data.loaders import Batch, Loader, open_loader
 from trainable.data.mix import Mixer
@@ -37,7 +37,10 @@ class Feed:
         """On all ranks."""
         self._loader = open_loader(data.train, device, config.data.decode_workers)
         self._normalize = Normalizer(data.mean, data.std, device)
-        self._epoch, self._key = 0, torch.zeros((), dtype=torch.int64, device=device)
+        self._show = Viewer(self._views, data.train.shape[1:], device)
+        self._epoch = 0
+        self._drawn = torch.zeros(len(data.train), dtype=torch.int64, device=device)
+        """The view of each picture in this epoch: drawn for all at once, since a few numbers take as many kernels."""
         self._mixer = None
         if config.data.augment.mixes:
             self._mixer = Mixer(config.data.augment, len(data.classes), config.train.seed)
@@ -58,9 +61,11 @@ class Feed:
         return self._loader_of(epoch).batches([m for update in plan for m in update.micro_batches])
 
     def enter(self, epoch: int) -> None:
-        """From now on `augmented` draws what this epoch has; its key lies where it is on the device."""
+        """From now on `augmented` gives what this epoch has; what is drawn for it stays where it lies on the device."""
         self._epoch = epoch
-        self._key.fill_(augmentation_key(self._config.train.seed, epoch))
+        every = torch.arange(len(self._drawn), device=self._device)
+        key = augmentation_key(self._config.train.seed, epoch)
+        self._drawn.copy_(self._views.drawn(every, key))
 
     @property
     def rows(self) -> int:
@@ -72,27 +77,21 @@ class Feed:
 
         Views are counted picture by picture: from 0, the first picture's first.
         """
-        if len(self._views) == 1:
-            return batch.indices
-        drawn = self._views.drawn(batch.indices, self._key)
-        return batch.indices * len(self._views) + drawn
+        return batch.indices * len(self._views) + self._drawn[batch.indices]
 
     def views(self, parts: Sequence[Indices]) -> Iterator[Tensor]:
         """Views by their numbers (`row`), as the networks take them: one micro-batch for each array."""
         batches = self._loader.batches([part // len(self._views) for part in parts])
         for part, batch in zip(parts, batches, strict=True):
             numbers = torch.from_numpy(part % len(self._views)).to(self._device)
-            yield self.prepare(self._views.shown(batch.images, numbers))
+            yield self.prepare(self._show(batch.images, numbers))
 
     def augmented(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """A micro-batch as the networks take it in training: float32 (B, C, H, W), and its labels.
 
         Those are int64 (B,), or float32 (B, classes) distributions where pictures are mixed.
         """
-        changes = self._config.data.augment
-        images = augment(
-            batch.images, batch.indices, self._key, crop=changes.crop, flip=changes.flip
-        )
+        images = self._show(batch.images, self._drawn[batch.indices])
         images, labels = self._normalize(images), batch.labels
         if self._mixer is not None:
             images, labels = self._mixer(images, labels, epoch=self._epoch, first=batch.first)

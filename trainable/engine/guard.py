@@ -7,10 +7,11 @@ waiting for the device: the verdict is a tensor, and everything that depends on 
 
 from __future__ import annotations
 
+from functools import reduce
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivateUsage]
-from torch.optim import Optimizer
 
 
 class Guard:
@@ -31,19 +32,14 @@ class Guard:
         A variance can overflow while loss and gradient stay finite, and would then make its layer say
         nothing for good.
         """
-        sizes = [live.abs().amax() for live in self._live if live.is_floating_point()]
-        return torch.stack([size.to(like) for size in sizes]).amax() if sizes else like
+        floating = [live for live in self._live if live.is_floating_point()]
+        sizes = [torch.linalg.vector_norm(live, torch.inf).to(like) for live in floating]
+        return reduce(torch.maximum, sizes) if sizes else like
 
-    def step(self, optimizer: Optimizer, bad: Tensor) -> None:
-        """Take the optimizer's step, unless `bad` is 1; then bring the running statistics back.
-
-        A fused optimizer reads `found_inf` on the device and leaves parameters and state alone if it is 1.
-        """
-        optimizer.found_inf = bad  # type: ignore[attr-defined]
-        optimizer.step()
-        del optimizer.found_inf  # type: ignore[attr-defined]
+    def restore(self, bad: Tensor) -> None:
+        """Bring the running statistics back if `bad` is true."""
         for saved, live in zip(self._saved, self._live, strict=True):
-            live.copy_(torch.where(bad > 0, saved, live))
+            torch.where(bad, saved, live, out=live)
 
 
 class _Buffer:

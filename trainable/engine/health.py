@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from trainable.config import TrainConfig
-from trainable.engine.inputs import INPUT, LABEL
 from trainable.engine.precision import Precision
 from trainable.errors import Problem, TrainingError
 
 _EVERY = 16
 """Updates between two looks at a GPU's counters."""
+_INPUTS = 2
+"""Places, the first ones, that are a sample's: `INPUT` and `LABEL`."""
 
 
 class Skipped(NamedTuple):
@@ -36,16 +37,14 @@ class Health:
         self._config, self._precision, self._device = config, precision, device
         self._names: tuple[str, ...] = ()
         self._order = torch.zeros(0, device=device)
-        self._is_input = torch.zeros(0, device=device)
         self._since_flush = torch.zeros(0, device=device)
-        self._in_a_row = torch.zeros((), device=device)
+        """Updates that each place was the first to break."""
         self._row = torch.zeros(0, device=device)
-        """Which places broke the updates of the present row."""
-        self._longest = torch.zeros((), device=device)
+        """As `_since_flush`, of the present row of skipped updates."""
         self._worst = torch.zeros(0, device=device)
         """As `_row`, of the longest row."""
-        self._trouble = torch.zeros(2, device=device)
-        """Whether there ever was a bad picture or label, and a loss scale below its floor."""
+        self._ever = torch.zeros(0, device=device)
+        """1.0 for each place that was ever not finite."""
         self._checks = 0
         self._copies = _LateCopies(device)
 
@@ -53,18 +52,14 @@ class Health:
         """Count an update, which is skipped if any of its flags is 1.
 
         `flags` (places,) are 1.0 where something is not finite on any rank, in the order in which a place
-        is blamed for what comes after it; `names` are theirs, the same at every call.
+        is blamed for what comes after it: `INPUT`, `LABEL`, and others. `names` are theirs, the same at every call.
         """
         self._name(tuple(names))
-        bad = flags.amax()
-        first = (flags * (len(names) - self._order)).argmax()
-        blamed = bad * (self._order == first)
+        blamed = flags * (self._order == flags.argmax())
         self._since_flush += blamed
-        self._in_a_row.add_(1).mul_(bad)
-        self._row.add_(blamed).mul_(bad)
-        self._worst.copy_(torch.where(self._in_a_row > self._longest, self._row, self._worst))
-        self._longest.copy_(torch.maximum(self._longest, self._in_a_row))
-        self._look((flags * self._is_input).amax())
+        self._row.add_(blamed).mul_(flags.amax())
+        torch.where(self._row.sum() > self._worst.sum(), self._row, self._worst, out=self._worst)
+        torch.maximum(self._ever, flags, out=self._ever)
 
     def check(self, where: str, *, wait: bool = False) -> bool:
         """Raise TrainingError if too many updates in a row were skipped or the loss scale is too small.
@@ -75,19 +70,19 @@ class Health:
         self._checks += 1
         if self._device.type == "cuda" and not wait and self._checks % _EVERY:
             return False
-        self._look(torch.zeros_like(self._longest))
-        numbers = torch.cat([self._trouble, self._longest.view(1), self._worst])
+        numbers = torch.cat([self._ever, self._worst, self._precision.was_below_floor.view(1)])
         counts = numbers.tolist() if wait else self._copies.exchange(numbers)
         if counts is None:
             return False
-        (bad_input, low_scale, longest), worst = counts[:3], counts[3:]
-        if bad_input:
+        *counts, low_scale = counts
+        ever, worst = counts[: len(self._names)], counts[len(self._names) :]
+        if any(ever[:_INPUTS]):
             return True
         places = {name: int(n) for name, n in zip(self._names, worst, strict=True) if n}
         if low_scale:
             raise self._scale_error(where, places)
-        if longest > self._config.max_skipped:
-            raise self._skipped_error(where, int(longest), places)
+        if (longest := int(sum(worst))) > self._config.max_skipped:
+            raise self._skipped_error(where, longest, places)
         return False
 
     def flush(self) -> Skipped:
@@ -101,7 +96,6 @@ class Health:
         return {
             "names": list(self._names),
             "since_flush": self._since_flush,
-            "in_a_row": self._in_a_row,
             "row": self._row,
         }
 
@@ -109,13 +103,7 @@ class Health:
         """Go on from what `state_dict` gave."""
         self._name(tuple(state["names"]))
         self._since_flush = state["since_flush"].to(self._device)
-        self._in_a_row = state["in_a_row"].to(self._device)
         self._row = state["row"].to(self._device)
-
-    def _look(self, bad_input: Tensor) -> None:
-        """Remember trouble; the scale is that which the update before has left."""
-        now = torch.stack([bad_input, self._precision.below_floor(bad_input)])
-        self._trouble.copy_(torch.maximum(self._trouble, now))
 
     def _name(self, names: tuple[str, ...]) -> None:
         if self._names == names:
@@ -124,12 +112,10 @@ class Health:
             raise ValueError(f"the places must stay {self._names}, but got {names}")
         self._names = names
         self._order = torch.arange(len(names), device=self._device)
-        # A block may be called so, too: it comes later.
-        is_input = [float(names.index(n) == i and n in (INPUT, LABEL)) for i, n in enumerate(names)]
-        self._is_input = torch.tensor(is_input, device=self._device)
         self._since_flush = torch.zeros(len(names), device=self._device)
         self._row = torch.zeros(len(names), device=self._device)
         self._worst = torch.zeros(len(names), device=self._device)
+        self._ever = torch.zeros(len(names), device=self._device)
 
     def _scale_error(self, where: str, places: Mapping[str, int]) -> TrainingError:
         floor = self._config.loss_scale.floor

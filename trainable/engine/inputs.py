@@ -9,7 +9,9 @@ from torch import Tensor
 
 INPUT, LABEL = "input", "label"
 
-_POSITION_BITS, _NUMBER_BITS = 24, 16
+_POSITION_BITS, _NUMBER_BITS = 20, 16
+_NEVER = 2**63 - 1
+"""Is after the code of every sample."""
 _ROUNDING = 1e-5
 """How far from 1 the sum of a distribution's two parts may be."""
 
@@ -30,18 +32,26 @@ class Inputs:
 
     def __init__(self, classes: int, device: torch.device) -> None:
         self._classes = classes
-        self.found = torch.zeros(2, device=device)
-        """(2,): 1.0 where this update has had a bad picture, and a bad label, so far."""
-        self._place = torch.full((), -1, dtype=torch.int64, device=device)
+        self._none = torch.full((2,), _NEVER, device=device)
+        self._first = self._none.clone()
+        """Codes of the first sample with a bad picture, and of the first with a bad label."""
+        self._now = self._none
+        """As `_first`, of this update."""
         self._update = torch.zeros((), dtype=torch.int64, device=device)
+        """The code of its first sample."""
 
     def enter(self, update: int) -> None:
         """Updates are counted on the device: the next one has this number."""
-        self._update.fill_(update)
+        self._update.fill_(_code(update))
 
     def start(self) -> None:
         """A new update begins."""
-        self.found.zero_()
+        self._now = self._none
+
+    @property
+    def found(self) -> Tensor:
+        """(2,): 1.0 where this update has had a bad picture, and a bad label, so far."""
+        return (self._now < self._none).to(torch.float32)
 
     def in_range(self, labels: Tensor) -> Tensor:
         """Labels that each are a class's, of those that may not be; distributions stay as they are.
@@ -56,24 +66,30 @@ class Inputs:
         (B, C, H, W) and int64 (B,), or float (B, classes): distributions, of which a label that no class
         has lacks a part, here and in the picture that it was mixed with.
         """
-        broken = ~images.isfinite().flatten(1).all(1)
+        sizes = torch.linalg.vector_norm(images, torch.inf, dim=(1, 2, 3))
         if labels.is_floating_point():
             # The label of a picture lacks in it and in the one after, which is mixed with it: 1 in all.
             lacks = 1 - labels.sum(1)
-            outside = (lacks > _ROUNDING) & (lacks + lacks.roll(-1) > 1 - _ROUNDING)
+            known = (lacks <= _ROUNDING) | (lacks + lacks.roll(-1) <= 1 - _ROUNDING)
         else:
-            outside = (labels < 0) | (labels >= self._classes)
-        found = torch.stack([broken.any(), outside.any()])
-        first = (broken | outside).to(torch.float32).argmax()
-        place = first + (((self._update << _NUMBER_BITS) + number) << _POSITION_BITS)
-        self._place.copy_(torch.where((self._place < 0) & found.any(), place, self._place))
-        self.found.copy_(torch.maximum(self.found, found.to(torch.float32)))
+            known = labels == self.in_range(labels)
+        good = torch.stack([sizes < torch.inf, known])
+        start = _code(0, number)
+        codes = torch.arange(start, start + len(labels), device=labels.device) + self._update
+        first = torch.where(good, self._none[:, None], codes).amin(1)
+        self._now = torch.minimum(self._now, first)
+        torch.minimum(self._first, first, out=self._first)
 
     def place(self) -> Place | None:
         """Where the first bad sample of this rank was. Waits for the device."""
-        code = int(self._place)
-        if code < 0:
+        code = int(self._first.amin())
+        if code == _NEVER:
             return None
         position = code & ((1 << _POSITION_BITS) - 1)
         number = (code >> _POSITION_BITS) & ((1 << _NUMBER_BITS) - 1)
         return Place(code >> (_POSITION_BITS + _NUMBER_BITS), number, position)
+
+
+def _code(update: int, number: int = 0) -> int:
+    """Of the first sample of a micro-batch: codes are in the order in which samples are looked at."""
+    return ((update << _NUMBER_BITS) + number) << _POSITION_BITS

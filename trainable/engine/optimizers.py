@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from trainable.config import OptimConfig
@@ -55,3 +55,10 @@ def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
     """Write the learning rate of the next update into the optimizer's tensor."""
     for group in optimizer.param_groups:
         group["lr"].fill_(lr)
+
+
+def step(optimizer: Optimizer, skipped: Tensor) -> None:
+    """Take the optimizer's step unless `skipped` is 1: a fused one reads it on the device, and leaves all alone."""
+    optimizer.found_inf = skipped  # type: ignore[attr-defined]
+    optimizer.step()
+    del optimizer.found_inf  # type: ignore[attr-defined]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.amp import GradScaler, autocast
-from torch.optim import Optimizer
 
 from trainable.config import PrecisionName, TrainConfig, TrialConfig
 from trainable.methods import METHODS
+from trainable.statistics import foreach
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -25,6 +26,9 @@ class Precision:
         self._device = device
         self._name: PrecisionName = config.precision
         self._floor = config.loss_scale.floor
+        first = config.loss_scale.initial if config.precision == "fp16" else math.inf
+        self._lowest = torch.full((), first, device=device)
+        """The smallest that the scale has been."""
         self.scaler = _AgreedGradScaler(
             device.type,
             init_scale=config.loss_scale.initial,
@@ -36,26 +40,25 @@ class Precision:
         """The context of the forward pass."""
         return _autocast(self._name, self._device)
 
-    def scale(self, loss: Tensor) -> Tensor:
-        """The loss times the scale."""
-        return self.scaler.scale(loss)
+    def scale(self, factor: Tensor) -> Tensor:
+        """A factor of the loss, times the scale."""
+        return self.scaler.scale(factor)
 
-    def unscale(self, optimizer: Optimizer) -> None:
+    def unscale(self, gradients: Sequence[Tensor]) -> None:
         """Divide the gradients by the scale, in place."""
-        self.scaler.unscale_(optimizer)
+        if (scale := self.scaler.on_device()) is not None:
+            foreach.divide_(gradients, scale)
 
-    def update(self, optimizer: Optimizer, skipped: Tensor) -> None:
+    def update(self, skipped: Tensor) -> None:
         """Halve the scale after a skipped update, double it after many good ones; `skipped` is 0 or 1."""
-        self.scaler.update_after(optimizer, skipped)
+        if (scale := self.scaler.on_device()) is not None:
+            self.scaler.update_after(skipped)
+            torch.minimum(self._lowest, scale, out=self._lowest)
 
-    def abandon(self, optimizer: Optimizer) -> None:
-        """Forget whether this update's gradients are unscaled."""
-        self.scaler.forget(optimizer)
-
-    def below_floor(self, like: Tensor) -> Tensor:
-        """1.0 if the scale is below its floor, else 0.0: () on the device, of the type of `like`."""
-        scale = self.scaler.on_device()
-        return torch.zeros_like(like) if scale is None else (scale < self._floor).to(like).view(())
+    @property
+    def was_below_floor(self) -> Tensor:
+        """Whether the scale ever was below its floor: () on the device."""
+        return self._lowest < self._floor
 
 
 class TeacherPrecision:
@@ -89,19 +92,12 @@ def _autocast(name: PrecisionName, device: torch.device) -> autocast:
 
 
 class _AgreedGradScaler(GradScaler):
-    """torch's GradScaler, told by all ranks together whether the update was skipped."""
+    """torch's GradScaler, told by all ranks together whether the update was skipped: it looks at no gradient."""
 
-    def update_after(self, optimizer: Optimizer, skipped: Tensor) -> None:
-        if not self.is_enabled():
-            return
-        state = self._per_optimizer_states[id(optimizer)]
-        for found in state["found_inf_per_device"].values():
-            found.copy_(skipped)
+    def update_after(self, skipped: Tensor) -> None:
+        # What `unscale_` would have found for one of the optimizers, here the only one.
+        self._per_optimizer_states[0]["found_inf_per_device"] = {skipped.device: skipped}
         self.update()
-
-    def forget(self, optimizer: Optimizer) -> None:
-        if self.is_enabled():
-            self._per_optimizer_states.pop(id(optimizer), None)
 
     def on_device(self) -> Tensor | None:
         """The scale; None without scaling, or before the first loss."""

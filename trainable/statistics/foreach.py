@@ -25,6 +25,11 @@ def multiply_each_(tensors: Sequence[Tensor], factors: Sequence[Tensor]) -> None
     torch._foreach_mul_(list(tensors), list(factors))
 
 
+def divide_(tensors: Sequence[Tensor], divisor: Tensor) -> None:
+    """Divide each tensor by a () tensor, in place."""
+    torch._foreach_div_(list(tensors), divisor)
+
+
 def clamp_(tensors: Sequence[Tensor], bound: float) -> None:
     """Bring every element into −bound .. bound, in place."""
     torch._foreach_clamp_min_(list(tensors), -bound)

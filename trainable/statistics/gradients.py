@@ -40,7 +40,9 @@ class BlockMembership:
         ]
         self._seen: set[int] = set()
         """The parameters that have had a gradient."""
-        self._belongs = torch.tensor(rows, device=self.parameters[0].device) > 0
+        device = self.parameters[0].device
+        self._belongs = torch.tensor(rows, device=device) > 0
+        self._zero = torch.zeros((), device=device)
 
     def joined(self, norms: Tensor) -> BlockNorms:
         """(parameters,) 2-norms, in order → those of each block and of the whole student."""
@@ -50,11 +52,11 @@ class BlockMembership:
     def sums(self, values: Tensor) -> Tensor:
         """(…, parameters) → the sum of each block: (…, blocks)."""
         # Not a product of matrices: there a value that is not finite would be every block's.
-        return torch.where(self._belongs, values.unsqueeze(-2), 0.0).sum(-1)
+        return torch.where(self._belongs, values.unsqueeze(-2), self._zero).sum(-1)
 
     def largest(self, values: Tensor) -> Tensor:
         """(parameters,) of at least 0 → the largest of each block: (blocks,)."""
-        return torch.where(self._belongs, values, 0.0).amax(1)
+        return torch.where(self._belongs, values, self._zero).amax(1)
 
     def gradients(self) -> list[Tensor]:
         """The gradient of every parameter; each must have had one, and where this update gives none it is 0."""

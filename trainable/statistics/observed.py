@@ -80,11 +80,11 @@ class Observed:
         layers = self._rows.largest()
         blocks = self._membership.largest(layers)
         largest = torch.cat([layers, blocks, blocks[: self._membership.student].amax().view(1)])
-        self._largest.copy_(torch.where(bad > 0, self._largest, self._largest.maximum(largest)))
+        self._largest.copy_(torch.where(bad, self._largest, self._largest.maximum(largest)))
         self._nonfinite += nonfinite / self._sizes
         good = 1.0 - bad.double()
         ratio = torch.where(norm[self._last] > 0, norm[self._first] / norm[self._last], 0.0)
-        self._counts += torch.stack([good, torch.ones_like(good), torch.where(bad > 0, 0.0, ratio)])
+        self._counts += torch.stack([good, torch.ones_like(good), torch.where(bad, 0.0, ratio)])
 
     @torch.no_grad()
     def before(self) -> None:
@@ -103,7 +103,7 @@ class Observed:
         self._now[records.UPDATE_DISTANCE] = distance
         self._now[records.GRAD_UPDATE_RATIO] = _over(distance, self._now["parameters"])
         update = torch.stack([self._now[name] for name in MEANS])
-        self._sums += torch.where(bad > 0, torch.zeros_like(update), update)
+        self._sums += torch.where(bad, torch.zeros_like(update), update)
         self._now = {}
 
     def flush(self) -> Measures:

@@ -20,14 +20,14 @@ class Totals:
         self._sums = torch.zeros(0, dtype=torch.float64, device=device)
 
     def add(self, values: Mapping[str, Tensor], bad: Tensor) -> None:
-        """Add () tensors by name, or nothing if `bad` is 1. The names must be the same at every call."""
+        """Add () tensors by name, or nothing if `bad` is true. The names must be the same at every call."""
         if not self._names:
             self._names = tuple(values)
             self._sums = torch.zeros(len(values), dtype=torch.float64, device=self._device)
         elif self._names != tuple(values):
             raise ValueError(f"the names must stay {self._names}, but got {tuple(values)}")
-        row = torch.stack([value.detach().to(torch.float64) for value in values.values()])
-        self._sums += torch.where(bad > 0, torch.zeros_like(row), row)
+        row = torch.stack([value.detach() for value in values.values()])
+        torch.where(bad, self._sums, self._sums + row, out=self._sums)
 
     def state_dict(self) -> dict[str, Any]:
         """Names and sums."""

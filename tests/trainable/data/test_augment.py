@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from trainable.data.augment import Normalizer, Views, augment, augmentation_key
+from trainable.data.augment import Normalizer, Viewer, Views
+from trainable.data.augment import augmentation_key as key_of
 from trainable.data.hashing import stream_key
 
 NoHostSync = Callable[[], AbstractContextManager[None]]
@@ -32,8 +33,16 @@ def reference(image: np.ndarray, bits: int, crop: int, flip: bool) -> np.ndarray
     return result[:, :, ::-1] if flip and bits & 1 else result
 
 
-def key_of(seed: int, epoch: int, device: str = "cpu") -> torch.Tensor:
-    return torch.tensor(augmentation_key(seed, epoch), device=device)
+def augment(
+    images: torch.Tensor, indices: torch.Tensor, key: int, *, crop: int, flip: bool
+) -> torch.Tensor:
+    """Each picture in the view that is drawn for it."""
+    return shown(Views(crop, flip), images, Views(crop, flip).drawn(indices, key))
+
+
+def shown(views: Views, images: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+    height, width = images.shape[-2:]
+    return Viewer(views, (height, width), images.device)(images, numbers)
 
 
 def batch(count: int, shape: tuple[int, int, int] = (3, 6, 8)) -> torch.Tensor:
@@ -59,8 +68,9 @@ def test_what_it_makes_of_a_picture_is_one_of_its_views(crop: int, flip: bool) -
     drawn = views.drawn(indices, key)
     assert torch.equal(drawn.unique(), torch.arange(len(views)))
     made = augment(images, indices, key, crop=crop, flip=flip)
-    assert torch.equal(views.shown(images, drawn), made)
-    every = views.shown(images[:1].expand(len(views), -1, -1, -1), torch.arange(len(views)))
+    assert torch.equal(shown(views, images, drawn), made)
+    one = images[:1].expand(len(views), -1, -1, -1)
+    every = shown(views, one, torch.arange(len(views)))
     assert len(every.flatten(1).unique(dim=0)) == len(views) == (2 * crop + 1) ** 2 * (1 + flip)
 
 
@@ -127,7 +137,7 @@ def test_cuda_gives_the_bits_of_the_cpu_without_waiting(no_host_sync: NoHostSync
     expected = augment(images, indices, key_of(5, 2), crop=4, flip=True)
     images, indices = images.cuda(), indices.cuda()
     normalizer = Normalizer([0.5] * 3, [0.2] * 3, torch.device("cuda"))
-    key = key_of(5, 2, "cuda")
+    key = key_of(5, 2)
     with no_host_sync():
         found = augment(images, indices, key, crop=4, flip=True)
         normalizer(found)
