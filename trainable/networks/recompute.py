@@ -12,26 +12,30 @@ from trainable.compiled import compilable
 from trainable.statistics.batchnorm import batchnorm_layers
 
 
-@compilable
-def apply(block: Sequence[nn.Module], x: Tensor) -> Tensor:
-    """The layers of `block` on `x`, one after the other."""
+def _as_written(block: Sequence[nn.Module], x: Tensor) -> Tensor:
     for layer in block:
         x = layer(x)
     return x
 
 
+@compilable
+def apply(block: Sequence[nn.Module], x: Tensor) -> Tensor:
+    """The layers of `block` on `x`, one after the other."""
+    return _as_written(block, x)
+
+
 def recomputed(block: Sequence[nn.Module], x: Tensor) -> Tensor:
     """`apply`, with all that backward needs computed again there (Chen et al. 2016).
 
-    Dropout draws the same masks again, and autocast is as it was. Running statistics take in the batch
-    once: in the forward.
+    Always as it is written: what is compiled keeps other tensors for the backward pass. Dropout draws the same
+    masks again, and autocast is as it was. Running statistics take in the batch once: in the forward.
     """
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), _ScratchStatistics(block)
 
     output: Tensor = checkpoint(
-        apply, block, x, use_reentrant=False, preserve_rng_state=True, context_fn=contexts
+        _as_written, block, x, use_reentrant=False, preserve_rng_state=True, context_fn=contexts
     )
     return output
 
