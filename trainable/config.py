@@ -361,7 +361,8 @@ class TrainConfig(Config):
     compile: bool = False
     """Have torch.compile make the kernels of the student's blocks and of its feature errors, for micro-batches of the
     usual size. They round differently and take a while to make, once for a batch size in each process: its later
-    stages and trials find them made. Methods that differentiate twice do without."""
+    stages and trials find them made. Methods that differentiate twice do without, and so do blocks under
+    `activation_checkpointing`."""
     seed: Seed = 0
     """Seed of the initial weights, the order of the pictures and their augmentation."""
     observe_every: PositiveInt = 10

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.trainable.stepping import noise, step_of, update
+from trainable.compiled import Compiler
 from trainable.config import DistillConfig, TrialConfig
 from trainable.distill.objective import Objective, method_of
 from trainable.distill.terms import LOSS
@@ -53,6 +54,25 @@ def one_rank() -> Iterator[None]:
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     yield
     dist.destroy_process_group()
+
+
+def gradients(network: BlockNetwork, *, compiles: bool) -> list[Tensor]:
+    compiler = Compiler(4, layers="inductor")
+    with compiler.at_work(4) if compiles else nullcontext():
+        loss = network(torch.ones(4, 3, 8, 8)).square().sum()
+    loss.backward()
+    assert not compiler.is_refused
+    return [p.grad for p in network.parameters() if p.grad is not None]
+
+
+def test_where_a_step_is_compiled_blocks_are_computed_again_as_they_are_written(
+    build: Callable[[bool], BlockNetwork],
+) -> None:
+    """What is compiled keeps other tensors for the backward pass than what is not, which `checkpoint` refuses."""
+    expected = gradients(build(True), compiles=False)
+    found = gradients(build(True), compiles=True)
+    assert all(map(torch.equal, found, expected))
+    assert len(found) == len(expected) > 10
 
 
 def forwards(network: BlockNetwork) -> dict[str, int]:
