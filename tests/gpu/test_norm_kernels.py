@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
@@ -95,7 +93,7 @@ def is_torchs_backward(name: str) -> bool:
 
 @pytest.mark.parametrize("compiles", [False, True])
 def test_a_captured_update_has_them_in_place_of_torchs_and_trains_alike(compiles: bool) -> None:
-    def losses(*, own: bool) -> tuple[list[float], list[str]]:
+    def losses(*, own: bool) -> tuple[list[float], list[Tensor], list[str]]:
         setup = Setup(graph=True, precision="bf16", observe_every=1000)
         if own:
             setup.step.compile_for(SIZE, compiles=compiles)
@@ -103,10 +101,14 @@ def test_a_captured_update_has_them_in_place_of_torchs_and_trains_alike(compiles
         for _ in range(12):
             setup.update()
             sums.append(float(setup.step.losses.state_dict()["sums"].max()))
-        return sums, kernels_of(setup)
+        statistics = [b.clone() for b in setup.student.buffers() if b.is_floating_point()]
+        return sums, statistics, kernels_of(setup)
 
-    (mine, names), (theirs, others) = losses(own=True), losses(own=False)
+    mine, statistics, names = losses(own=True)
+    theirs, expected, others = losses(own=False)
     assert mine == pytest.approx(theirs, rel=2e-2)
+    for one, other in zip(statistics, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=0.1, atol=0.05)
     assert any("norm_gradient_sums" in name for name in names)
     assert not any("norm_gradient_sums" in name for name in others)
     # The teacher has torch's still, in the forward alone.

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from trainable import ranks
+from trainable.engine.guard import Guard
 from trainable.networks import joined_norm, norm_graph, sync_batchnorm
 from trainable.networks.norm_graph import backend_of, own_kernels, own_kernels_and_inductor
 from trainable.networks.sync_batchnorm import SyncBatchNorm
@@ -226,9 +227,15 @@ def test_pictures_that_lie_channels_first_stay_with_torch() -> None:
 @pytest.mark.usefixtures("kernels")
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch's own, at what a block is given
 def test_inductor_compiles_what_is_beside_the_kernels() -> None:
+    """Also where the running statistics lie in one tensor, as in a trial."""
     torch.manual_seed(0)
     own = BLOCKS["residual"][0]()
+    for number, buffer in enumerate(own.buffers()):
+        if buffer.is_floating_point():
+            buffer.copy_(torch.linspace(1, 2, len(buffer)) + number)
     plain = copy.deepcopy(own)
+    Guard(own)
+    assert all(buffer.data_ptr() % 16 == 0 for buffer in own.buffers())
     backend, seen = recorded(own_kernels_and_inductor)
     run: Any = torch.compile(lambda x: own(x), backend=backend, dynamic=False, fullgraph=True)
     x = pictures(4, 16, 8, 8)
