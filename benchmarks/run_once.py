@@ -28,8 +28,8 @@ FIGURES = {
     *("role", "number", "state", "params", "epochs", "value"),
     *("test_accuracy", "seconds", "error"),
 }
-PLACES = ("data.root=", "storage.path=")
-"""Settings that say where things lie on a machine."""
+PLACES = {"data": {"root"}, "teacher": {"checkpoint"}, "storage": True}
+"""Keys that say where things lie on a machine; records are without them."""
 CURVES = ("val/accuracy", "train/loss", "train/stage", "train/images_per_second", "amp/skipped")
 
 
@@ -50,13 +50,12 @@ def main() -> None:
     results = find_results(Path(config.storage.path), config.study.name)
     record: dict[str, Any] = {
         "command": ["kd-study", arguments.command, str(arguments.config)],
-        "settings": [s for s in arguments.settings if not s.startswith(PLACES)],
+        "settings": [s for s in arguments.settings if not _is_place(s)],
         "environment": environment(),
-        "config": config.model_dump(mode="json", exclude_none=True, exclude={"storage"}),
+        "config": config.model_dump(mode="json", exclude_none=True, exclude=PLACES),
         "runs": [_run(results, row) for row in results.rows],
         "seconds": results.seconds,
     }
-    record["config"]["data"].pop("root", None)
     gpus = record["environment"]["gpus"] or ["cpu"]
     device = (f"{len(gpus)}x " if len(gpus) > 1 else "") + gpus[0]
     path = arguments.output / f"{config.study.name}-{device.replace(' ', '-').lower()}.json"
@@ -68,6 +67,12 @@ def _load(arguments: argparse.Namespace) -> StudyConfig:
     if arguments.command == "run":
         return load_config(arguments.config, arguments.settings)
     return load_single(arguments.config, arguments.settings)[0]
+
+
+def _is_place(setting: str) -> bool:
+    section, _, key = setting.partition("=")[0].partition(".")
+    keys = PLACES.get(section, ())
+    return keys is True or key in keys
 
 
 def _run(results: StudyResults, row: TrialRow) -> dict[str, Any]:

@@ -124,6 +124,20 @@ def trained(
     return {name: value.clone() for name, value in student.state_dict().items()}
 
 
+def test_what_the_head_takes_is_computed_again_too() -> None:
+    layers = (nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2))
+    student, images = BlockNetwork(nn.Sequential(*layers), ["0"]).train(), torch.randn(8, 3, 8, 8)
+    student.embed(images).square().sum().backward()
+    expected = [p.grad for p in student.parameters() if p.grad is not None]
+    student.zero_grad()
+    student.recompute, counts = True, forwards(student)
+    student.embed(images).square().sum().backward()
+    found = [p.grad for p in student.parameters() if p.grad is not None]
+    assert all(map(torch.equal, found, expected))
+    assert len(found) == 4
+    assert (counts["0"], counts["1"]) == (2, 2)
+
+
 CASES: dict[str, dict[str, Any]] = {
     "none": {"method": "none"},
     "kd": {"method": "kd", "alpha": 0.3},

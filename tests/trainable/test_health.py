@@ -277,6 +277,16 @@ def test_a_place_names_update_micro_batch_and_position(make_config: MakeConfig) 
     assert updates.step.health.check("here") is True
 
 
+def test_however_long_a_trial_is_a_bad_sample_is_found() -> None:
+    inputs, (images, labels) = Inputs(10, CPU), noise(0)
+    images[3] = float("nan")
+    inputs.enter(2**27 + 5)  # the last that there are numbers for is 2²⁷ − 1
+    inputs.start()
+    inputs.look(images, labels, 0)
+    assert inputs.found.tolist() == [1.0, 0.0]
+    assert inputs.place() == Place(update=2**27 - 1, micro_batch=0, position=3)
+
+
 @pytest.mark.parametrize("label", [10, -1, 2**40])
 def test_a_label_without_a_class_is_found_and_brought_into_range(label: int) -> None:
     inputs = Inputs(10, CPU)

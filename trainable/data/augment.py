@@ -36,20 +36,20 @@ class Views:
     flip: bool
 
     def __len__(self) -> int:
-        return self.rows * self.columns
+        return self.row_choices * self.column_choices
 
     @property
-    def rows(self) -> int:
+    def row_choices(self) -> int:
         """Ways to choose a picture's rows."""
         return 2 * self.crop + 1
 
     @property
-    def columns(self) -> int:
+    def column_choices(self) -> int:
         """Ways to choose its columns, and their order."""
         return (2 * self.crop + 1) * (2 if self.flip else 1)
 
     def drawn(self, indices: Tensor, key: int) -> Tensor:
-        """Each sample's, by its index in the split and the epoch's `augmentation_key`; int64 (B,) both.
+        """Each sample's, int64 (B,), by its index in the split, int64 (B,), and the epoch's `augmentation_key`.
 
         A crop's place is uniform, and with probability 1/2 it is mirrored.
         """
@@ -67,9 +67,9 @@ class Viewer:
         start = torch.arange(2 * views.crop + 1, device=device)[:, None]
         ways = torch.stack([width, width.flip(0)]) if views.flip else width[None]
         self._rows = start + height
-        """(views.rows, H): which of the padded picture's."""
+        """(views.row_choices, H): which of the padded picture's."""
         self._columns = (start[:, None] + ways).flatten(0, 1)
-        """(views.columns, W)."""
+        """(views.column_choices, W)."""
 
     def __call__(self, images: Tensor, numbers: Tensor) -> Tensor:
         """Pictures, and the number of a view of each: uint8 (B, C, H, W), int64 (B,) → uint8 (B, C, H, W).
@@ -81,8 +81,8 @@ class Viewer:
         if crop := self._views.crop:
             images = F.pad(images, (crop, crop, crop, crop))
         batch = torch.arange(len(images), device=images.device)
-        rows = self._rows[numbers // self._views.columns]
-        columns = self._columns[numbers % self._views.columns]
+        rows = self._rows[numbers // self._views.column_choices]
+        columns = self._columns[numbers % self._views.column_choices]
         pixels = images.permute(0, 2, 3, 1)
         shown = pixels[batch[:, None, None], rows[:, :, None], columns[:, None, :]]
         return shown.permute(0, 3, 1, 2)

@@ -77,6 +77,8 @@ class Feed:
 
         Views are counted picture by picture: from 0, the first picture's first.
         """
+        if len(self._views) == 1:
+            return batch.indices
         return batch.indices * len(self._views) + self._drawn[batch.indices]
 
     def views(self, parts: Sequence[Indices]) -> Iterator[Tensor]:
@@ -91,8 +93,10 @@ class Feed:
 
         Those are int64 (B,), or float32 (B, classes) distributions where pictures are mixed.
         """
-        images = self._show(batch.images, self._drawn[batch.indices])
-        images, labels = self._normalize(images), batch.labels
+        images, labels = batch.images, batch.labels
+        if len(self._views) > 1:
+            images = self._show(images, self._drawn[batch.indices])
+        images = self._normalize(images)
         if self._mixer is not None:
             images, labels = self._mixer(images, labels, epoch=self._epoch, first=batch.first)
         return self._laid_out(images), labels

@@ -10,6 +10,7 @@ from torch import Tensor
 INPUT, LABEL = "input", "label"
 
 _POSITION_BITS, _NUMBER_BITS = 20, 16
+_UPDATES = 1 << (63 - _POSITION_BITS - _NUMBER_BITS)
 _NEVER = 2**63 - 1
 """Is after the code of every sample."""
 _ROUNDING = 1e-5
@@ -37,12 +38,12 @@ class Inputs:
         """Codes of the first sample with a bad picture, and of the first with a bad label."""
         self._now = self._none
         """As `_first`, of this update."""
-        self._update = torch.zeros((), dtype=torch.int64, device=device)
+        self._start = torch.zeros((), dtype=torch.int64, device=device)
         """The code of its first sample."""
 
     def enter(self, update: int) -> None:
-        """Updates are counted on the device: the next one has this number."""
-        self._update.fill_(_code(update))
+        """Updates are counted on the device: the next one has this number. (From the 134 millionth on, that one's.)"""
+        self._start.fill_(_code(min(update, _UPDATES - 1)))
 
     def start(self) -> None:
         """A new update begins."""
@@ -75,7 +76,7 @@ class Inputs:
             known = labels == self.in_range(labels)
         good = torch.stack([sizes < torch.inf, known])
         start = _code(0, number)
-        codes = torch.arange(start, start + len(labels), device=labels.device) + self._update
+        codes = torch.arange(start, start + len(labels), device=labels.device) + self._start
         first = torch.where(good, self._none[:, None], codes).amin(1)
         self._now = torch.minimum(self._now, first)
         torch.minimum(self._first, first, out=self._first)

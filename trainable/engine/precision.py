@@ -28,7 +28,7 @@ class Precision:
         self._floor = config.loss_scale.floor
         first = config.loss_scale.initial if config.precision == "fp16" else math.inf
         self._lowest = torch.full((), first, device=device)
-        """The smallest that the scale has been."""
+        """The smallest that the scale has been in this process; infinite where there is none."""
         self.scaler = _AgreedGradScaler(
             device.type,
             init_scale=config.loss_scale.initial,

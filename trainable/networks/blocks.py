@@ -92,10 +92,13 @@ class BlockNetwork(nn.Module):
 
     def run(self, x: Tensor, start: int, stop: int) -> Tensor:
         """Apply blocks start … stop − 1 to `x`."""
-        recompute = self.recompute and self.training and torch.is_grad_enabled()
         for block in self._blocks[start:stop]:
-            x = recomputed(block, x) if recompute else apply(block, x)
+            x = self._through(block, x)
         return x
+
+    def _through(self, block: Sequence[nn.Module], x: Tensor) -> Tensor:
+        is_recomputed = self.recompute and self.training and torch.is_grad_enabled()
+        return recomputed(block, x) if is_recomputed else apply(block, x)
 
     def features(self, x: Tensor) -> tuple[Tensor, ...]:
         """The output of every block, the logits last."""
@@ -118,7 +121,7 @@ class BlockNetwork(nn.Module):
         """What the head takes: (batch, channels, height, width) → (batch, width), of most networks."""
         if self.head is None:
             raise ValueError("a network whose logits are no layer's output has no embedding")
-        return apply(self._blocks[-1][:-1], self.run(x, 0, len(self) - 1))
+        return self._through(self._blocks[-1][:-1], self.run(x, 0, len(self) - 1))
 
     def with_margin(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Logits for the cross-entropy of training: with the head's margin at the label, if it has one.
