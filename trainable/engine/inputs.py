@@ -42,7 +42,7 @@ class Inputs:
         """The code of its first sample."""
 
     def enter(self, update: int) -> None:
-        """Updates are counted on the device: the next one has this number. (From the 134 millionth on, that one's.)"""
+        """Updates are counted on the device: the next one has this number, up to the largest that fits a code."""
         self._start.fill_(_code(min(update, _UPDATES - 1)))
 
     def start(self) -> None:
