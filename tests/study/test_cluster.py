@@ -133,3 +133,32 @@ def test_a_cluster_that_does_not_answer_is_said_at_once(tmp_path: Path) -> None:
     (line,) = ended.stderr.splitlines()
     assert line.startswith("RAY_ADDRESS: must be a running cluster of this Python and Ray, but: ")
     assert "Connection refused, got '127.0.0.1:1'; " in line
+
+
+_STARTED = """
+import time
+import psutil
+import ray
+from study.cluster import connected
+
+class Trial:
+    def reached(self):
+        return True
+
+with connected():
+    trial = ray.remote(num_cpus=1)(Trial).remote()
+    assert ray.get(trial.reached.remote())
+    time.sleep(2)
+    names = [process.name() for process in psutil.Process().children(recursive=True)]
+    print(names.count("ray::Trial"), names.count("ray::IDLE"))
+"""
+
+
+@pytest.mark.slow
+def test_a_cluster_of_our_own_starts_no_process_that_nothing_asked_for() -> None:
+    """Ray by itself would start one for every core."""
+    environ = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    ended = subprocess.run(
+        [sys.executable, "-c", _STARTED], env=environ, capture_output=True, text=True, timeout=60
+    )
+    assert ended.stdout == "1 0\n", ended.stderr
