@@ -32,11 +32,16 @@ class Compiler:
     """
 
     def __init__(
-        self, size: int, *, layers: Backend | None = None, formulas: Backend | None = None
+        self,
+        size: int,
+        *,
+        layers: Backend | None = None,
+        formulas: Backend | None = None,
+        own_norms: bool = False,
     ) -> None:
-        """Without a backend, layers or formulas run as they are written."""
+        """Without a backend, layers or formulas run as they are written; SyncBatchNorm unless it has `own_norms`."""
         self._size = size
-        self.layers, self.formulas = layers, formulas
+        self.layers, self.formulas, self.own_norms = layers, formulas, own_norms
         self.is_refused = False
 
     @contextmanager
@@ -56,6 +61,12 @@ class Compiler:
 
 
 _at_work: ContextVar[Compiler | None] = ContextVar("compiler", default=None)
+
+
+def has_own_norms() -> bool:
+    """Whether what runs now has BatchNorm in kernels of the project's own."""
+    compiler = _at_work.get()
+    return compiler is not None and compiler.own_norms
 
 
 def compilable(function: Callable[Inputs, Tensor]) -> Callable[Inputs, Tensor]:

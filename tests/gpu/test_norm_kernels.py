@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from tests.gpu.stepping import CUDA, SIZE, Setup
+from tests.gpu.stepping import CUDA, Setup
 from trainable.networks import norm_kernels
 
 pytestmark = [
@@ -96,7 +96,7 @@ def test_a_captured_update_has_them_in_place_of_torchs_and_trains_alike(compiles
     def losses(*, own: bool) -> tuple[list[float], list[Tensor], list[str]]:
         setup = Setup(graph=True, precision="bf16", observe_every=1000)
         if own:
-            setup.step.compile_for(SIZE, compiles=compiles)
+            setup.prepare(compiles=compiles)
         sums: list[float] = []
         for _ in range(12):
             setup.update()

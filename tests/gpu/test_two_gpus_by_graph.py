@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.gpu.stepping import CAPTURED, STABLE, Setup
+from tests.gpu.stepping import CAPTURED, STABLE, Setup, kernel_by_kernel
 from tests.gpu.test_graph import STABLE as STAGES
 from tests.gpu.test_graph import Replays
 from tests.gpu.test_trial import config_of
@@ -77,6 +77,7 @@ def steps(device: torch.device, folder: Path) -> dict[str, Any]:
                 before = launches.count
                 setup = Setup(**settings, graph=graph, device=device)
                 setup.share = share_of(ranks.rank())
+                setup.prepare()
                 for number in range(UPDATES):
                     is_bad = number == BAD and ranks.rank() == 1
                     setup.update(factor=float("inf") if is_bad else 1.0)
@@ -133,8 +134,8 @@ def test_replays_wait_for_nothing(name: str, stepped: list[Any]) -> None:
     assert [results[name]["graph"]["waits"] for results in stepped] == ["nothing"] * 2
 
 
-def trial_config(name: str, *, graph: bool) -> TrialConfig:
-    tree = config_of(workers=2, cuda_graph=graph, **TRIALS[name]).model_dump()
+def trial_config(name: str) -> TrialConfig:
+    tree = config_of(workers=2, cuda_graph=True, **TRIALS[name]).model_dump()
     if name == "stages":
         tree["distill"] |= STAGES
     return TrialConfig.model_validate(tree)
@@ -158,13 +159,14 @@ def trials(device: torch.device, folder: Path) -> dict[str, Any]:
         for name in TRIALS:
             for graph in (False, True):
                 before, form = launches.count, f"{name} {graph}"
-                records = numbers(
-                    train(trial_config(name, graph=graph), folder / form, teacher, device)
-                )
+                with pytest.MonkeyPatch.context() as one_by_one:
+                    if not graph:
+                        kernel_by_kernel(one_by_one)
+                    records = numbers(train(trial_config(name), folder / form, teacher, device))
                 found[form] = {"records": records, "launches": launches.count - before}
         patch.setattr(loop, "Step", Failing)
         with pytest.raises(TrainingError, match="stopped by the test") as caught:
-            train(trial_config("kd", graph=True), folder / "fails", teacher, device)
+            train(trial_config("kd"), folder / "fails", teacher, device)
         KEPT.append(caught.value)
     return found
 
@@ -200,6 +202,7 @@ def refused(device: torch.device, does: Callable[[Tensor], None]) -> dict[str, A
     with deterministic() as launches:
         setup = Setup(precision="fp16", sync=True, accumulate=2, graph=True, device=device)
         setup.share = share_of(ranks.rank())
+        setup.prepare()
         method = setup.objective.method
 
         def hindered(*inputs: Any) -> Any:

@@ -17,13 +17,22 @@ from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from trainable import ranks
+from trainable.compiled import Compiler
 from trainable.engine.guard import Guard
 from trainable.networks import joined_norm, norm_graph, sync_batchnorm
-from trainable.networks.norm_graph import backend_of, own_kernels, own_kernels_and_inductor
+from trainable.networks.norm_graph import (
+    backend_of,
+    has_kernels,
+    own_kernels,
+    own_kernels_and_inductor,
+)
+from trainable.networks.recompute import apply
 from trainable.networks.sync_batchnorm import SyncBatchNorm
 
 pytest.importorskip("triton")
 from trainable.networks import norm_kernels
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -31,7 +40,8 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The launchers of kernels that Triton interprets."""
     if os.environ.get("TRITON_INTERPRET") != "1":
         pytest.skip("on a machine with a GPU tests/gpu has them")
-    monkeypatch.setattr(joined_norm, "run_on", lambda device: True)
+    monkeypatch.setattr(joined_norm, "_DEVICES", "cpu")
+    joined_norm._is_tried.cache_clear()
     return norm_kernels
 
 
@@ -107,6 +117,18 @@ def test_what_is_not_finite_is_seen_behind_the_relu(value: float, kernels: Any) 
     assert y[:, :3].isfinite().all()
 
 
+@pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered")
+def test_a_variance_beyond_fp32_is_not_finite(kernels: Any) -> None:
+    """Its sums overflow, and what they differ by is no number: `Guard.largest` looks for it."""
+    x = pictures(4, 16, 8, 8)
+    x[:, 3] *= 1e20
+    ones, zeros = torch.ones(16), torch.zeros(16)
+    mean, variance = zeros.clone(), ones.clone()
+    kernels.statistics(x, ones, zeros, mean, variance, None, 0.1, 1e-5)
+    assert not variance[3].isfinite()
+    assert (variance.isfinite().sum(), mean.isfinite().all()) == (15, True)
+
+
 def test_the_same_pictures_give_the_same_bits(kernels: Any) -> None:
     """Programs end in any order, which the interpreter does not show: here that no sum is left for the next."""
     x, ones, zeros = pictures(4, 64, 8, 8), torch.ones(64), torch.zeros(64)
@@ -140,11 +162,43 @@ class Additions(nn.Module):
         return (doubled + doubled).relu() + used_twice
 
 
+class InPlace(nn.Module):
+    """What an addition takes or gives is changed afterwards, or is read elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList([nn.BatchNorm2d(16) for _ in range(3)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        read_later = x * 2
+        other = read_later
+        other += self.norms[0](x)
+        changed_later = x * 3
+        sum = self.norms[1](x) + changed_later
+        changed_later.relu_()
+        usual = self.norms[2](x)
+        usual += x
+        return other.relu() + read_later + sum.relu() + changed_later + usual.relu()
+
+
+class Twice(nn.Module):
+    """Inductor would take the two for one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.other = nn.BatchNorm2d(16), nn.BatchNorm2d(16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x).relu() + self.norm(x).tanh() + self.other(x)
+
+
 BLOCKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "residual": (lambda: last(BasicBlock(16, 16), BasicBlock(16, 32, 2, shortcut(16, 32, 2))), 5),
     "bottleneck": (lambda: last(Bottleneck(16, 8, 1, shortcut(16, 32, 1))), 4),
     "no ReLU": (lambda: last(nn.Conv2d(16, 16, 3), nn.BatchNorm2d(16), nn.Tanh()), 1),
     "additions": (lambda: last(Additions()), 3),
+    "in place": (lambda: last(InPlace()), 3),
+    "twice": (lambda: last(Twice()), 1),
 }
 
 
@@ -250,9 +304,52 @@ def test_inductor_compiles_what_is_beside_the_kernels() -> None:
     assert [norms_of(module) for module in seen] == [5]
 
 
-@pytest.mark.parametrize(("compiles", "backend"), [(True, "inductor"), (False, None)])
-def test_own_kernels_are_for_cuda_devices(compiles: bool, backend: Any) -> None:
-    assert backend_of(nn.BatchNorm2d(8), compiles=compiles) is backend
+@pytest.mark.parametrize(
+    ("compiles", "own", "backend"),
+    [
+        (True, False, "inductor"),
+        (False, False, None),
+        (True, True, own_kernels_and_inductor),
+        (False, True, own_kernels),
+    ],
+)
+def test_blocks_are_rewritten_where_there_are_kernels(
+    compiles: bool, own: bool, backend: Any
+) -> None:
+    assert backend_of(last(nn.BatchNorm2d(8)), compiles=compiles, own=own) is backend
+
+
+@pytest.mark.usefixtures("kernels")
+def test_there_are_kernels_for_batchnorm_on_devices_that_run_them() -> None:
+    assert has_kernels(last(nn.BatchNorm2d(8)), CPU)
+    assert not has_kernels(last(nn.LayerNorm(8)), CPU)
+    assert not has_kernels(last(nn.BatchNorm2d(8)), torch.device("meta"))
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no C compiler"), ModuleNotFoundError("triton")])
+def test_where_they_do_not_run_the_log_says_why_and_batchnorm_is_torchs(
+    error: Exception, kernels: Any, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(kernels, "statistics", fail)
+    assert not has_kernels(last(nn.BatchNorm2d(8)), CPU)
+    assert not has_kernels(last(nn.BatchNorm2d(8)), CPU)
+    expected = f"BatchNorm runs in torch's own kernels: {type(error).__name__}: {error}"
+    assert [record.getMessage() for record in caplog.records] == [expected]
+
+
+def test_a_lack_of_memory_is_the_trials(kernels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(kernels, "statistics", fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        has_kernels(last(nn.BatchNorm2d(8)), CPU)
+    monkeypatch.undo()
+    monkeypatch.setattr(joined_norm, "_DEVICES", "cpu")
+    assert has_kernels(last(nn.BatchNorm2d(8)), CPU)
 
 
 SHARES = (slice(5), slice(5, 7))
@@ -274,22 +371,41 @@ def sync_results(layer: nn.Module, share: slice) -> dict[str, Tensor]:
     return {**found, **dict(layer.named_buffers())}  # type: ignore[dict-item]
 
 
-def _rank(rank: int, folder: str) -> None:
+class Applied(nn.Module):
+    """A layer as a block of a student is: compiled, where that is asked for."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return apply([self.layer], x)
+
+
+def _rank(rank: int, folder: str, backend: str | None) -> None:
     torch.set_num_threads(1)
     store = f"file://{folder}/store"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(joined_norm, "run_on", lambda device: True)
-        patch.setattr(sync_batchnorm, "_Joined", None)  # torch's way
-        torch.save(sync_results(SyncBatchNorm(24), SHARES[rank]), f"{folder}/{rank}.pt")
+    compiler = Compiler(1, layers=backend, own_norms=True)
+    with pytest.MonkeyPatch.context() as patch, compiler.at_work(1):
+        patch.setattr(joined_norm, "_DEVICES", "cpu")
+        if backend is None:
+            patch.setattr(sync_batchnorm, "_Joined", None)  # torch's way
+        found = sync_results(Applied(SyncBatchNorm(24)), SHARES[rank])
+    assert not compiler.is_refused
+    torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
 @pytest.mark.usefixtures("kernels")
-def test_two_ranks_together_are_batchnorm_of_the_joined_batch(tmp_path: Path) -> None:
-    mp.spawn(_rank, (str(tmp_path),), nprocs=2)
+@pytest.mark.parametrize("backend", [None, "aot_eager"])
+def test_two_ranks_together_are_batchnorm_of_the_joined_batch(
+    backend: str | None, tmp_path: Path
+) -> None:
+    """Compiled, in torch's own kernels, into which dynamo sees."""
+    mp.spawn(_rank, (str(tmp_path), backend), nprocs=2)
     one, two = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
-    expected = sync_results(nn.BatchNorm2d(24), slice(None))
+    expected = sync_results(Applied(nn.BatchNorm2d(24)), slice(None))
     for name, exact in expected.items():
         found = torch.cat([one[name], two[name]]) if name in ("y", "x") else one[name]
         torch.testing.assert_close(found, exact, rtol=1e-5, atol=1e-5, msg=name)

@@ -28,7 +28,7 @@ from trainable.engine.health import Health
 from trainable.engine.inputs import INPUT, LABEL, Inputs
 from trainable.engine.noise import GradientNoise
 from trainable.engine.precision import Precision
-from trainable.networks.norm_graph import backend_of
+from trainable.networks.norm_graph import backend_of, has_kernels
 from trainable.networks.teacher import TeacherOutputs
 from trainable.statistics.gradients import BlockMembership, BlockNorms, norms_of
 from trainable.statistics.observed import Observed
@@ -84,13 +84,18 @@ class Step:
         names = objective.names_of(self.membership.parameters)
         self.observed = Observed(self.membership, names)
 
-    def compile_for(self, size: int, *, compiles: bool) -> None:
+    def has_own_norms(self, device: torch.device) -> bool:
+        """Whether there are kernels of the project's own for its student's BatchNorm; all ranks are to ask."""
+        return has_kernels(self._objective.student, device)
+
+    def compile_for(self, size: int, *, compiles: bool, own_norms: bool) -> None:
         """From now on compute micro-batches of this size in other kernels than torch's own.
 
-        Those of the student's BatchNorm on a CUDA device, and where it `compiles`, all of Inductor's.
+        BatchNorm in the project's, if it is to have `own_norms`, and where it `compiles` all else in Inductor's.
         """
-        layers = backend_of(self._objective.student, compiles=compiles)
-        self._compiler = Compiler(size, layers=layers, formulas="inductor" if compiles else None)
+        layers = backend_of(self._objective.student, compiles=compiles, own=own_norms)
+        formulas = "inductor" if compiles else None
+        self._compiler = Compiler(size, layers=layers, formulas=formulas, own_norms=own_norms)
 
     def accumulate(
         self,

@@ -52,6 +52,8 @@ class Updater:
         self._graphs = None
         if device.type == "cuda" and config.train.cuda_graph:
             self._graphs = _graphs(config, step)
+        # Launched one by one they keep the host longer than torch's own.
+        self._own_norms = self._graphs is not None and step.has_own_norms(device)
 
     def enter(self, phase: Hashable) -> None:
         """Updates of another phase do something else: other groups are trained, or statistics are frozen."""
@@ -104,7 +106,7 @@ class Updater:
         if isinstance(self._teacher, FrozenTeacher):
             with self._of_teacher.forward():
                 self._teacher.fuse(images)
-        self._step.compile_for(len(images), compiles=self._compiles)
+        self._step.compile_for(len(images), compiles=self._compiles, own_norms=self._own_norms)
 
     def _ask(self, batch: Batch, images: Tensor) -> TeacherOutputs | None:
         if self._teacher is None:

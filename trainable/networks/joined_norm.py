@@ -6,6 +6,8 @@ ReLU stays in fp32. It cannot be differentiated twice.
 
 from __future__ import annotations
 
+import functools
+import logging
 from typing import Any
 
 import torch
@@ -18,26 +20,51 @@ _OPERATIONS = "kd_study_2"
 """The namespace of the operations. Inductor keeps on disk what it made of them, under their names alone: it is to be
 changed with what they take or return."""
 
-_LANES = 8
-"""Channels come in multiples of these where a row of a picture is read in whole words."""
+_DEVICES = "cuda"
+"""That the kernels run on. (Interpreted by Triton, for tests, it is the CPU.)"""
+_LANES, _MOST_CHANNELS = 8, 16_384
+"""Channels come in multiples of these where a row of a picture is read in whole words; for so many there are counts
+of the programs that have ended."""
+_log = logging.getLogger(__name__)
 
 
 def takes(
     x: Tensor, running_mean: Tensor, running_var: Tensor, weight: Tensor, bias: Tensor
 ) -> bool:
-    """Whether there are kernels for it: for pictures that lie channels last, more than one value of each channel."""
-    if x.dim() != 4 or not run_on(x.device):
+    """Whether there are kernels for it: for pictures that lie channels last. The same on every rank."""
+    if x.dim() != 4 or x.device.type != _DEVICES:
         return False
     is_dense = x.is_contiguous(memory_format=torch.channels_last)
-    is_fit = is_dense and not x.shape[1] % _LANES and x.numel() > x.shape[1]
+    is_fit = is_dense and not x.shape[1] % _LANES and x.shape[1] <= _MOST_CHANNELS
     return is_fit and all(
         t.dtype == torch.float32 for t in (running_mean, running_var, weight, bias)
     )
 
 
 def run_on(device: torch.device) -> bool:
-    """Whether the kernels do. (Interpreted by Triton, for tests, on all.)"""
-    return device.type == "cuda"
+    """Whether the kernels do, which is tried; where they do not, the log says why once.
+
+    They need Triton, what it makes its launchers with (a C compiler, Python's headers), and a GPU of compute
+    capability 7.0 or newer.
+    """
+    return device.type == _DEVICES and _is_tried(device)
+
+
+@functools.cache
+def _is_tried(device: torch.device) -> bool:
+    try:
+        from trainable.networks import norm_kernels
+
+        x = torch.ones(1, _LANES, 1, 2, device=device).to(memory_format=torch.channels_last)
+        weight, bias, mean, variance = torch.ones(4, _LANES, device=device)
+        norm_kernels.statistics(x, weight, bias, mean, variance, None, 0.1, 1e-5)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # of a compiler, a driver, or an import: each has its own
+        reason = " ".join(str(error).split("\n")[:2])
+        _log.warning("BatchNorm runs in torch's own kernels: %s: %s", type(error).__name__, reason)
+        return False
+    return True
 
 
 def joined(

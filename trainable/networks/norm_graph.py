@@ -8,13 +8,16 @@ between BatchNorm and ReLU stays in fp32.
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.functional import batch_norm, relu
+from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
+from trainable import ranks
 from trainable.networks import joined_norm
 
 Backend = Callable[[fx.GraphModule, Sequence[Tensor]], Callable[..., Any]]
@@ -23,10 +26,19 @@ _ADDITIONS = (operator.add, operator.iadd, torch.add)
 _RELUS = (relu, torch.relu)
 
 
-def backend_of(network: nn.Module, *, compiles: bool) -> Backend | str | None:
-    """Of torch.compile, for a network's blocks; None: they run as they are written."""
-    layers = (layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d))
-    if any(parameter.is_cuda for layer in layers for parameter in layer.parameters()):
+def has_kernels(network: nn.Module, device: torch.device) -> bool:
+    """Whether there are kernels for BatchNorm of the network on the devices of all ranks; each asks."""
+    if not any(isinstance(layer, _BatchNorm) for layer in network.modules()):
+        return False
+    return not ranks.on_any_rank(not joined_norm.run_on(device), device)
+
+
+def backend_of(network: nn.Module, *, compiles: bool, own: bool) -> Backend | str | None:
+    """Of torch.compile, for a network's blocks; None: they run as they are written.
+
+    With `own` kernels for BatchNorm; SyncBatchNorm takes those by itself.
+    """
+    if own and any(isinstance(layer, nn.BatchNorm2d) for layer in network.modules()):
         return own_kernels_and_inductor if compiles else own_kernels
     return "inductor" if compiles else None
 
@@ -68,8 +80,11 @@ class _Norm(NamedTuple):
 def rewrite(module: fx.GraphModule) -> int:
     """Have every BatchNorm that the kernels can take be theirs; how many those are."""
     count = 0
-    for node in list(module.graph.nodes):
-        if (norm := _read(node)) is not None:
+    norms = [node for node in module.graph.nodes if node.target is batch_norm]
+    # Inductor would take two calls with the same arguments for one, and the statistics move once.
+    layers = Counter(node.args[1:] for node in norms)
+    for node in norms:
+        if layers[node.args[1:]] == 1 and (norm := _read(node)) is not None:
             _replace(module.graph, norm)
             count += 1
     module.recompile()
@@ -77,9 +92,7 @@ def rewrite(module: fx.GraphModule) -> int:
 
 
 def _read(node: fx.Node) -> _Norm | None:
-    """None of what is no BatchNorm in training, or one that torch's own kernels take."""
-    if node.target is not batch_norm:
-        return None
+    """None of a BatchNorm that is not in training, or that torch's own kernels take."""
     names = (
         "input",
         "running_mean",
@@ -96,8 +109,9 @@ def _read(node: fx.Node) -> _Norm | None:
     if not given["training"] or len(tensors) != 5:
         return None
     x, mean, variance, weight, bias = tensors
-    if not joined_norm.takes(*map(_value, tensors)):
-        return None
+    of_x = _value(x)
+    if not joined_norm.takes(*map(_value, tensors)) or of_x.numel() == of_x.shape[1]:
+        return None  # of one value in each channel torch says that it has no variance
     joined, shortcut = [node], None
     if (found := _addition(node)) is not None:
         addition, shortcut = found
@@ -115,6 +129,8 @@ def _addition(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
     user = _sole_user(node)
     if user is None or user.target not in _ADDITIONS or user.kwargs or len(user.args) != 2:
         return None
+    if user.target is operator.iadd and user.args[0] is not node:
+        return None  # it changes the other, which something else may read
     others = [source for source in user.args if source is not node]
     if len(others) != 1 or not isinstance(other := others[0], fx.Node):
         return None
@@ -159,7 +175,8 @@ def _replace(graph: fx.Graph, norm: _Norm) -> None:
         tracked = norm.tracked.args[0]
         graph.erase_node(norm.tracked)
     last = norm.joined[-1]
-    with graph.inserting_before(last):
+    # Where all that it reads is, and before anything after it changes that in place.
+    with graph.inserting_before(norm.joined[0] if norm.shortcut is None else norm.joined[1]):
         tensors = (norm.x, norm.shortcut, *norm.affine, *norm.running, tracked)
         output = graph.call_function(
             joined_norm.joined, (*tensors, norm.momentum, norm.eps, norm.relu)

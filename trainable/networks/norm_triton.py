@@ -327,7 +327,8 @@ def _moments(parts, about, m, c, is_channel, count, C: tl.constexpr, WIDTH: tl.c
     """Mean and variance from the sums of all parts."""
     total, squares = _both(parts, c, is_channel, count, C, WIDTH)
     off = total / m
-    return about + off, tl.maximum(squares / m - off * off, 0.0)
+    variance = squares / m - off * off
+    return about + off, tl.where(variance < 0, 0.0, variance)  # a maximum would make 0 of NaN
 
 
 @triton.jit

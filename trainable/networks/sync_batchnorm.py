@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
-from trainable import ranks
+from trainable import compiled, ranks
 from trainable.networks import cpu_kernels, joined_norm
 
 
@@ -64,7 +64,9 @@ def _over_ranks(
 ) -> Tensor:
     mean, variance = running
     if (
-        mean is not None
+        not torch.compiler.is_compiling()  # dynamo does not see through the launches
+        and compiled.has_own_norms()
+        and mean is not None
         and variance is not None
         and weight is not None
         and bias is not None
