@@ -51,7 +51,7 @@ def batch_norm_elemt(
     y = (_wide(x) - _over_channels(mean, x)) * _over_channels(scale, x)
     if bias is not None:
         y = y + _over_channels(bias, x)
-    return y.to(x.dtype)
+    return y if y.dtype == x.dtype else y.to(x.dtype)
 
 
 def batch_norm_backward_reduce(
