@@ -124,6 +124,14 @@ def recalibrated() -> dict[str, Tensor]:
     return dict(network.named_buffers())
 
 
+def compiled(layer: nn.Module) -> nn.Module:
+    """With its forward as a student's blocks have it under `train.compile`, but for Inductor."""
+    layer.forward = torch.compile(  # type: ignore[method-assign]
+        layer.forward, backend="aot_eager", dynamic=False, fullgraph=True
+    )
+    return layer
+
+
 def found_here(make: Callable[[nn.Module], nn.Module]) -> dict[str, Any]:
     """All results of this rank; `make` gives what takes the place of torch's layer."""
     found: dict[str, Any] = {
@@ -137,6 +145,9 @@ def found_here(make: Callable[[nn.Module], nn.Module]) -> dict[str, Any]:
     )
     found["half bf16"] = results_of(
         make(layer_of("pictures", torch.float32)), "pictures", torch.float32, half=torch.bfloat16
+    )
+    found["compiled fp32"] = results_of(
+        compiled(make(layer_of("pictures", torch.float32))), "pictures", torch.float32
     )
     found |= {name: steps_of(**settings) for name, settings in STEPS.items()}
     found["recalibrated"] = recalibrated()
@@ -173,7 +184,8 @@ def alone() -> dict[str, Any]:
     return found_here(lambda layer: layer)
 
 
-CASES = [f"{case} {kind}" for case in LAYERS for kind in TYPES] + ["last fp32", "half bf16"]
+OTHERS = ("last fp32", "half bf16", "compiled fp32")
+CASES = [*(f"{case} {kind}" for case in LAYERS for kind in TYPES), *OTHERS]
 
 
 @pytest.mark.parametrize("case", CASES)

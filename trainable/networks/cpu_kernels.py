@@ -51,6 +51,7 @@ def batch_norm_elemt(
     y = (_wide(x) - _over_channels(mean, x)) * _over_channels(scale, x)
     if bias is not None:
         y = y + _over_channels(bias, x)
+    # Under torch.compile torch 2.11 takes the gradient of an output to be zero that a cast has only passed on.
     return y if y.dtype == x.dtype else y.to(x.dtype)
 
 
