@@ -29,7 +29,7 @@ from trainable.errors import TrainingError
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices"),
-    pytest.mark.timeout(100),
+    pytest.mark.timeout(200),
 ]
 UPDATES, BAD = 14, 9
 """Updates, and that one of them, counted from 0, whose pictures overflow on rank 1."""
@@ -49,6 +49,8 @@ STEPS: dict[str, dict[str, Any]] = {
 TRIALS: dict[str, dict[str, Any]] = {
     "kd": {"epochs": 2},
     "stages": {"epochs": 3, "accumulate": 4, "clip": 1.0, "batchnorm": {"sync": True}},
+    "sync": {"epochs": 3, "batchnorm": {"sync": True}},
+    "sync, compiled": {"epochs": 3, "compile": True, "batchnorm": {"sync": True}},
 }
 KEPT: list[BaseException] = []
 """Errors that somebody holds, and with them all that was on their way."""
@@ -190,6 +192,17 @@ def test_trials_by_graph_end_in_the_bits_of_those_without(
         assert graph["launches"] >= 30
     best = [(folder / f"{name} {graph}" / BEST).read_bytes() for graph in (False, True)]
     assert best[0] == best[1]
+
+
+def test_syncbatchnorm_trains_alike_compiled(trained: tuple[Path, list[Any]]) -> None:
+    """In torch's kernels, where it has the project's otherwise."""
+    _, (results, _) = trained
+    found, expected = (
+        [record["train/loss"] for record in results[f"{name} True"]["records"]]
+        for name in ("sync, compiled", "sync")
+    )
+    assert found == pytest.approx(expected, rel=0.05)
+    assert expected[-1] < expected[0]
 
 
 def refused(device: torch.device, does: Callable[[Tensor], None]) -> dict[str, Any]:
