@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import threading
 
 import torch
+from torch._subclasses import FakeTensorMode
 
 from trainable.config import TrialConfig
 from trainable.engine.randomness import seed_everything
@@ -31,3 +34,27 @@ def apply_settings(config: TrialConfig) -> None:
     torch.backends.cuda.enable_mem_efficient_sdp(fused)
     torch.backends.cuda.enable_cudnn_sdp(fused)
     seed_everything(config.train.seed)
+    _trace_once()
+
+
+@functools.cache
+def _trace_once() -> None:
+    """Have a thread that does not end trace before all others.
+
+    A torch that is built for CUDA, on a machine without a GPU, keeps a pointer to what the first thread to trace owns,
+    and crashes in the next once that has ended (2.11): every trial has a thread of its own.
+    """
+    if torch.version.cuda is None or torch.cuda.is_available():
+        return
+    is_done = threading.Event()
+
+    def trace() -> None:
+        try:
+            with FakeTensorMode():
+                pass
+        finally:
+            is_done.set()
+        threading.Event().wait()
+
+    threading.Thread(target=trace, name="traced-first", daemon=True).start()
+    is_done.wait()
