@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,10 +91,12 @@ def cost_of(evidence: Evidence) -> Cost:
 def bytes_on_disk(folder: Path) -> int:
     """What a study's folder takes, as `du` counts: in blocks, and a file with two names once."""
     blocks: dict[int, int] = {}
-    for path in folder.rglob("*"):
-        with suppress(FileNotFoundError):  # a study may be at work
-            state = path.lstat()
-            blocks[state.st_ino] = state.st_blocks
+    # A study may be at work: a file may go before it is looked at, and a folder before it is walked.
+    for place, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            with suppress(FileNotFoundError):
+                state = Path(place, name).lstat()
+                blocks[state.st_ino] = state.st_blocks
     return 512 * sum(blocks.values())
 
 

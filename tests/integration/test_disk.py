@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,11 @@ def size_of(*paths: Path) -> int:
     """Bytes of the files below, each counted once whatever its names; those that go meanwhile are none."""
     found: dict[int, int] = {}
     for path in paths:
-        for file in path.rglob("*"):
-            with suppress(FileNotFoundError):
-                state = file.stat()
-                found[state.st_ino] = state.st_size if file.is_file() else 0
+        for place, _, names in os.walk(path):
+            for name in names:
+                with suppress(FileNotFoundError):
+                    state = Path(place, name).stat()
+                    found[state.st_ino] = state.st_size
     return sum(found.values())
 
 
@@ -39,7 +41,8 @@ class Watch:
         self.best: list[int] = []
 
     def look(self, *_: Any) -> None:
-        whole = list(self.folder.glob("*/**/checkpoints/[0-9]*"))
+        places = [Path(place) for place, _, _ in os.walk(self.folder)]
+        whole = [p for p in places if p.parent.name == "checkpoints" and p.name.isdigit()]
         students = list(self.folder.glob("trials/*/best.safetensors"))
         self.checkpoint = max([self.checkpoint, *map(size_of, whole)])
         with suppress(FileNotFoundError):
