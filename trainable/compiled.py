@@ -37,11 +37,10 @@ class Compiler:
         *,
         layers: Backend | None = None,
         formulas: Backend | None = None,
-        own_norms: bool = False,
     ) -> None:
-        """Without a backend, layers or formulas run as they are written; SyncBatchNorm unless it has `own_norms`."""
+        """Without a backend, layers or formulas run as they are written."""
         self._size = size
-        self.layers, self.formulas, self.own_norms = layers, formulas, own_norms
+        self.layers, self.formulas = layers, formulas
         self.is_refused = False
 
     @contextmanager
@@ -61,12 +60,6 @@ class Compiler:
 
 
 _at_work: ContextVar[Compiler | None] = ContextVar("compiler", default=None)
-
-
-def has_own_norms() -> bool:
-    """Whether what runs now has BatchNorm in kernels of the project's own."""
-    compiler = _at_work.get()
-    return compiler is not None and compiler.own_norms
 
 
 def compilable(function: Callable[Inputs, Tensor]) -> Callable[Inputs, Tensor]:
@@ -108,6 +101,8 @@ def _compiled(function: Callable[Inputs, Tensor], backend: Backend) -> Callable[
     from torch._functorch import config as autograd
 
     config.recompile_limit = config.accumulated_recompile_limit = _FORMS
+    # A hook that a layer is given later, or that the same layer of an earlier trial had not, is called.
+    config.skip_nnmodule_hook_guards = False
     # So that what cannot be compiled for the backward pass is seen in the forward.
     autograd.force_non_lazy_backward_lowering = True
     # Whole or not at all: a part that has run, and a later one that cannot be compiled, would make it run twice.

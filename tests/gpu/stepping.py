@@ -80,7 +80,8 @@ class Setup:
     def prepare(self, *, compiles: bool = False) -> None:
         """Have micro-batches of the usual size computed in the kernels that a trial has them in."""
         share = len(self.labels[self.share]) // self.micro_batches
-        self.step.compile_for(share, compiles=compiles, own_norms=True)
+        self.step.choose_kernels(compiles=compiles, own_norms=True)
+        self.step.compile_for(share)
 
     def update(self, factor: float = 1.0) -> None:
         """As the loop has it, with the health check; `factor` is of the student's pictures alone."""

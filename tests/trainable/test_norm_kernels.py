@@ -14,20 +14,27 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from tests.trainable.stepping import step_of
+from tests.trainable.trials import MakeConfig
 from trainable import ranks
 from trainable.compiled import Compiler
+from trainable.config import BatchNormConfig
 from trainable.engine.guard import Guard
 from trainable.networks import joined_norm, norm_graph, sync_batchnorm
+from trainable.networks.blocks import BlockNetwork
 from trainable.networks.norm_graph import (
     backend_of,
     has_kernels,
     own_kernels,
     own_kernels_and_inductor,
 )
+from trainable.networks.norms import with_norms
 from trainable.networks.recompute import apply
-from trainable.networks.sync_batchnorm import SyncBatchNorm
+from trainable.networks.sync_batchnorm import SyncBatchNorm, take_own_kernels
+from trainable.networks.zoo import Pictures, build
 
 pytest.importorskip("triton")
 from trainable.networks import norm_kernels
@@ -99,6 +106,18 @@ def test_a_small_deviation_beside_a_large_mean_is_kept(kernels: Any) -> None:
     found = kernels.statistics(x, ones, zeros, zeros.clone(), ones.clone(), None, 0.1, 1e-12)
     exact = x.double().var((0, 2, 3), correction=0).rsqrt()
     assert off(found[1], exact) < 1e-3
+
+
+@pytest.mark.parametrize("at", [(0, 0, 0), (2, 4, 3)])
+def test_a_value_that_is_far_off_costs_no_digits(at: tuple[int, ...], kernels: Any) -> None:
+    """Sums about it would lose the others."""
+    x = pictures(8, 16, 16, 16)
+    picture, row, column = at
+    x[picture, :, row, column] = 300
+    ones, zeros = torch.ones(16), torch.zeros(16)
+    found = kernels.statistics(x, ones, zeros, zeros.clone(), ones.clone(), None, 0.1, 1e-5)
+    exact = x.double().var((0, 2, 3), correction=0).add(1e-5).rsqrt()
+    assert off(found[1], exact) < 2e-6
 
 
 @pytest.mark.filterwarnings(
@@ -192,6 +211,36 @@ class Twice(nn.Module):
         return self.norm(x).relu() + self.norm(x).tanh() + self.other(x)
 
 
+class Between(nn.Module):
+    """What comes between BatchNorm and an addition would see another BatchNorm if it took place there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList([nn.BatchNorm2d(16) for _ in range(3)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        moved, counted, fixed = self.norms
+        a = moved(x)
+        a = (a + x * moved.running_var.view(-1, 1, 1)).relu()
+        b = counted(x)
+        b = (b + x * counted.num_batches_tracked).relu()
+        with torch.no_grad():
+            c = fixed(x)
+        return a + b + (c + x * 4).relu()
+
+
+class Recomputed(nn.Module):
+    """One that has torch compute it again in the backward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = BasicBlock(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = checkpoint(self.block, x, use_reentrant=False)
+        return found
+
+
 BLOCKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "residual": (lambda: last(BasicBlock(16, 16), BasicBlock(16, 32, 2, shortcut(16, 32, 2))), 5),
     "bottleneck": (lambda: last(Bottleneck(16, 8, 1, shortcut(16, 32, 1))), 4),
@@ -199,6 +248,7 @@ BLOCKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "additions": (lambda: last(Additions()), 3),
     "in place": (lambda: last(InPlace()), 3),
     "twice": (lambda: last(Twice()), 1),
+    "between": (lambda: last(Between()), 3),
 }
 
 
@@ -241,6 +291,36 @@ def test_a_block_computes_what_it_did(name: str) -> None:
     for one, other in zip(own.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-3, atol=1e-4)
     assert [norms_of(module) for module in seen] == [count]
+
+
+@pytest.mark.usefixtures("kernels")
+def test_a_block_that_torch_computes_again_runs_as_it_is_written(caplog: Any) -> None:
+    """Dynamo's record of it is for compilers, and does not train operation by operation."""
+    torch.manual_seed(0)
+    own = last(Recomputed())
+    plain = copy.deepcopy(own)
+    compiler = Compiler(4, layers=own_kernels)
+    with compiler.at_work(4):
+        y, exact = Applied(own)(pictures(4, 16, 8, 8)), plain(pictures(4, 16, 8, 8))
+        y.sum().backward()
+    exact.sum().backward()
+    torch.testing.assert_close(y, exact)
+    for one, other in zip(own.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
+    assert compiler.is_refused
+    assert "tag_activation_checkpoint" in caplog.text
+
+
+@pytest.mark.usefixtures("kernels")
+def test_a_hook_of_a_later_layer_is_called() -> None:
+    """What is compiled serves later trials, whose layers are alike but for their hooks."""
+    blocks = [last(nn.Conv2d(16, 16, 1), nn.BatchNorm2d(16)) for _ in range(2)]
+    blocks[1][0].register_forward_hook(lambda _, __, y: y.abs())
+    plain = copy.deepcopy(blocks[1])
+    with Compiler(4, layers=own_kernels).at_work(4):
+        for block in blocks:
+            y = Applied(block)(pictures(4, 16, 8, 8))
+    torch.testing.assert_close(y, plain(pictures(4, 16, 8, 8)))
 
 
 @pytest.mark.usefixtures("kernels")
@@ -352,6 +432,24 @@ def test_a_lack_of_memory_is_the_trials(kernels: Any, monkeypatch: pytest.Monkey
     assert has_kernels(last(nn.BatchNorm2d(8)), CPU)
 
 
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize(("compiles", "own"), [(False, True), (False, False), (True, True)])
+def test_syncbatchnorm_has_its_kernels_in_micro_batches_of_any_size_or_never(
+    compiles: bool, own: bool, make_config: MakeConfig
+) -> None:
+    """Ranks whose sizes differ must not differ in kernels; dynamo cannot look into the project's."""
+    torch.manual_seed(0)
+    built = build("mini_resnet_10_8", Pictures(10, 3, (16, 16)), path="student.model")
+    network = with_norms(built.network, BatchNormConfig(sync=True), workers=2)
+    student = BlockNetwork(network, built.cuts)
+    step_of(student, make_config(distill={"method": "none"})).choose_kernels(
+        compiles=compiles, own_norms=own
+    )
+    layers = [layer for layer in student.modules() if isinstance(layer, SyncBatchNorm)]
+    assert len(layers) > 5
+    assert {layer.has_own_kernels for layer in layers} == {own and not compiles}
+
+
 SHARES = (slice(5), slice(5, 7))
 
 
@@ -386,12 +484,14 @@ def _rank(rank: int, folder: str, backend: str | None) -> None:
     torch.set_num_threads(1)
     store = f"file://{folder}/store"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
-    compiler = Compiler(1, layers=backend, own_norms=True)
-    with pytest.MonkeyPatch.context() as patch, compiler.at_work(1):
+    layer, share = SyncBatchNorm(24), SHARES[rank]
+    compiler = Compiler(5, layers=backend)  # rank 0's usual size; here rank 1 has fewer
+    with pytest.MonkeyPatch.context() as patch, compiler.at_work(share.stop - (share.start or 0)):
         patch.setattr(joined_norm, "_DEVICES", "cpu")
         if backend is None:
+            take_own_kernels(layer)
             patch.setattr(sync_batchnorm, "_Joined", None)  # torch's way
-        found = sync_results(Applied(SyncBatchNorm(24)), SHARES[rank])
+        found = sync_results(Applied(layer), share)
     assert not compiler.is_refused
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
@@ -402,7 +502,7 @@ def _rank(rank: int, folder: str, backend: str | None) -> None:
 def test_two_ranks_together_are_batchnorm_of_the_joined_batch(
     backend: str | None, tmp_path: Path
 ) -> None:
-    """Compiled, in torch's own kernels, into which dynamo sees."""
+    """In their own kernels; and in torch's, where one rank computes it as compiled, and one as written."""
     mp.spawn(_rank, (str(tmp_path), backend), nprocs=2)
     one, two = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     expected = sync_results(Applied(nn.BatchNorm2d(24)), slice(None))

@@ -28,17 +28,16 @@ of the programs that have ended."""
 _log = logging.getLogger(__name__)
 
 
-def takes(
-    x: Tensor, running_mean: Tensor, running_var: Tensor, weight: Tensor, bias: Tensor
-) -> bool:
-    """Whether there are kernels for it: for pictures that lie channels last. The same on every rank."""
+def takes(x: Tensor, *of_layer: Tensor | None) -> bool:
+    """Whether there are kernels for it and all that is `of_layer`: for pictures that lie channels last.
+
+    The same on every rank.
+    """
     if x.dim() != 4 or x.device.type != _DEVICES:
         return False
     is_dense = x.is_contiguous(memory_format=torch.channels_last)
     is_fit = is_dense and not x.shape[1] % _LANES and x.shape[1] <= _MOST_CHANNELS
-    return is_fit and all(
-        t.dtype == torch.float32 for t in (running_mean, running_var, weight, bias)
-    )
+    return is_fit and all(t is not None and t.dtype == torch.float32 for t in of_layer)
 
 
 def run_on(device: torch.device) -> bool:
@@ -72,8 +71,8 @@ def joined(
     shortcut: Tensor | None,
     weight: Tensor,
     bias: Tensor,
-    running_mean: Tensor,
-    running_var: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
     tracked: Tensor | None,
     momentum: float,
     eps: float,
@@ -83,7 +82,7 @@ def joined(
     """relu(BatchNorm(x) + shortcut) in training, as far as there are any, in the type of `x`; channels last.
 
     The running statistics move towards the batch's by `momentum`, and `tracked` goes up by one. The batch is that of
-    all ranks if `over_ranks`.
+    all ranks if `over_ranks`. It must be one of those that the kernels take (`takes`).
     """
     tensors = (x, shortcut, weight, bias, running_mean, running_var, tracked)
     output: Tensor = _JoinedNorm.apply(*tensors, momentum, eps, relu, over_ranks)  # pyright: ignore[reportUnknownMemberType]

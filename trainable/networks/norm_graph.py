@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
+from torch._ops import HigherOrderOperator
 from torch.nn.functional import batch_norm, relu
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
@@ -22,6 +23,7 @@ from trainable.networks import joined_norm
 
 Backend = Callable[[fx.GraphModule, Sequence[Tensor]], Callable[..., Any]]
 
+_GRAD_MODE = torch._C._set_grad_enabled  # pyright: ignore[reportPrivateUsage]
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
 _RELUS = (relu, torch.relu)
 
@@ -46,6 +48,10 @@ def backend_of(network: nn.Module, *, compiles: bool, own: bool) -> Backend | st
 def own_kernels(module: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Any]:
     """A backend: what is rewritten in own kernels, all else as it was recorded."""
     del inputs
+    for node in module.graph.nodes:
+        if isinstance(node.target, HigherOrderOperator):
+            # Such as torch.utils.checkpoint. Only compilers run them as they are meant.
+            raise NotImplementedError(f"it has a {node.target.name()}")
     rewrite(module)
     return module.forward
 
@@ -113,7 +119,8 @@ def _read(node: fx.Node) -> _Norm | None:
     if not joined_norm.takes(*map(_value, tensors)) or of_x.numel() == of_x.shape[1]:
         return None  # of one value in each channel torch says that it has no variance
     joined, shortcut = [node], None
-    if (found := _addition(node)) is not None:
+    found = _addition(node)
+    if found is not None and _may_move(node, tensors, found[0]):
         addition, shortcut = found
         joined.append(addition)
     has_relu = (user := _sole_user(joined[-1])) is not None and _is_relu(user)
@@ -137,6 +144,17 @@ def _addition(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
     one, two = _value(node), _value(other)
     is_like = isinstance(two, Tensor) and (one.shape, one.dtype) == (two.shape, two.dtype)
     return (user, other) if is_like else None
+
+
+def _may_move(node: fx.Node, tensors: Sequence[fx.Node], place: fx.Node) -> bool:
+    """Whether BatchNorm computes the same at a later place: nothing on the way touches what it reads or moves."""
+    users = {user for tensor in tensors for user in tensor.users}
+    if (tracked := _tracked(node)) is not None:
+        users |= set(tracked.all_input_nodes[0].users)
+    while (node := node.next) is not place:
+        if node in users or node.target is _GRAD_MODE:
+            return False
+    return True
 
 
 def _is_relu(node: fx.Node) -> bool:

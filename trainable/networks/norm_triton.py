@@ -13,6 +13,8 @@ import triton.language as tl
 
 BY_OUTPUT, BY_INPUT = tl.constexpr(1), tl.constexpr(2)
 """How the backward pass knows where ReLU let pass: by its output, or from x, where nothing was added in between."""
+_SAMPLED = tl.constexpr(32)
+"""Rows whose mean a channel's sums are made about."""
 _PARTS = tl.constexpr(32)
 """Read at once by the program that adds them up."""
 
@@ -41,7 +43,7 @@ def norm_statistics(
     """The numbers of each channel (`_settle`) from all rows of x."""
     c = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
     is_channel = c < C
-    about = tl.load(x + c, mask=is_channel, other=0.0).to(tl.float32)
+    about = _about(x, m, c, is_channel, C)
     one, two = _sums_about(x, about, m, rows_of_part, c, is_channel, C, ROWS, WIDTH)
     if _is_last(parts, arrivals, one, two, c, is_channel, count, C):
         mean, variance = _moments(parts, about, m, c, is_channel, count, C, WIDTH)
@@ -80,7 +82,7 @@ def norm_moments(
     """(2·C + 1,): mean and variance of each channel over the rows of x, and their number."""
     c = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
     is_channel = c < C
-    about = tl.load(x + c, mask=is_channel, other=0.0).to(tl.float32)
+    about = _about(x, m, c, is_channel, C)
     one, two = _sums_about(x, about, m, rows_of_part, c, is_channel, C, ROWS, WIDTH)
     if _is_last(parts, arrivals, one, two, c, is_channel, count, C):
         mean, variance = _moments(parts, about, m, c, is_channel, count, C, WIDTH)
@@ -320,6 +322,15 @@ def _sums_about(
         one += d
         two += d * d
     return tl.sum(one, 0), tl.sum(two, 0)
+
+
+@triton.jit
+def _about(x, m, c, is_channel, C: tl.constexpr):
+    """A value near each channel's mean, however far off a single one is: the mean of rows all over x."""
+    r = tl.arange(0, _SAMPLED).to(tl.int64) * m // _SAMPLED
+    at = r[:, None] * C + c[None, :]
+    v = tl.load(x + at, mask=is_channel[None, :], other=0.0).to(tl.float32)
+    return tl.sum(v, 0) / _SAMPLED
 
 
 @triton.jit
