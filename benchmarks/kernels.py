@@ -36,7 +36,10 @@ KINDS = {
     "convolutions, forward": ("fprop",),
     "convolutions, gradient of the input": ("dgrad",),
     "convolutions, gradient of the weights": ("wgrad", "cutlass", "init_device_workspace"),
-    "BatchNorm, ReLU, casts, losses": ("triton", "batch_norm", "batchnorm", "bn_", "softmax"),
+    "BatchNorm, ReLU, casts, losses": (
+        *("triton", "batch_norm", "batchnorm", "bn_", "softmax"),
+        *("norm_statistics", "norm_output", "norm_gradient"),
+    ),
     "optimizer, unscaling, norms, clipping": ("multi_tensor", "lpnorm", "amp_"),
 }
 OTHER = "augmentation, guard, counts and other small kernels"

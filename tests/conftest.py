@@ -28,6 +28,8 @@ from hypothesis import settings
 
 from tests import host_sync
 
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # kernels written in its language run on the CPU
 # How long an example takes says how busy the machine is: `--timeout` bounds a test.
 settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")

@@ -1,4 +1,4 @@
-"""Functions in kernels that torch.compile makes of them, where a step asks for it."""
+"""Functions in other kernels than torch's own, through torch.compile, where a step asks for it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import ParamSpec
+from typing import Any, ParamSpec
 
 import torch
 from torch import Tensor
@@ -20,6 +20,10 @@ _FORMS = 10_000
 every block and feature, for every batch size, and for every dropout and BatchNorm momentum that a study searches."""
 
 
+Backend = str | Callable[..., Any]
+"""Of torch.compile."""
+
+
 class Compiler:
     """While it is at work, what is `compilable` runs compiled, on micro-batches of one size.
 
@@ -27,8 +31,16 @@ class Compiler:
     from then on, and a line in the log says why.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(
+        self,
+        size: int,
+        *,
+        layers: Backend | None = None,
+        formulas: Backend | None = None,
+    ) -> None:
+        """Without a backend, layers or formulas run as they are written."""
         self._size = size
+        self.layers, self.formulas = layers, formulas
         self.is_refused = False
 
     @contextmanager
@@ -44,25 +56,36 @@ class Compiler:
         """Compile no more."""
         self.is_refused = True
         reason = " ".join(str(error).split("\n")[:2])  # which compiler failed, and why
-        _log.warning("the student runs as it is written, not compiled: %s", reason)
+        _log.warning("the student runs as it is written, in torch's own kernels: %s", reason)
 
 
 _at_work: ContextVar[Compiler | None] = ContextVar("compiler", default=None)
 
 
 def compilable(function: Callable[Inputs, Tensor]) -> Callable[Inputs, Tensor]:
-    """Marks a function of tensors and modules, whose first dimension is the micro-batch's.
+    """Marks a formula of tensors, whose first dimension is the micro-batch's.
 
     What is compiled serves the whole process: every stage, and every later trial. So that it does, the function
     must not take numbers which a study searches often.
     """
+    return _compiled_by(lambda compiler: compiler.formulas, function)
 
+
+def compilable_layers(function: Callable[Inputs, Tensor]) -> Callable[Inputs, Tensor]:
+    """`compilable`, of a function that has layers do the work."""
+    return _compiled_by(lambda compiler: compiler.layers, function)
+
+
+def _compiled_by(
+    backend_of: Callable[[Compiler], Backend | None], function: Callable[Inputs, Tensor]
+) -> Callable[Inputs, Tensor]:
     @functools.wraps(function)
     def run(*args: Inputs.args, **kwargs: Inputs.kwargs) -> Tensor:
         compiler = _at_work.get()
-        if compiler is not None and not compiler.is_refused:
+        backend = None if compiler is None or compiler.is_refused else backend_of(compiler)
+        if compiler is not None and backend is not None:
             try:
-                return _compiled(function)(*args, **kwargs)
+                return _compiled(function, backend)(*args, **kwargs)
             except RuntimeError as error:
                 if not _is_of_compiling(error):
                     raise
@@ -73,15 +96,17 @@ def compilable(function: Callable[Inputs, Tensor]) -> Callable[Inputs, Tensor]:
 
 
 @functools.cache
-def _compiled(function: Callable[Inputs, Tensor]) -> Callable[Inputs, Tensor]:
+def _compiled(function: Callable[Inputs, Tensor], backend: Backend) -> Callable[Inputs, Tensor]:
     from torch._dynamo import config  # takes seconds, for those who compile
     from torch._functorch import config as autograd
 
     config.recompile_limit = config.accumulated_recompile_limit = _FORMS
+    # A hook that a layer is given later, or that the same layer of an earlier trial had not, is called.
+    config.skip_nnmodule_hook_guards = False
     # So that what cannot be compiled for the backward pass is seen in the forward.
     autograd.force_non_lazy_backward_lowering = True
     # Whole or not at all: a part that has run, and a later one that cannot be compiled, would make it run twice.
-    return torch.compile(function, dynamic=False, fullgraph=True)
+    return torch.compile(function, backend=backend, dynamic=False, fullgraph=True)
 
 
 def _is_of_compiling(error: RuntimeError) -> bool:

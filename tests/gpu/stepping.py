@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -22,6 +23,8 @@ from trainable.plan import initial_groups
 CUDA = torch.device("cuda")
 SIZE = 64
 STABLE = {"method": "stablekd", "lam": 1.0, "decomposition": "5/2"}
+
+
 CAPTURED = 3
 """Updates after which those of one kind are replayed."""
 TOO_LARGE = 1e6
@@ -74,6 +77,12 @@ class Setup:
         self.number = 0
         self.graphs = Graphs(self.step.abandon) if graph else None
 
+    def prepare(self, *, compiles: bool = False) -> None:
+        """Have micro-batches of the usual size computed in the kernels that a trial has them in."""
+        share = len(self.labels[self.share]) // self.micro_batches
+        self.step.choose_kernels(compiles=compiles, own_norms=True)
+        self.step.compile_for(share)
+
     def update(self, factor: float = 1.0) -> None:
         """As the loop has it, with the health check; `factor` is of the student's pictures alone."""
         images, labels = self.images[self.share], self.labels[self.share]
@@ -113,3 +122,8 @@ class Setup:
 def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> Sequence[str]:
     assert before.keys() == after.keys()
     return [name for name, value in before.items() if not torch.equal(value, after[name])]
+
+
+def kernel_by_kernel(patch: pytest.MonkeyPatch) -> None:
+    """Updates that are to be captured are not, but launch the very same kernels one by one."""
+    patch.setattr(Graphs, "call", lambda _, kind, function, inputs: function(inputs))

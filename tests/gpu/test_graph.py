@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.gpu.stepping import CUDA, SIZE, Setup, changed
+from tests.gpu.stepping import CUDA, SIZE, Setup, changed, kernel_by_kernel
 from tests.gpu.test_trial import config_of
 from tests.trainable.trials import numbers, student_with_dropout, train, untrained_teacher
 from trainable.engine import loop
 from trainable.engine.checkpoint import BEST
 from trainable.engine.graph import Graphs
+from trainable.networks import norm_kernels
 
 pytestmark = [
     pytest.mark.gpu,
@@ -63,19 +64,25 @@ def both_forms(
     folder: Path, replays: Replays, sections: dict[str, Any], **settings: Any
 ) -> tuple[int, int]:
     """Train by graphs and without; deterministic trials end in the same bits. How many replays each had."""
-    config = config_of(**settings).model_copy(update=sections)
+    config = config_of(cuda_graph=True, **settings).model_copy(update=sections)
     teacher = untrained_teacher(config_of(), folder)
     found: list[Any] = []
     counts: list[int] = []
     for graph in (True, False):
         before, own = replays.count, folder / str(graph)
-        train_config = config.train.model_copy(update={"cuda_graph": graph})
-        trial = config.model_copy(update={"train": train_config})
-        records = numbers(train(trial, own, teacher, CUDA))
+        with pytest.MonkeyPatch.context() as patch:
+            if not graph:
+                kernel_by_kernel(patch)
+            records = numbers(train(config, own, teacher, CUDA))
         found.append((records, (own / BEST).read_bytes()))
         counts.append(replays.count - before)
     if config.train.deterministic:
-        assert found[0] == found[1]
+        (of_graphs, best), (of_kernels, other) = found
+        pairs = list(zip(of_graphs, of_kernels, strict=True))
+        assert [{k: (v, two[k]) for k, v in one.items() if v != two[k]} for one, two in pairs] == [
+            {} for _ in pairs
+        ]
+        assert best == other
     return counts[0], counts[1]
 
 
@@ -85,6 +92,21 @@ def test_a_trial_ends_in_the_same_bits(name: str, tmp_path: Path, replays: Repla
     by_graphs, without = both_forms(tmp_path, replays, {}, **TRIALS[name])
     assert by_graphs > 20
     assert without == 0
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_batchnorm_has_kernels_of_its_own_where_updates_are_captured(
+    graph: bool, tmp_path: Path, replays: Replays, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Launched one by one they keep the host longer than torch's."""
+    launched: list[bool] = []
+    own = norm_kernels.gradients
+    monkeypatch.setattr(
+        norm_kernels, "gradients", lambda *inputs: [launched.append(True), own(*inputs)][1]
+    )
+    train(config_of(cuda_graph=graph), tmp_path, untrained_teacher(config_of(), tmp_path), CUDA)
+    assert bool(launched) == graph
+    assert bool(replays.count) == graph
 
 
 @pytest.mark.usefixtures("restored_determinism")

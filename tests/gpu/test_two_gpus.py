@@ -28,6 +28,8 @@ KD = {"method": "kd", "alpha": 0.5}
 UPDATES = 3
 GRADIENT = 1e-3
 """Allowed |a − b|₂ / |b|₂ of each parameter's gradient: fp32 sums in another order."""
+CASES = ("equal shares", "recomputed", "unequal shares, own kernels")
+"""Of SyncBatchNorm."""
 FORMS: dict[str, tuple[torch.dtype, dict[str, Any], float]] = {
     "fp64": (torch.float64, {}, 1e-9),
     "fp32": (torch.float32, {}, 1e-5),
@@ -133,7 +135,12 @@ def _rank(rank: int, folder: str) -> None:
     for recompute in (False, True):
         setup = Setup(distill=KD, sync=True, recompute=recompute, device=device)
         setup.share = share_of(rank)
-        results[f"sync {recompute}"] = results_of(setup)
+        results["recomputed" if recompute else "equal shares"] = results_of(setup)
+    setup = Setup(distill=KD, sync=True, device=device)
+    setup.share = (slice(0, 40), slice(40, SIZE))[rank]
+    setup.step.choose_kernels(compiles=False, own_norms=True)
+    setup.step.compile_for(40)  # not rank 1's
+    results["unequal shares, own kernels"] = results_of(setup)
     for sync in (False, True):
         results[f"overflow {sync}"] = overflow_on_rank_one(device, sync=sync)
     results["layers"] = layers(norm_layers.sync, device)
@@ -162,12 +169,12 @@ def alone(restored_determinism: None) -> dict[str, Any]:
     return results_of(Setup(distill=KD, device=device_of(0)))
 
 
-@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("case", CASES)
 def test_sync_batchnorm_has_the_statistics_of_the_joined_batch(
-    recompute: bool, on_ranks: list[dict[str, Any]], alone: dict[str, Any]
+    case: str, on_ranks: list[dict[str, Any]], alone: dict[str, Any]
 ) -> None:
     for results in on_ranks:
-        buffers = results[f"sync {recompute}"]["buffers"]
+        buffers = results[case]["buffers"]
         assert buffers.keys() == alone["buffers"].keys()
         for name, expected in alone["buffers"].items():
             if name.endswith("num_batches_tracked"):
@@ -175,12 +182,12 @@ def test_sync_batchnorm_has_the_statistics_of_the_joined_batch(
             torch.testing.assert_close(buffers[name], expected, rtol=1e-4, atol=1e-5, msg=name)
 
 
-@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("case", CASES)
 def test_two_gpus_have_the_gradients_of_the_joined_batch(
-    recompute: bool, on_ranks: list[dict[str, Any]], alone: dict[str, Any]
+    case: str, on_ranks: list[dict[str, Any]], alone: dict[str, Any]
 ) -> None:
     """The first update's, before rounding has moved the weights apart, and all losses."""
-    first, second = (results[f"sync {recompute}"] for results in on_ranks)
+    first, second = (results[case] for results in on_ranks)
     for a, b in zip(first["gradients"], second["gradients"], strict=True):
         assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
     for mine, theirs in zip(first["gradients"][0], alone["gradients"][0], strict=True):

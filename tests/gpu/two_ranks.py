@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-RANKS, LIMIT_S = 2, 55
+RANKS, LIMIT_S = 2, 150
 """A process that is not through by then writes where its threads are, and exits; so the other one is ended."""
 
 

@@ -57,7 +57,7 @@ def one_rank() -> Iterator[None]:
 
 
 def gradients(network: BlockNetwork, *, compiles: bool) -> list[Tensor]:
-    compiler = Compiler(4)
+    compiler = Compiler(4, layers="inductor")
     with compiler.at_work(4) if compiles else nullcontext():
         loss = network(torch.ones(4, 3, 8, 8)).square().sum()
     loss.backward()

@@ -47,6 +47,10 @@ def compilers(monkeypatch: pytest.MonkeyPatch) -> Any:
     compiled._compiled.cache_clear()
 
 
+def compiler_of(size: int) -> Compiler:
+    return Compiler(size, layers="inductor", formulas="inductor")
+
+
 def doubled(x: Tensor) -> Tensor:
     return 2 * x
 
@@ -56,7 +60,7 @@ TWO = torch.ones(2)
 
 
 def test_a_function_runs_compiled_in_micro_batches_of_one_size(compilers: Compilers) -> None:
-    compiler = Compiler(2)
+    compiler = compiler_of(2)
     assert double(TWO).tolist() == [2.0, 2.0]
     with compiler.at_work(3):
         double(TWO)
@@ -64,7 +68,7 @@ def test_a_function_runs_compiled_in_micro_batches_of_one_size(compilers: Compil
     for _ in range(2):
         with compiler.at_work(2):
             assert double(TWO).tolist() == [2.0, 2.0]
-    with Compiler(2).at_work(2):
+    with compiler_of(2).at_work(2):
         double(TWO)
     double(TWO)
     assert (compilers.compiled, compilers.runs) == (1, 3)
@@ -74,17 +78,17 @@ def test_what_cannot_be_compiled_runs_as_it_is_written(
     compilers: Compilers, caplog: pytest.LogCaptureFixture
 ) -> None:
     compilers.error = TorchDynamoException("no C++ compiler\nand a long trace")
-    compiler = Compiler(2)
+    compiler = compiler_of(2)
     for _ in range(3):
         with compiler.at_work(2):
             assert double(TWO).tolist() == [2.0, 2.0]
     (line,) = [record.message for record in caplog.records]
-    assert line.endswith("not compiled: no C++ compiler and a long trace")
+    assert line.endswith("own kernels: no C++ compiler and a long trace")
     compilers.error = None
     with compiler.at_work(2):
         double(TWO)
     assert compilers.runs == 0
-    with Compiler(2).at_work(2):
+    with compiler_of(2).at_work(2):
         double(TWO)
     assert compilers.runs == 1
 
@@ -94,7 +98,7 @@ def test_a_fault_of_what_is_compiled_is_the_trials(
     error: Exception, compilers: Compilers, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Run again, a block would take its batch into the running statistics twice."""
-    compilers.error, compiler = error, Compiler(2)
+    compilers.error, compiler = error, compiler_of(2)
     with compiler.at_work(2), pytest.raises(type(error)):
         double(TWO)
     assert not compiler.is_refused
@@ -114,7 +118,7 @@ def test_what_cannot_be_compiled_for_the_backward_pass_is_seen_in_the_forward(
         return lower(lowering)
 
     monkeypatch.setattr(GraphLowering, "compile_to_module", broken)
-    compiler, x = Compiler(2), torch.ones(2, requires_grad=True)
+    compiler, x = compiler_of(2), torch.ones(2, requires_grad=True)
     with compiler.at_work(2), inductor.patch(force_disable_caches=True):
         double(x).sum().backward()
     assert compiler.is_refused
@@ -182,7 +186,7 @@ def test_a_block_that_cannot_be_compiled_whole_is_not_run_in_part() -> None:
     layers = (nn.Conv2d(3, 4, 3), norm, Breaking(), nn.Flatten(), nn.Linear(4 * 36, 2))
     blocks, x = BlockNetwork(nn.Sequential(*layers), ["2"]), torch.randn(2, 3, 8, 8)
     expected = blocks(x)
-    compiler = Compiler(2)
+    compiler = compiler_of(2)
     with compiler.at_work(2):
         torch.testing.assert_close(blocks(x), expected)
     assert compiler.is_refused

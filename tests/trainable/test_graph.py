@@ -282,16 +282,20 @@ def test_a_trial_that_fails_gives_its_graphs_back(
         ({"train": {"cuda_graph": False, "gradient_noise": 0.1}}, None),
     ],
 )
-def test_what_is_known_beforehand_is_said(
+def test_what_is_known_beforehand_is_said_and_leaves_batchnorm_to_torch(
     changes: dict[str, Any],
     reason: str | None,
     make_config: MakeConfig,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    step: Any = SimpleNamespace(abandon=None)
+    chosen: list[dict[str, bool]] = []
+    step: Any = SimpleNamespace(
+        abandon=None, choose_kernels=lambda **kernels: chosen.append(kernels)
+    )
     feed: Any = None
     with caplog.at_level(logging.WARNING):
         Updater(make_config(**changes), feed, None, step, Progress(), CUDA)
     said = refusals(caplog)
     assert len(said) == (reason is not None)
     assert reason is None or said[0].startswith(reason)
+    assert chosen == [{"compiles": False, "own_norms": not changes}]

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from trainable import ranks
 from trainable.branches import Wait, branch, nothing
-from trainable.compiled import Compiler
+from trainable.compiled import Backend, Compiler
 from trainable.config import TrainConfig
 from trainable.distill.objective import Objective
 from trainable.distill.terms import LOSS, Terms
@@ -28,6 +28,8 @@ from trainable.engine.health import Health
 from trainable.engine.inputs import INPUT, LABEL, Inputs
 from trainable.engine.noise import GradientNoise
 from trainable.engine.precision import Precision
+from trainable.networks.norm_graph import backend_of, has_kernels
+from trainable.networks.sync_batchnorm import take_own_kernels
 from trainable.networks.teacher import TeacherOutputs
 from trainable.statistics.gradients import BlockMembership, BlockNorms, norms_of
 from trainable.statistics.observed import Observed
@@ -68,6 +70,8 @@ class Step:
         if config.gradient_noise:
             self._noise = GradientNoise(config.gradient_noise, config.seed, device)
         self._observe_every = config.observe_every
+        self._layers: Backend | None = None
+        self._formulas: Backend | None = None
         self._compiler: Compiler | None = None
         self._counted: Wait = nothing
         self._forward_flags = torch.zeros(0, device=device)
@@ -83,9 +87,22 @@ class Step:
         names = objective.names_of(self.membership.parameters)
         self.observed = Observed(self.membership, names)
 
+    def choose_kernels(self, *, compiles: bool, own_norms: bool) -> None:
+        """Those of micro-batches of the size that `compile_for` says, where they are to be others than torch's own.
+
+        BatchNorm has the project's where it is to have `own_norms` and there are; if it `compiles`, all else has
+        Inductor's. All ranks are to ask, and alike: SyncBatchNorm has them in micro-batches of any size.
+        """
+        student = self._objective.student
+        own = own_norms and has_kernels(student, self._one.device)
+        self._layers = backend_of(student, compiles=compiles, own=own)
+        self._formulas = "inductor" if compiles else None
+        if own and self._layers is None:
+            take_own_kernels(student)
+
     def compile_for(self, size: int) -> None:
-        """From now on compute micro-batches of this size with compiled kernels."""
-        self._compiler = Compiler(size)
+        """From now on compute micro-batches of this size in the kernels that were chosen."""
+        self._compiler = Compiler(size, layers=self._layers, formulas=self._formulas)
 
     def accumulate(
         self,

@@ -44,7 +44,6 @@ class Updater:
         self._precision, self._size = config.train.precision, config.data.batch_size
         self._of_teacher = TeacherPrecision(config, device)
         self._asks_slope = METHODS[config.distill.method].slope
-        self._compiles = config.train.compile
         own = micro_batch_sizes(self._size, ranks.world_size(), config.train.accumulate)[0]
         self._to_prepare: int | None = own[ranks.rank()]
         """Samples of the micro-batches that kernels are made for, until they are."""
@@ -52,6 +51,11 @@ class Updater:
         self._graphs = None
         if device.type == "cuda" and config.train.cuda_graph:
             self._graphs = _graphs(config, step)
+        # Launched one by one the project's kernels keep the host longer than torch's own. A slope is taken of the
+        # networks as they are, twice of the student's.
+        if not self._asks_slope:
+            is_captured = self._graphs is not None
+            step.choose_kernels(compiles=config.train.compile, own_norms=is_captured)
 
     def enter(self, phase: Hashable) -> None:
         """Updates of another phase do something else: other groups are trained, or statistics are frozen."""
@@ -100,12 +104,11 @@ class Updater:
         """Make the kernels for micro-batches like this one."""
         self._to_prepare = None
         if self._asks_slope:
-            return  # the slope is taken of the networks as they are, twice of the student's
+            return
         if isinstance(self._teacher, FrozenTeacher):
             with self._of_teacher.forward():
                 self._teacher.fuse(images)
-        if self._compiles:
-            self._step.compile_for(len(images))
+        self._step.compile_for(len(images))
 
     def _ask(self, batch: Batch, images: Tensor) -> TeacherOutputs | None:
         if self._teacher is None:

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from trainable.compiled import compilable
+from trainable.compiled import compilable_layers
 from trainable.statistics.batchnorm import batchnorm_layers
 
 
@@ -18,7 +18,7 @@ def _as_written(block: Sequence[nn.Module], x: Tensor) -> Tensor:
     return x
 
 
-@compilable
+@compilable_layers
 def apply(block: Sequence[nn.Module], x: Tensor) -> Tensor:
     """The layers of `block` on `x`, one after the other."""
     return _as_written(block, x)

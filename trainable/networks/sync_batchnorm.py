@@ -9,12 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
 from trainable import ranks
-from trainable.networks import cpu_kernels
+from trainable.networks import cpu_kernels, joined_norm
 
 
 class SyncBatchNorm(_BatchNorm):
@@ -24,6 +24,9 @@ class SyncBatchNorm(_BatchNorm):
     the ranks' shares of it. In eval mode, and on one rank, it is `nn.BatchNorm`. Ranks exchange 2·C + 1 numbers
     each in the forward and 2·C in the backward; it cannot be differentiated twice.
     """
+
+    has_own_kernels = False
+    """For pictures that they can take. All ranks must have them or none: the numbers that they exchange mean others."""
 
     @classmethod
     def in_place_of(cls, old: _BatchNorm) -> SyncBatchNorm:
@@ -51,7 +54,20 @@ class SyncBatchNorm(_BatchNorm):
             momentum = self.momentum
             if momentum is None:
                 momentum = 1.0 / float(self.num_batches_tracked)
+        mean, variance = running
+        if self.has_own_kernels and joined_norm.takes(
+            input, self.weight, self.bias, mean, variance
+        ):
+            tensors = (input, None, self.weight, self.bias, mean, variance, None)
+            return joined_norm.joined(*tensors, momentum, self.eps, relu=False, over_ranks=True)
         return _Joined.apply(input, self.weight, self.bias, running, momentum, self.eps)
+
+
+def take_own_kernels(network: nn.Module) -> None:
+    """Have the network's SyncBatchNorm run in them from now on; dynamo does not see through their launches."""
+    for layer in network.modules():
+        if isinstance(layer, SyncBatchNorm):
+            layer.has_own_kernels = True
 
 
 class _Joined(torch.autograd.Function):

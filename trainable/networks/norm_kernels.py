@@ -1,0 +1,190 @@
+"""BatchNorm in training with what follows it, a shortcut's addition and ReLU, in two CUDA kernels each way.
+
+Ioffe and Szegedy 2015: y = relu((x − μ)·γ/√(σ² + ε) + β + shortcut), with the mean μ and variance σ² of each channel
+over the M = batch·height·width values of x. Pictures lie channels last: x is an (M, channels) matrix. Each way
+one kernel sums over it, in parts, of which the program that ends last makes the channel's numbers, and another goes
+over it once more. Sums are in fp32 and in one order, so that the same input always has the same output.
+
+cuDNN's own kernels for this wait until a whole GPU is free, and know of no addition and no ReLU.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainable import ranks
+from trainable.networks import norm_triton
+
+_kernels: Any = norm_triton  # Triton's launches, kernel[grid](…), have no types
+
+_ROWS, _CHANNELS = 128, 64
+"""Of the tile that a program sums over at once."""
+_PASS_ROWS = 32
+"""Of the tile that a program of the second kernel computes."""
+
+
+def statistics(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    tracked: Tensor | None,
+    momentum: float,
+    eps: float,
+) -> Tensor:
+    """(5, channels) in fp32: mean, 1/√(variance + ε), the factor and shift that normalise, and M.
+
+    The running statistics move towards those of `x` by `momentum`, as always the variance does so unbiased; `tracked`
+    goes up by one.
+    """
+    m, channels, shape = _tiles(x)
+    parts = torch.empty(2, shape.parts, channels, dtype=torch.float32, device=x.device)
+    found = torch.empty(5, channels, dtype=torch.float32, device=x.device)
+    _kernels.norm_statistics[shape.grid](
+        *(x, parts, _arrivals(x.device), found, weight, bias, running_mean, running_var, tracked),
+        *(m, shape.rows, shape.parts, eps, momentum),
+        TRACKED=tracked is not None,
+        **shape.constants(channels),
+    )
+    return found
+
+
+def statistics_over_ranks(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    tracked: Tensor | None,
+    momentum: float,
+    eps: float,
+) -> Tensor:
+    """`statistics` of the joined batch of all ranks, which exchange 2·channels + 1 numbers each."""
+    m, channels, shape = _tiles(x)
+    parts = torch.empty(2, shape.parts, channels, dtype=torch.float32, device=x.device)
+    rows = torch.zeros(ranks.world_size(), 2 * channels + 1, device=x.device)
+    _kernels.norm_moments[shape.grid](
+        *(x, parts, _arrivals(x.device), rows[ranks.rank()], m, shape.rows, shape.parts),
+        **shape.constants(channels),
+    )
+    # A sum with zeros, which changes nothing: gathering has another name in each torch and backend.
+    ranks.sum_over_ranks(rows)
+    found = torch.empty(5, channels, dtype=torch.float32, device=x.device)
+    _kernels.norm_join[(shape.columns,)](
+        *(rows, found, weight, bias, running_mean, running_var, tracked, len(rows), eps, momentum),
+        *(tracked is not None, channels, shape.width),
+    )
+    return found
+
+
+def normalised(x: Tensor, shortcut: Tensor | None, found: Tensor, relu: bool) -> Tensor:
+    """x·factor + shift + shortcut, and its ReLU, in the type of `x`."""
+    m, channels, shape = _tiles(x)
+    y = torch.empty_like(x)
+    _kernels.norm_output[_pass_grid(m, channels, shape)](
+        *(x, shortcut, y, found, m),
+        *(channels, shortcut is not None, relu, _PASS_ROWS, shape.width),
+        num_warps=4,
+    )
+    return y
+
+
+def gradients(
+    x: Tensor,
+    y: Tensor,
+    dy: Tensor,
+    found: Tensor,
+    added: bool,
+    relu: bool,
+    over_ranks: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of `x`, of the shortcut, and (2, channels) in fp32 of γ and β; the second is empty where none was `added`.
+
+    Those of γ and β stay this rank's, and go into that of `x` summed where statistics were taken `over_ranks`.
+    """
+    m, channels, shape = _tiles(x)
+    parts = torch.empty(2, shape.parts, channels, dtype=torch.float32, device=x.device)
+    of_channels = torch.empty(2, channels, dtype=torch.float32, device=x.device)
+    passed = (norm_triton.BY_OUTPUT if added else norm_triton.BY_INPUT).value if relu else 0
+    _kernels.norm_gradient_sums[shape.grid](
+        *(x, y, dy, parts, _arrivals(x.device), found, of_channels),
+        *(m, shape.rows, shape.parts),
+        PASSED=passed,
+        **shape.constants(channels),
+    )
+    joined = ranks.sum_over_ranks(of_channels.clone()) if over_ranks else of_channels
+    dx = torch.empty_like(x)
+    of_shortcut = torch.empty_like(x) if added else x.new_empty(0)
+    _kernels.norm_gradients[_pass_grid(m, channels, shape)](
+        *(x, y, dy, dx, of_shortcut, joined, found, m),
+        *(channels, added, passed, _PASS_ROWS, shape.width),
+        num_warps=4,
+    )
+    return dx, of_shortcut, of_channels
+
+
+class _Shape:
+    """How a matrix is divided into parts for the programs that sum over it."""
+
+    def __init__(self, m: int, channels: int, programs: int) -> None:
+        self.width = min(_CHANNELS, max(16, 1 << (channels - 1).bit_length()))
+        self.columns = _parts_of(channels, self.width)
+        tiles = _parts_of(m, _ROWS)
+        self.rows = _parts_of(tiles, max(1, min(programs // self.columns, tiles))) * _ROWS
+        self.parts = _parts_of(m, self.rows)
+        self.grid = (self.parts, self.columns)
+
+    def constants(self, channels: int) -> dict[str, int]:
+        return {"C": channels, "ROWS": _ROWS, "WIDTH": self.width, "num_warps": 8}
+
+
+def _parts_of(whole: int, size: int) -> int:
+    """How many of a size cover the whole."""
+    return -(-whole // size)
+
+
+def _tiles(x: Tensor) -> tuple[int, int, _Shape]:
+    channels = x.shape[1]
+    m = x.numel() // channels
+    return m, channels, _Shape(m, channels, 2 * _multiprocessors(x.device))
+
+
+def _pass_grid(m: int, channels: int, shape: _Shape) -> tuple[int, int]:
+    return _parts_of(m, _PASS_ROWS), shape.columns
+
+
+@functools.cache
+def _multiprocessors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 2  # Triton's interpreter
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+_SLOTS, _SLOT = 128, 256
+"""Streams that may be at work at once, and for each a count for so many columns."""
+
+
+@functools.cache
+def _counts(device: torch.device) -> Tensor:
+    return torch.zeros(_SLOTS, _SLOT, dtype=torch.int32, device=device)
+
+
+@functools.cache
+def _slot(device: torch.device, stream: int) -> int:
+    del stream
+    _given[device] = _given.get(device, -1) + 1
+    return _given[device] % _SLOTS
+
+
+_given: dict[torch.device, int] = {}
+
+
+def _arrivals(device: torch.device) -> Tensor:
+    """How many programs of a column have ended: 0 between kernels, of which one at a time runs on a stream."""
+    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+    return _counts(device)[_slot(device, stream)]
