@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 
@@ -25,15 +26,27 @@ def branch(name: str) -> Generator[Wait]:
     called once at least before the update ends; what is read in one must be kept until then. The backward pass of
     what is inside is a branch, too.
     """
-    if not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()):
-        yield nothing
-        return
-    own = _stream(name, torch.cuda.current_device())
-    own.wait_stream(torch.cuda.current_stream())
-    done = torch.cuda.Event()
-    with torch.cuda.stream(own):
-        yield lambda: torch.cuda.current_stream().wait_event(done)
-        done.record()
+    token = _inside.set(True)
+    try:
+        if not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()):
+            yield nothing
+            return
+        own = _stream(name, torch.cuda.current_device())
+        own.wait_stream(torch.cuda.current_stream())
+        done = torch.cuda.Event()
+        with torch.cuda.stream(own):
+            yield lambda: torch.cuda.current_stream().wait_event(done)
+            done.record()
+    finally:
+        _inside.reset(token)
+
+
+_inside: ContextVar[bool] = ContextVar("inside a branch", default=False)
+
+
+def is_inside() -> bool:
+    """Whether what runs now is in a branch, or would be in an update that is captured."""
+    return _inside.get()
 
 
 @functools.cache

@@ -18,6 +18,9 @@ from tests.trainable import norm_layers
 from tests.trainable.norm_layers import LAYERS, check_joined, layer_of
 from tests.trainable.stepping import gradients_at_step
 from trainable import ranks
+from trainable.networks import peers
+from trainable.networks.joined_norm import Exchanges
+from trainable.networks.sync_batchnorm import SyncBatchNorm
 
 pytestmark = [
     pytest.mark.gpu,
@@ -28,8 +31,10 @@ KD = {"method": "kd", "alpha": 0.5}
 UPDATES = 3
 GRADIENT = 1e-3
 """Allowed |a − b|₂ / |b|₂ of each parameter's gradient: fp32 sums in another order."""
-CASES = ("equal shares", "recomputed", "unequal shares, own kernels")
-"""Of SyncBatchNorm."""
+BY_NCCL = "own kernels, by NCCL"
+OWN_KERNELS = ("own kernels, by peers", BY_NCCL)
+"""Of SyncBatchNorm, with unequal shares."""
+CASES = ("equal shares", "recomputed", *OWN_KERNELS)
 FORMS: dict[str, tuple[torch.dtype, dict[str, Any], float]] = {
     "fp64": (torch.float64, {}, 1e-9),
     "fp32": (torch.float32, {}, 1e-5),
@@ -136,11 +141,17 @@ def _rank(rank: int, folder: str) -> None:
         setup = Setup(distill=KD, sync=True, recompute=recompute, device=device)
         setup.share = share_of(rank)
         results["recomputed" if recompute else "equal shares"] = results_of(setup)
-    setup = Setup(distill=KD, sync=True, device=device)
-    setup.share = (slice(0, 40), slice(40, SIZE))[rank]
-    setup.step.choose_kernels(compiles=False, own_norms=True)
-    setup.step.compile_for(40)  # not rank 1's
-    results["unequal shares, own kernels"] = results_of(setup)
+    for case in OWN_KERNELS:
+        setup = Setup(distill=KD, sync=True, device=device)
+        setup.share = (slice(0, 40), slice(40, SIZE))[rank]
+        with pytest.MonkeyPatch.context() as patch:
+            if case == BY_NCCL:
+                patch.setattr(peers, "inboxes", lambda *_: None)
+            setup.step.choose_kernels(compiles=False, own_norms=True)
+        norms = [layer for layer in setup.student.modules() if isinstance(layer, SyncBatchNorm)]
+        assert all((layer.exchanges == Exchanges()) == (case == BY_NCCL) for layer in norms)
+        setup.step.compile_for(40)  # not rank 1's
+        results[case] = results_of(setup)
     for sync in (False, True):
         results[f"overflow {sync}"] = overflow_on_rank_one(device, sync=sync)
     results["layers"] = layers(norm_layers.sync, device)

@@ -269,6 +269,13 @@ def doubled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dist, "all_reduce", all_reduce)
 
 
+def test_what_is_sent_when_the_backward_pass_is_over_is_little() -> None:
+    sizes = [100_000, 100_000, 100_000, 1_000_000, 3_000_000, 5_000_000]
+    parameters = [nn.Parameter(torch.empty(size, device="meta")) for size in sizes]
+    found = [[p.numel() for p in bucket] for bucket in exchange._shared_out(parameters)]
+    assert found == [[5_000_000, 3_000_000], [1_000_000, 100_000], [100_000, 100_000]]
+
+
 @pytest.mark.usefixtures("doubled")
 def test_sums_lie_as_their_parameters_do() -> None:
     """Of every layout and type, and where fused kernels read fast; a short parameter shifts none of the rest."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Generator
-from pathlib import Path
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import pytest
@@ -22,8 +21,9 @@ from tests.trainable.trials import MakeConfig
 from trainable import ranks
 from trainable.compiled import Compiler
 from trainable.config import BatchNormConfig
+from trainable.engine import step as step_module
 from trainable.engine.guard import Guard
-from trainable.networks import joined_norm, norm_graph, sync_batchnorm
+from trainable.networks import joined_norm, norm_graph, peers, sync_batchnorm
 from trainable.networks.blocks import BlockNetwork
 from trainable.networks.norm_graph import (
     backend_of,
@@ -42,11 +42,15 @@ from trainable.networks import norm_kernels
 CPU = torch.device("cpu")
 
 
+def skip_on_gpus() -> None:
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        pytest.skip("on a machine with a GPU tests/gpu has them")
+
+
 @pytest.fixture
 def kernels(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The launchers of kernels that Triton interprets."""
-    if os.environ.get("TRITON_INTERPRET") != "1":
-        pytest.skip("on a machine with a GPU tests/gpu has them")
+    skip_on_gpus()
     monkeypatch.setattr(joined_norm, "_DEVICES", "cpu")
     joined_norm._is_tried.cache_clear()
     return norm_kernels
@@ -435,19 +439,18 @@ def test_a_lack_of_memory_is_the_trials(kernels: Any, monkeypatch: pytest.Monkey
 @pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize(("compiles", "own"), [(False, True), (False, False), (True, True)])
 def test_syncbatchnorm_has_its_kernels_in_micro_batches_of_any_size_or_never(
-    compiles: bool, own: bool, make_config: MakeConfig
+    compiles: bool, own: bool, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ranks whose sizes differ must not differ in kernels; dynamo cannot look into the project's."""
     torch.manual_seed(0)
     built = build("mini_resnet_10_8", Pictures(10, 3, (16, 16)), path="student.model")
     network = with_norms(built.network, BatchNormConfig(sync=True), workers=2)
     student = BlockNetwork(network, built.cuts)
-    step_of(student, make_config(distill={"method": "none"})).choose_kernels(
-        compiles=compiles, own_norms=own
-    )
-    layers = [layer for layer in student.modules() if isinstance(layer, SyncBatchNorm)]
-    assert len(layers) > 5
-    assert {layer.has_own_kernels for layer in layers} == {own and not compiles}
+    taken: list[nn.Module] = []
+    monkeypatch.setattr(step_module, "take_own_kernels", lambda network, _: taken.append(network))
+    step = step_of(student, make_config(distill={"method": "none"}))
+    step.choose_kernels(compiles=compiles, own_norms=own)
+    assert taken == ([student] if own and not compiles else [])
 
 
 SHARES = (slice(5), slice(5, 7))
@@ -464,9 +467,11 @@ def sync_results(layer: nn.Module, share: slice) -> dict[str, Tensor]:
     y = layer(x)
     y.backward(pictures(7, 24, 5, 4, seed=1)[share])
     found = {"y": y.detach(), "x": x.grad, "weight": weight.grad, "bias": bias.grad}
+    layer.zero_grad()
     for name in ("weight", "bias"):
         ranks.sum_over_ranks(found[name])  # type: ignore[arg-type] # as a step does
-    return {**found, **dict(layer.named_buffers())}  # type: ignore[dict-item]
+    buffers = {name: buffer.clone() for name, buffer in layer.named_buffers()}
+    return {**found, **buffers}  # type: ignore[dict-item]
 
 
 class Applied(nn.Module):
@@ -480,34 +485,56 @@ class Applied(nn.Module):
         return apply([self.layer], x)
 
 
-def _rank(rank: int, folder: str, backend: str | None) -> None:
+WAYS = ("torch's, compiled", "own, by NCCL", "own, by peers")
+
+
+def _rank(rank: int, folder: str, memory: list[Tensor]) -> None:
     torch.set_num_threads(1)
     store = f"file://{folder}/store"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
-    layer, share = SyncBatchNorm(24), SHARES[rank]
-    compiler = Compiler(5, layers=backend)  # rank 0's usual size; here rank 1 has fewer
-    with pytest.MonkeyPatch.context() as patch, compiler.at_work(share.stop - (share.start or 0)):
-        patch.setattr(joined_norm, "_DEVICES", "cpu")
-        if backend is None:
-            take_own_kernels(layer)
-            patch.setattr(sync_batchnorm, "_Joined", None)  # torch's way
-        found = sync_results(Applied(layer), share)
-    assert not compiler.is_refused
+    found = {way: list(trained(way, SHARES[rank], memory)) for way in WAYS}
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
-@pytest.mark.usefixtures("kernels")
-@pytest.mark.parametrize("backend", [None, "aot_eager"])
+def trained(way: str, share: slice, memory: list[Tensor]) -> Iterator[dict[str, Tensor]]:
+    """Results of three batches."""
+    layer, backend = SyncBatchNorm(24), "aot_eager" if "compiled" in way else None
+    compiler = Compiler(5, layers=backend)  # rank 0's usual size; here rank 1 has fewer
+    with pytest.MonkeyPatch.context() as patch, compiler.at_work(share.stop - (share.start or 0)):
+        patch.setattr(joined_norm, "_DEVICES", "cpu")
+        if way == "own, by peers":
+            bases = [each.data_ptr() for each in memory]
+            patch.setattr(peers, "_allocated", lambda *_: (memory, bases))
+            patch.setattr(norm_kernels._kernels, "norm_moments", None)  # the other way
+        if "own" in way:
+            take_own_kernels(layer, CPU)
+            patch.setattr(sync_batchnorm, "_Joined", None)  # torch's way
+        for _ in range(3):
+            yield sync_results(Applied(layer), share)
+    assert not compiler.is_refused
+
+
+@pytest.fixture(scope="module")
+def on_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """One spawn for all ways."""
+    skip_on_gpus()
+    folder = tmp_path_factory.mktemp("ranks")
+    memory = [torch.zeros(2 * 2 * 5 * 24, dtype=torch.int64).share_memory_() for _ in range(2)]
+    mp.spawn(_rank, (str(folder), memory), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+@pytest.mark.parametrize("way", WAYS)
 def test_two_ranks_together_are_batchnorm_of_the_joined_batch(
-    backend: str | None, tmp_path: Path
+    way: str, kernels: Any, on_ranks: list[dict[str, Any]]
 ) -> None:
-    """In their own kernels; and in torch's, where one rank computes it as compiled, and one as written."""
-    mp.spawn(_rank, (str(tmp_path), backend), nprocs=2)
-    one, two = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
-    expected = sync_results(Applied(nn.BatchNorm2d(24)), slice(None))
-    for name, exact in expected.items():
-        found = torch.cat([one[name], two[name]]) if name in ("y", "x") else one[name]
-        torch.testing.assert_close(found, exact, rtol=1e-5, atol=1e-5, msg=name)
-        if name not in ("y", "x"):
-            assert torch.equal(one[name], two[name]), name
+    """Also where one rank computes it as compiled and one as written, and in the third exchange by the same memory."""
+    del kernels
+    layer = Applied(nn.BatchNorm2d(24))
+    for one, two in zip(*(results[way] for results in on_ranks), strict=True):
+        for name, exact in sync_results(layer, slice(None)).items():
+            found = torch.cat([one[name], two[name]]) if name in ("y", "x") else one[name]
+            torch.testing.assert_close(found, exact, rtol=1e-5, atol=1e-5, msg=name)
+            if name not in ("y", "x"):
+                assert torch.equal(one[name], two[name]), name

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import accumulate
 
 import torch
 import torch.distributed as dist
@@ -21,6 +22,8 @@ from trainable.statistics import foreach
 _BUCKET_BYTES = 25 * 2**20
 """A bucket is full with so many. cuDNN's BatchNorm needs the whole GPU and does not begin while something is sent, so
 that there had better be few sends, at the links' full rate."""
+_LAST_BYTES = 2**20
+"""At most so many are sent when the backward pass is over: the first parameters', behind which nothing hides."""
 _ALIGNED = 8
 """Elements: fused kernels read tensors that begin at multiples of 16 bytes faster."""
 
@@ -132,8 +135,15 @@ class _Bucket:
 
 def _shared_out(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
     """The parameters of each bucket, in the order in which they are sent."""
+    ends = accumulate(p.numel() * p.element_size() for p in parameters)
+    first = sum(end <= _LAST_BYTES for end in ends)
+    yield from _filled(reversed(parameters[first:]))
+    yield from _filled(reversed(parameters[:first]))
+
+
+def _filled(parameters: Iterable[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
     bucket: list[nn.Parameter] = []
-    for parameter in reversed(parameters):
+    for parameter in parameters:
         held = sum(p.numel() * p.element_size() for p in bucket)
         if bucket and (held >= _BUCKET_BYTES or parameter.dtype != bucket[0].dtype):
             yield bucket

@@ -98,7 +98,7 @@ class Step:
         self._layers = backend_of(student, compiles=compiles, own=own)
         self._formulas = "inductor" if compiles else None
         if own and self._layers is None:
-            take_own_kernels(student)
+            take_own_kernels(student, self._one.device)
 
     def compile_for(self, size: int) -> None:
         """From now on compute micro-batches of this size in the kernels that were chosen."""

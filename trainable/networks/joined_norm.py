@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import functools
 import logging
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd.function import once_differentiable
+
+from trainable.networks.peers import Inbox
 
 _OPERATIONS = "kd_study_2"
 """The namespace of the operations. Inductor keeps on disk what it made of them, under their names alone: it is to be
@@ -26,6 +28,13 @@ _LANES, _MOST_CHANNELS = 8, 16_384
 """Channels come in multiples of these where a row of a picture is read in whole words; for so many there are counts
 of the programs that have ended."""
 _log = logging.getLogger(__name__)
+
+
+class Exchanges(NamedTuple):
+    """How ranks exchange a layer's numbers in its forward and backward pass: None is NCCL."""
+
+    forward: Inbox | None = None
+    backward: Inbox | None = None
 
 
 def takes(x: Tensor, *of_layer: Tensor | None) -> bool:
@@ -77,15 +86,15 @@ def joined(
     momentum: float,
     eps: float,
     relu: bool,
-    over_ranks: bool = False,
+    over: Exchanges | None = None,
 ) -> Tensor:
     """relu(BatchNorm(x) + shortcut) in training, as far as there are any, in the type of `x`; channels last.
 
     The running statistics move towards the batch's by `momentum`, and `tracked` goes up by one. The batch is that of
-    all ranks if `over_ranks`. It must be one of those that the kernels take (`takes`).
+    all ranks if there is something to exchange it `over`. It must be one of those that the kernels take (`takes`).
     """
     tensors = (x, shortcut, weight, bias, running_mean, running_var, tracked)
-    output: Tensor = _JoinedNorm.apply(*tensors, momentum, eps, relu, over_ranks)  # pyright: ignore[reportUnknownMemberType]
+    output: Tensor = _JoinedNorm.apply(*tensors, momentum, eps, relu, over)  # pyright: ignore[reportUnknownMemberType]
     return output
 
 
@@ -105,15 +114,19 @@ class _JoinedNorm(torch.autograd.Function):
         momentum: float,
         eps: float,
         relu: bool,
-        over_ranks: bool,
+        over: Exchanges | None,
     ) -> Tensor:
         kernels, x = _kernels(x), _last(x)
-        statistics = kernels.statistics_over_ranks if over_ranks else kernels.statistics
-        running = (running_mean, running_var, tracked)
-        found = statistics(x, weight, bias, *running, momentum, eps)
+        running, numbers = (running_mean, running_var), (momentum, eps)
+        if over is None:
+            found = kernels.statistics(x, weight, bias, *running, tracked, *numbers)
+        else:
+            found = kernels.statistics_over_ranks(x, weight, bias, *running, *numbers, over.forward)
         added = None if shortcut is None else _last(shortcut)
         y: Tensor = kernels.normalised(x, added, found, relu)
-        ctx.settings = (added is not None, relu, *[True] * over_ranks)
+        ctx.settings = (added is not None, relu)
+        if over is not None:
+            ctx.settings += (True, over.backward)
         ctx.save_for_backward(x, y if added is not None and relu else x, found)
         return y
 

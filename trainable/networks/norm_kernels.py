@@ -18,6 +18,7 @@ from torch import Tensor
 
 from trainable import ranks
 from trainable.networks import norm_triton
+from trainable.networks.peers import Inbox
 
 _kernels: Any = norm_triton  # Triton's launches, kernel[grid](…), have no types
 
@@ -60,24 +61,36 @@ def statistics_over_ranks(
     bias: Tensor,
     running_mean: Tensor,
     running_var: Tensor,
-    tracked: Tensor | None,
     momentum: float,
     eps: float,
+    inbox: Inbox | None,
 ) -> Tensor:
-    """`statistics` of the joined batch of all ranks, which exchange 2·channels + 1 numbers each."""
+    """`statistics` of the joined batch of all ranks, which exchange mean, variance and M of each channel.
+
+    By the `inbox` of 3·channels words that each has for it; without one by NCCL, between two kernels.
+    """
     m, channels, shape = _tiles(x)
     parts = torch.empty(2, shape.parts, channels, dtype=torch.float32, device=x.device)
-    rows = torch.zeros(ranks.world_size(), 2 * channels + 1, device=x.device)
+    if inbox is not None:
+        found = torch.empty(5, channels, dtype=torch.float32, device=x.device)
+        _kernels.norm_statistics_over_peers[shape.grid](
+            *(x, parts, _arrivals(x.device), found, weight, bias, running_mean, running_var),
+            *(inbox.addresses, inbox.numbers, ranks.rank(), ranks.world_size()),
+            *(m, shape.rows, shape.parts, eps, momentum),
+            **shape.constants(channels),
+        )
+        return found
+    rows = torch.empty(ranks.world_size(), 2 * channels + 1, device=x.device)
     _kernels.norm_moments[shape.grid](
-        *(x, parts, _arrivals(x.device), rows[ranks.rank()], m, shape.rows, shape.parts),
+        *(x, parts, _arrivals(x.device), rows, ranks.rank(), len(rows), m, shape.rows, shape.parts),
         **shape.constants(channels),
     )
     # A sum with zeros, which changes nothing: gathering has another name in each torch and backend.
     ranks.sum_over_ranks(rows)
     found = torch.empty(5, channels, dtype=torch.float32, device=x.device)
     _kernels.norm_join[(shape.columns,)](
-        *(rows, found, weight, bias, running_mean, running_var, tracked, len(rows), eps, momentum),
-        *(tracked is not None, channels, shape.width),
+        *(rows, found, weight, bias, running_mean, running_var, len(rows), eps, momentum),
+        *(channels, shape.width),
     )
     return found
 
@@ -102,26 +115,32 @@ def gradients(
     added: bool,
     relu: bool,
     over_ranks: bool = False,
+    inbox: Inbox | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Of `x`, of the shortcut, and (2, channels) in fp32 of γ and β; the second is empty where none was `added`.
 
-    Those of γ and β stay this rank's, and go into that of `x` summed where statistics were taken `over_ranks`.
+    Those of γ and β stay this rank's, and go into that of `x` summed where statistics were taken `over_ranks`: by the
+    `inbox` of 2·channels words that each rank has for it, or without one by NCCL.
     """
     m, channels, shape = _tiles(x)
     parts = torch.empty(2, shape.parts, channels, dtype=torch.float32, device=x.device)
     of_channels = torch.empty(2, channels, dtype=torch.float32, device=x.device)
+    joined = torch.empty_like(of_channels) if over_ranks else None
     passed = (norm_triton.BY_OUTPUT if added else norm_triton.BY_INPUT).value if relu else 0
     _kernels.norm_gradient_sums[shape.grid](
-        *(x, y, dy, parts, _arrivals(x.device), found, of_channels),
-        *(m, shape.rows, shape.parts),
+        *(x, y, dy, parts, _arrivals(x.device), found, of_channels, joined),
+        *((inbox.addresses, inbox.numbers) if inbox is not None else (None, None)),
+        *(ranks.rank(), ranks.world_size(), m, shape.rows, shape.parts),
         PASSED=passed,
         **shape.constants(channels),
     )
-    joined = ranks.sum_over_ranks(of_channels.clone()) if over_ranks else of_channels
+    sums = of_channels if joined is None else joined
+    if joined is not None and inbox is None:
+        ranks.sum_over_ranks(joined)
     dx = torch.empty_like(x)
     of_shortcut = torch.empty_like(x) if added else x.new_empty(0)
     _kernels.norm_gradients[_pass_grid(m, channels, shape)](
-        *(x, y, dy, dx, of_shortcut, joined, found, m),
+        *(x, y, dy, dx, of_shortcut, sums, found, m),
         *(channels, added, passed, _PASS_ROWS, shape.width),
         num_warps=4,
     )

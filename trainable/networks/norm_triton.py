@@ -15,6 +15,8 @@ BY_OUTPUT, BY_INPUT = tl.constexpr(1), tl.constexpr(2)
 """How the backward pass knows where ReLU let pass: by its output, or from x, where nothing was added in between."""
 _SAMPLED = tl.constexpr(32)
 """Rows whose mean a channel's sums are made about."""
+_TRIES = tl.constexpr(2**29)
+"""To find what another rank sends: minutes, at a microsecond each."""
 _PARTS = tl.constexpr(32)
 """Read at once by the program that adds them up."""
 
@@ -71,7 +73,9 @@ def norm_moments(
     x,
     parts,
     arrivals,
-    row,
+    of_ranks,
+    own,
+    ranks,
     m,
     rows_of_part,
     count,
@@ -79,17 +83,94 @@ def norm_moments(
     ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    """(2·C + 1,): mean and variance of each channel over the rows of x, and their number."""
+    """(ranks, 2·C + 1): mean and variance of each channel over the rows of x, and their number; zeros of others."""
     c = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
     is_channel = c < C
     about = _about(x, m, c, is_channel, C)
     one, two = _sums_about(x, about, m, rows_of_part, c, is_channel, C, ROWS, WIDTH)
     if _is_last(parts, arrivals, one, two, c, is_channel, count, C):
         mean, variance = _moments(parts, about, m, c, is_channel, count, C, WIDTH)
-        tl.store(row + c, mean, mask=is_channel)
-        tl.store(row + C + c, variance, mask=is_channel)
-        if tl.program_id(1) == 0:
-            tl.store(row + 2 * C, m * 1.0)
+        for rank in range(ranks):
+            at = of_ranks + rank * (2 * C + 1)
+            tl.store(at + c, tl.where(rank == own, mean, 0.0), mask=is_channel)
+            tl.store(at + C + c, tl.where(rank == own, variance, 0.0), mask=is_channel)
+            if tl.program_id(1) == 0:
+                tl.store(at + 2 * C, tl.where(rank == own, m * 1.0, 0.0))
+
+
+@triton.jit
+def norm_statistics_over_peers(
+    x,
+    parts,
+    arrivals,
+    found,
+    weight,
+    bias,
+    running_mean,
+    running_var,
+    inboxes,
+    numbers,
+    own,
+    ranks,
+    m,
+    rows_of_part,
+    count,
+    eps,
+    momentum,
+    C: tl.constexpr,
+    ROWS: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    """The numbers of each channel (`_settle`) from the rows of all ranks, which each sends the others itself.
+
+    Means and variances are joined one after the other (Chan et al. 1979), in the order of the ranks.
+    """
+    c = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
+    is_channel = c < C
+    about = _about(x, m, c, is_channel, C)
+    one, two = _sums_about(x, about, m, rows_of_part, c, is_channel, C, ROWS, WIDTH)
+    if _is_last(parts, arrivals, one, two, c, is_channel, count, C):
+        mean, variance = _moments(parts, about, m, c, is_channel, count, C, WIDTH)
+        number = tl.load(numbers + tl.program_id(1)) + 1
+        own_m = tl.zeros([WIDTH], tl.float32) + m
+        for rank in range(ranks):
+            if rank != own:
+                to = _place_of(inboxes, rank, own, ranks, number, 3 * C) + c
+                _push(to, mean, number, is_channel)
+                _push(to + C, variance, number, is_channel)
+                _push(to + 2 * C, own_m, number, is_channel)
+        joined_m = tl.zeros([WIDTH], tl.float32)
+        joined_mean = tl.zeros([WIDTH], tl.float32)
+        squares = tl.zeros([WIDTH], tl.float32)
+        for rank in range(ranks):
+            if rank == own:
+                its_mean, its_variance, its_m = mean, variance, own_m
+            else:
+                at = _place_of(inboxes, own, rank, ranks, number, 3 * C) + c
+                its_mean = _pulled(at, number, is_channel)
+                its_variance = _pulled(at + C, number, is_channel)
+                its_m = _pulled(at + 2 * C, number, is_channel)
+            both = joined_m + its_m
+            off = its_mean - joined_mean
+            squares += its_m * its_variance + off * off * (joined_m * its_m / both)
+            joined_mean += off * (its_m / both)
+            joined_m = both
+        _settle(
+            joined_mean,
+            squares / joined_m,
+            joined_m,
+            found,
+            weight,
+            bias,
+            running_mean,
+            running_var,
+            eps,
+            momentum,
+            c,
+            is_channel,
+            C,
+        )
+        tl.store(numbers + tl.program_id(1), number)
 
 
 @triton.jit
@@ -100,11 +181,9 @@ def norm_join(
     bias,
     running_mean,
     running_var,
-    tracked,
     ranks,
     eps,
     momentum,
-    TRACKED: tl.constexpr,
     C: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
@@ -139,8 +218,6 @@ def norm_join(
         is_channel,
         C,
     )
-    if TRACKED and tl.program_id(0) == 0:
-        tl.store(tracked, tl.load(tracked) + 1)
 
 
 @triton.jit
@@ -177,6 +254,11 @@ def norm_gradient_sums(
     arrivals,
     found,
     of_channels,
+    joined,
+    inboxes,
+    numbers,
+    own,
+    ranks,
     m,
     rows_of_part,
     count,
@@ -185,7 +267,10 @@ def norm_gradient_sums(
     ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    """Of γ and of β: Σ g·(x − mean)/√(variance + ε) and Σ g, where g is what ReLU lets pass of dy."""
+    """Of γ and of β: Σ g·(x − mean)/√(variance + ε) and Σ g, where g is what ReLU lets pass of dy.
+
+    `joined`, if there is any, gets the same for all ranks to sum, or where there are `inboxes` the ranks' sums.
+    """
     c = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
     is_channel = c < C
     mean = tl.load(found + c, mask=is_channel, other=0.0)
@@ -208,6 +293,28 @@ def norm_gradient_sums(
         invstd = tl.load(found + C + c, mask=is_channel, other=0.0)
         tl.store(of_channels + c, centred * invstd, mask=is_channel)
         tl.store(of_channels + C + c, total, mask=is_channel)
+        if joined is not None:
+            of_weight, of_bias = centred * invstd, total
+            if inboxes is not None:
+                number = tl.load(numbers + tl.program_id(1)) + 1
+                for rank in range(ranks):
+                    if rank != own:
+                        to = _place_of(inboxes, rank, own, ranks, number, 2 * C) + c
+                        _push(to, centred * invstd, number, is_channel)
+                        _push(to + C, total, number, is_channel)
+                of_weight = tl.zeros([WIDTH], tl.float32)
+                of_bias = tl.zeros([WIDTH], tl.float32)
+                for rank in range(ranks):
+                    if rank == own:
+                        of_weight += centred * invstd
+                        of_bias += total
+                    else:
+                        at_rank = _place_of(inboxes, own, rank, ranks, number, 2 * C) + c
+                        of_weight += _pulled(at_rank, number, is_channel)
+                        of_bias += _pulled(at_rank + C, number, is_channel)
+                tl.store(numbers + tl.program_id(1), number)
+            tl.store(joined + c, of_weight, mask=is_channel)
+            tl.store(joined + C + c, of_bias, mask=is_channel)
 
 
 @triton.jit
@@ -272,6 +379,41 @@ def _is_last(parts, arrivals, one, two, c, is_channel, count, C: tl.constexpr):
     if before == count - 1:
         tl.store(arrivals + tl.program_id(1), 0)
     return before == count - 1
+
+
+@triton.jit
+def _place_of(inboxes, receiver, sender, ranks, number, length):
+    """Where a sender's words of the exchange of this number are in the receiver's inbox, (2, ranks, length).
+
+    Two halves are enough: who is at number n + 2 has all that was sent at n + 1, by programs that had ended n.
+    """
+    inbox = tl.load(inboxes + receiver).to(tl.pointer_type(tl.int64))
+    return inbox + ((number & 1) * ranks + sender) * length
+
+
+@triton.jit
+def _push(to, values, number, is_channel):
+    """Send values, each in one word with the exchange's number: who sees that has the value."""
+    low = values.to(tl.int32, bitcast=True).to(tl.int64) & 0xFFFFFFFF
+    words = low | (number.to(tl.int64) << 32)
+    tl.atomic_xchg(to, words, mask=is_channel, sem="relaxed", scope="sys")
+
+
+@triton.jit
+def _pulled(at, number, is_channel):
+    """The values that were sent with this number, as soon as they are there; NaN if that takes minutes."""
+    words = tl.load(at, mask=is_channel, other=0, volatile=True)
+    tries = 0
+    while (_is_late(words, number, is_channel) > 0) & (tries < _TRIES):
+        words = tl.load(at, mask=is_channel, other=0, volatile=True)
+        tries += 1
+    values = (words & 0xFFFFFFFF).to(tl.int32).to(tl.float32, bitcast=True)
+    return tl.where((words >> 32).to(tl.int32) == number, values, float("nan"))
+
+
+@triton.jit
+def _is_late(words, number, is_channel):
+    return tl.max(tl.where(is_channel & ((words >> 32).to(tl.int32) != number), 1, 0), 0)
 
 
 @triton.jit

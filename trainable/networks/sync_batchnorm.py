@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
-from trainable import ranks
-from trainable.networks import cpu_kernels, joined_norm
+from trainable import branches, ranks
+from trainable.networks import cpu_kernels, joined_norm, peers
+from trainable.networks.joined_norm import Exchanges
 
 
 class SyncBatchNorm(_BatchNorm):
@@ -25,8 +26,8 @@ class SyncBatchNorm(_BatchNorm):
     each in the forward and 2·C in the backward; it cannot be differentiated twice.
     """
 
-    has_own_kernels = False
-    """For pictures that they can take. All ranks must have them or none: the numbers that they exchange mean others."""
+    exchanges: Exchanges | None = None
+    """In own kernels, for pictures that they can take; None: in torch's. All ranks must have the same of both."""
 
     @classmethod
     def in_place_of(cls, old: _BatchNorm) -> SyncBatchNorm:
@@ -55,19 +56,24 @@ class SyncBatchNorm(_BatchNorm):
             if momentum is None:
                 momentum = 1.0 / float(self.num_batches_tracked)
         mean, variance = running
-        if self.has_own_kernels and joined_norm.takes(
-            input, self.weight, self.bias, mean, variance
-        ):
+        over = self.exchanges
+        if over is not None and joined_norm.takes(input, self.weight, self.bias, mean, variance):
+            # Beside each other, the GPUs' own exchanges might wait for one another for ever.
+            over = Exchanges() if branches.is_inside() else over
             tensors = (input, None, self.weight, self.bias, mean, variance, None)
-            return joined_norm.joined(*tensors, momentum, self.eps, relu=False, over_ranks=True)
+            return joined_norm.joined(*tensors, momentum, self.eps, relu=False, over=over)
         return _Joined.apply(input, self.weight, self.bias, running, momentum, self.eps)
 
 
-def take_own_kernels(network: nn.Module) -> None:
-    """Have the network's SyncBatchNorm run in them from now on; dynamo does not see through their launches."""
-    for layer in network.modules():
-        if isinstance(layer, SyncBatchNorm):
-            layer.has_own_kernels = True
+def take_own_kernels(network: nn.Module, device: torch.device) -> None:
+    """Have the network's SyncBatchNorm run in them from now on, on every rank; dynamo does not see through them."""
+    layers = [layer for layer in network.modules() if isinstance(layer, SyncBatchNorm)]
+    if not layers or ranks.world_size() == 1:
+        return
+    lengths = [length * layer.num_features for layer in layers for length in (3, 2)]
+    found = peers.inboxes(lengths, device)
+    for number, layer in enumerate(layers):
+        layer.exchanges = Exchanges() if found is None else Exchanges(*found[2 * number :][:2])
 
 
 class _Joined(torch.autograd.Function):
