@@ -38,7 +38,7 @@ def norm_statistics(
     eps,
     momentum,
     TRACKED: tl.constexpr,
-    C: tl.constexpr,
+    C,
     ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
@@ -79,7 +79,7 @@ def norm_moments(
     m,
     rows_of_part,
     count,
-    C: tl.constexpr,
+    C,
     ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
@@ -117,7 +117,7 @@ def norm_statistics_over_peers(
     count,
     eps,
     momentum,
-    C: tl.constexpr,
+    C,
     ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
@@ -184,7 +184,7 @@ def norm_join(
     ranks,
     eps,
     momentum,
-    C: tl.constexpr,
+    C,
     WIDTH: tl.constexpr,
 ):
     """The numbers of each channel (`_settle`) from the moments of all ranks (Chan et al. 1979)."""
@@ -227,7 +227,7 @@ def norm_output(
     y,
     found,
     m,
-    C: tl.constexpr,
+    C,
     ADDED: tl.constexpr,
     RELU: tl.constexpr,
     ROWS: tl.constexpr,
@@ -263,7 +263,7 @@ def norm_gradient_sums(
     rows_of_part,
     count,
     PASSED: tl.constexpr,
-    C: tl.constexpr,
+    C,
     ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
@@ -327,7 +327,7 @@ def norm_gradients(
     of_channels,
     found,
     m,
-    C: tl.constexpr,
+    C,
     ADDED: tl.constexpr,
     PASSED: tl.constexpr,
     ROWS: tl.constexpr,
@@ -350,7 +350,7 @@ def norm_gradients(
 
 
 @triton.jit
-def _place(m, C: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+def _place(m, C, ROWS: tl.constexpr, WIDTH: tl.constexpr):
     r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     c = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
     is_channel = c < C
@@ -369,7 +369,7 @@ def _passed(dy, y, v, at, is_in, factor, shift, PASSED: tl.constexpr):
 
 
 @triton.jit
-def _is_last(parts, arrivals, one, two, c, is_channel, count, C: tl.constexpr):
+def _is_last(parts, arrivals, one, two, c, is_channel, count, C):
     """Leaves this program's sums for the last of its column, and says whether it is that one."""
     at = parts + tl.program_id(0) * C + c
     tl.store(at, one, mask=is_channel)
@@ -417,7 +417,7 @@ def _is_late(words, number, is_channel):
 
 
 @triton.jit
-def _both(parts, c, is_channel, count, C: tl.constexpr, WIDTH: tl.constexpr):
+def _both(parts, c, is_channel, count, C, WIDTH: tl.constexpr):
     """The two sums over all parts."""
     one = tl.zeros([_PARTS, WIDTH], tl.float32)
     two = tl.zeros([_PARTS, WIDTH], tl.float32)
@@ -444,7 +444,7 @@ def _sums_about(
     rows_of_part,
     c,
     is_channel,
-    C: tl.constexpr,
+    C,
     ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
@@ -467,7 +467,7 @@ def _sums_about(
 
 
 @triton.jit
-def _about(x, m, c, is_channel, C: tl.constexpr):
+def _about(x, m, c, is_channel, C):
     """A value near each channel's mean, however far off a single one is: the mean of rows all over x."""
     r = tl.arange(0, _SAMPLED).to(tl.int64) * m // _SAMPLED
     at = r[:, None] * C + c[None, :]
@@ -476,7 +476,7 @@ def _about(x, m, c, is_channel, C: tl.constexpr):
 
 
 @triton.jit
-def _moments(parts, about, m, c, is_channel, count, C: tl.constexpr, WIDTH: tl.constexpr):
+def _moments(parts, about, m, c, is_channel, count, C, WIDTH: tl.constexpr):
     """Mean and variance from the sums of all parts."""
     total, squares = _both(parts, c, is_channel, count, C, WIDTH)
     off = total / m
@@ -498,7 +498,7 @@ def _settle(
     momentum,
     c,
     is_channel,
-    C: tl.constexpr,
+    C,
 ):
     """Stores mean, 1/√(variance + ε), factor, shift and M in `found`, (5, C), and moves the running statistics."""
     invstd = 1.0 / tl.sqrt(variance + eps)
