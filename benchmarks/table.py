@@ -225,10 +225,11 @@ def rows_of(name: str, record: dict[str, Any]) -> list[Row]:
     if match is None:
         raise ValueError(f"a record must be called <benchmark>-<device>, but got {name}")
     benchmark, ranks, where = match["benchmark"], int(match["ranks"] or 1), record["environment"]
-    hardware = f"{where['cpus']} CPUs"
+    hardware = f"{where['cpus']} CPUs"  # they decide where kernels are launched one by one
     if match["device"] != "cpu":
         # The environment lists all of a machine's, of which but one was used.
-        hardware = where["gpus"][0] if ranks == 1 else f"{ranks} × {where['gpus'][0]}"
+        gpu = where["gpus"][0] if ranks == 1 else f"{ranks} × {where['gpus'][0]}"
+        hardware = f"{gpu}, {hardware}"
     version = f"torch {where['packages']['torch']}"
     figures = READERS[benchmark](record)
     return [Row(benchmark, *each, hardware, version, where["date"]) for each in figures]
