@@ -25,6 +25,7 @@ from trainable.engine import step as step_module
 from trainable.engine.guard import Guard
 from trainable.networks import joined_norm, norm_graph, peers, sync_batchnorm
 from trainable.networks.blocks import BlockNetwork
+from trainable.networks.joined_norm import Exchanges
 from trainable.networks.norm_graph import (
     backend_of,
     has_kernels,
@@ -485,7 +486,8 @@ class Applied(nn.Module):
         return apply([self.layer], x)
 
 
-WAYS = ("torch's, compiled", "own, by NCCL", "own, by peers")
+PEERS, UNREACHED = "own, by peers", "own, by NCCL since nothing reaches the other"
+WAYS = ("torch's, compiled", "own, by NCCL", PEERS, UNREACHED)
 
 
 def _rank(rank: int, folder: str, memory: list[Tensor]) -> None:
@@ -503,12 +505,17 @@ def trained(way: str, share: slice, memory: list[Tensor]) -> Iterator[dict[str, 
     compiler = Compiler(5, layers=backend)  # rank 0's usual size; here rank 1 has fewer
     with pytest.MonkeyPatch.context() as patch, compiler.at_work(share.stop - (share.start or 0)):
         patch.setattr(joined_norm, "_DEVICES", "cpu")
-        if way == "own, by peers":
-            bases = [each.data_ptr() for each in memory]
-            patch.setattr(peers, "_allocated", lambda *_: (memory, bases))
-            patch.setattr(norm_kernels._kernels, "norm_moments", None)  # the other way
+        if way in (PEERS, UNREACHED):
+            private = torch.zeros_like(memory[0])
+            bases = [(each if way == PEERS else private).data_ptr() for each in memory]
+            patch.setattr(peers, "_allocated", lambda *_: memory)
+            patch.setattr(peers, "_shared", lambda _: peers._Shared(private, bases, 0))
+            patch.setattr(sync_batchnorm, "_TRIES", 10**6 if way == PEERS else 10)
+        if way == PEERS:
+            patch.setattr(norm_kernels._kernels, "norm_moments", None)  # the other way's
         if "own" in way:
             take_own_kernels(layer, CPU)
+            assert (layer.exchanges == Exchanges()) == (way != PEERS)
             patch.setattr(sync_batchnorm, "_Joined", None)  # torch's way
         for _ in range(3):
             yield sync_results(Applied(layer), share)
@@ -520,7 +527,9 @@ def on_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """One spawn for all ways."""
     skip_on_gpus()
     folder = tmp_path_factory.mktemp("ranks")
-    memory = [torch.zeros(2 * 2 * 5 * 24, dtype=torch.int64).share_memory_() for _ in range(2)]
+    memory = [
+        torch.zeros(2 * 2 * 5 * (24 + 32), dtype=torch.int64).share_memory_() for _ in range(2)
+    ]
     mp.spawn(_rank, (str(folder), memory), nprocs=2)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 

@@ -75,7 +75,7 @@ def statistics_over_ranks(
         found = torch.empty(5, channels, dtype=torch.float32, device=x.device)
         _kernels.norm_statistics_over_peers[shape.grid](
             *(x, parts, _arrivals(x.device), found, weight, bias, running_mean, running_var),
-            *(inbox.addresses, inbox.numbers, ranks.rank(), ranks.world_size()),
+            *(inbox.addresses, inbox.numbers, inbox.tries, ranks.rank(), ranks.world_size()),
             *(m, shape.rows, shape.parts, eps, momentum),
             **shape.constants(channels),
         )
@@ -129,7 +129,7 @@ def gradients(
     passed = (norm_triton.BY_OUTPUT if added else norm_triton.BY_INPUT).value if relu else 0
     _kernels.norm_gradient_sums[shape.grid](
         *(x, y, dy, parts, _arrivals(x.device), found, of_channels, joined),
-        *((inbox.addresses, inbox.numbers) if inbox is not None else (None, None)),
+        *((inbox.addresses, inbox.numbers, inbox.tries) if inbox is not None else (None, None, 0)),
         *(ranks.rank(), ranks.world_size(), m, shape.rows, shape.parts),
         PASSED=passed,
         **shape.constants(channels),
@@ -151,7 +151,7 @@ class _Shape:
     """How a matrix is divided into parts for the programs that sum over it."""
 
     def __init__(self, m: int, channels: int, programs: int) -> None:
-        self.width = min(_CHANNELS, max(16, 1 << (channels - 1).bit_length()))
+        self.width = min(_CHANNELS, max(32, 1 << (channels - 1).bit_length()))
         self.columns = _parts_of(channels, self.width)
         tiles = _parts_of(m, _ROWS)
         self.rows = _parts_of(tiles, max(1, min(programs // self.columns, tiles))) * _ROWS

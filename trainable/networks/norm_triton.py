@@ -15,8 +15,6 @@ BY_OUTPUT, BY_INPUT = tl.constexpr(1), tl.constexpr(2)
 """How the backward pass knows where ReLU let pass: by its output, or from x, where nothing was added in between."""
 _SAMPLED = tl.constexpr(32)
 """Rows whose mean a channel's sums are made about."""
-_TRIES = tl.constexpr(2**29)
-"""To find what another rank sends: minutes, at a microsecond each."""
 _PARTS = tl.constexpr(32)
 """Read at once by the program that adds them up."""
 
@@ -110,6 +108,7 @@ def norm_statistics_over_peers(
     running_var,
     inboxes,
     numbers,
+    tries,
     own,
     ranks,
     m,
@@ -147,9 +146,9 @@ def norm_statistics_over_peers(
                 its_mean, its_variance, its_m = mean, variance, own_m
             else:
                 at = _place_of(inboxes, own, rank, ranks, number, 3 * C) + c
-                its_mean = _pulled(at, number, is_channel)
-                its_variance = _pulled(at + C, number, is_channel)
-                its_m = _pulled(at + 2 * C, number, is_channel)
+                its_mean = _pulled(at, number, tries, is_channel)
+                its_variance = _pulled(at + C, number, tries, is_channel)
+                its_m = _pulled(at + 2 * C, number, tries, is_channel)
             both = joined_m + its_m
             off = its_mean - joined_mean
             squares += its_m * its_variance + off * off * (joined_m * its_m / both)
@@ -170,6 +169,7 @@ def norm_statistics_over_peers(
             is_channel,
             C,
         )
+        tl.debug_barrier()  # every warp has read the last one's
         tl.store(numbers + tl.program_id(1), number)
 
 
@@ -257,6 +257,7 @@ def norm_gradient_sums(
     joined,
     inboxes,
     numbers,
+    tries,
     own,
     ranks,
     m,
@@ -310,8 +311,9 @@ def norm_gradient_sums(
                         of_bias += total
                     else:
                         at_rank = _place_of(inboxes, own, rank, ranks, number, 2 * C) + c
-                        of_weight += _pulled(at_rank, number, is_channel)
-                        of_bias += _pulled(at_rank + C, number, is_channel)
+                        of_weight += _pulled(at_rank, number, tries, is_channel)
+                        of_bias += _pulled(at_rank + C, number, tries, is_channel)
+                tl.debug_barrier()
                 tl.store(numbers + tl.program_id(1), number)
             tl.store(joined + c, of_weight, mask=is_channel)
             tl.store(joined + C + c, of_bias, mask=is_channel)
@@ -400,13 +402,15 @@ def _push(to, values, number, is_channel):
 
 
 @triton.jit
-def _pulled(at, number, is_channel):
-    """The values that were sent with this number, as soon as they are there; NaN if that takes minutes."""
+def _pulled(at, number, tries, is_channel):
+    """The values that were sent with this number, as soon as they are there; NaN if they are not after many tries."""
     words = tl.load(at, mask=is_channel, other=0, volatile=True)
-    tries = 0
-    while (_is_late(words, number, is_channel) > 0) & (tries < _TRIES):
+    done = 0
+    while (_is_late(words, number, is_channel) > 0) & (done < tries):
         words = tl.load(at, mask=is_channel, other=0, volatile=True)
-        tries += 1
+        done += 1
+    # Warps that hold the same words have loaded them each for itself, and only one of them has been asked.
+    words = tl.load(at, mask=is_channel, other=0, volatile=True)
     values = (words & 0xFFFFFFFF).to(tl.int32).to(tl.float32, bitcast=True)
     return tl.where((words >> 32).to(tl.int32) == number, values, float("nan"))
 

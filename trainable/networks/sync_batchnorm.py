@@ -6,6 +6,7 @@ forward; here no rank is without (`data/sampling.py` plans it so). It runs on CP
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPriva
 from trainable import branches, ranks
 from trainable.networks import cpu_kernels, joined_norm, peers
 from trainable.networks.joined_norm import Exchanges
+
+_log = logging.getLogger(__name__)
 
 
 class SyncBatchNorm(_BatchNorm):
@@ -66,14 +69,50 @@ class SyncBatchNorm(_BatchNorm):
 
 
 def take_own_kernels(network: nn.Module, device: torch.device) -> None:
-    """Have the network's SyncBatchNorm run in them from now on, on every rank; dynamo does not see through them."""
+    """Have the network's SyncBatchNorm run in them from now on, on every rank; dynamo does not see through them.
+
+    By exchanges from GPU to GPU, where one that is tried ends well on all ranks, and else by NCCL.
+    """
     layers = [layer for layer in network.modules() if isinstance(layer, SyncBatchNorm)]
     if not layers or ranks.world_size() == 1:
         return
-    lengths = [length * layer.num_features for layer in layers for length in (3, 2)]
-    found = peers.inboxes(lengths, device)
-    for number, layer in enumerate(layers):
-        layer.exchanges = Exchanges() if found is None else Exchanges(*found[2 * number :][:2])
+    widths = [_TRIED, *(layer.num_features for layer in layers)]
+    inboxes = peers.inboxes([length * width for width in widths for length in (3, 2)], device)
+    found = [Exchanges() for _ in widths]
+    if inboxes is not None:
+        tried, *of_layers = map(Exchanges, inboxes[::2], inboxes[1::2])
+        is_wrong = ranks.on_any_rank(not _ends_well(tried, device), device)
+        found = found if is_wrong else [tried, *of_layers]
+    for layer, exchanges in zip(layers, found[1:], strict=True):
+        layer.exchanges = exchanges
+
+
+_TRIED, _TRIES = 32, 2**25
+"""Channels of the exchange that is tried, and how often it looks for what comes: for half a minute or less."""
+
+
+def _ends_well(tried: Exchanges, device: torch.device) -> bool:
+    """Whether each rank gets what the others send in time; if not, the log says so."""
+    from trainable.networks import norm_kernels
+
+    world = ranks.world_size()
+    forward, backward = (each and each._replace(tries=_TRIES) for each in tried)
+    x = torch.full((1, _TRIED, 1, 2), float(ranks.rank()), device=device)
+    x = x.to(memory_format=torch.channels_last)
+    weight, bias, mean, variance = torch.ones(4, _TRIED, device=device)
+    try:
+        found = norm_kernels.statistics_over_ranks(
+            x, weight, bias, mean, variance, 0.1, 1e-5, forward
+        )
+        gradient, _, _ = norm_kernels.gradients(x, x, x, found, False, False, True, backward)
+        numbers = [found[row].unique().tolist() for row in (0, 4)]
+        is_right = numbers == [[(world - 1) / 2], [2 * world]] and gradient.isfinite().all()
+        reason = "" if is_right else "what one GPU writes does not reach another"
+    except Exception as error:  # of a compiler or a driver: each has its own
+        reason = f"{type(error).__name__}: {error}"
+    if reason:
+        _log.warning("SyncBatchNorm exchanges by NCCL: %s", reason)
+    return not reason
 
 
 class _Joined(torch.autograd.Function):
