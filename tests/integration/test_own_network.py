@@ -97,6 +97,7 @@ def kd_study(folder: Path, cluster: str, *arguments: str) -> subprocess.Complete
     )
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_network_of_the_current_folder_distils_through_two_other_widths(
     tmp_path: Path, ray_cluster: str

@@ -84,10 +84,9 @@ def trained(
     return [torch.load(folder / f"{name}-{r}.pt", weights_only=True) for r in range(RANKS)]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(
-    "settings", [{}, pytest.param(SYNC, marks=pytest.mark.slow)], ids=["plain", "sync"]
-)
+@pytest.mark.parametrize("settings", [{}, SYNC], ids=["plain", "sync"])
 def test_three_ranks_agree_and_a_resumed_trial_ends_in_the_same_bits(
     settings: dict[str, Any], tmp_path: Path
 ) -> None:

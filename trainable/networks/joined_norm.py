@@ -11,7 +11,7 @@ import logging
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 from torch._subclasses import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd.function import once_differentiable
@@ -158,7 +158,7 @@ def _last(x: Tensor) -> Tensor:
 # Inductor of torch 2.11 computes the second from the wrong place in memory once it knows (it clones it, with an offset
 # too many). Nothing else in a block reads them; as its result is used, the operation is neither left out nor run
 # twice; and as they lie at multiples of 16 bytes, it is given themselves, never copies.
-@torch.library.custom_op(f"{_OPERATIONS}::statistics", mutates_args=())
+@library.custom_op(f"{_OPERATIONS}::statistics", mutates_args=())
 def _statistics(
     x: Tensor,
     weight: Tensor,
@@ -173,13 +173,13 @@ def _statistics(
     return _kernels(x).statistics(_last(x), weight, bias, *running, momentum, eps)
 
 
-@torch.library.custom_op(f"{_OPERATIONS}::normalised", mutates_args=())
+@library.custom_op(f"{_OPERATIONS}::normalised", mutates_args=())
 def _normalised(x: Tensor, shortcut: Tensor | None, found: Tensor, relu: bool) -> Tensor:
     added = None if shortcut is None else _last(shortcut)
     return _kernels(x).normalised(_last(x), added, found, relu)
 
 
-@torch.library.custom_op(f"{_OPERATIONS}::gradients", mutates_args=())
+@library.custom_op(f"{_OPERATIONS}::gradients", mutates_args=())
 def _gradients(
     x: Tensor, y: Tensor, dy: Tensor, found: Tensor, added: bool, relu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:

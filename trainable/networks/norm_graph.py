@@ -50,8 +50,8 @@ def own_kernels(module: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..
     del inputs
     for node in module.graph.nodes:
         if isinstance(node.target, HigherOrderOperator):
-            # Such as torch.utils.checkpoint. Only compilers run them as they are meant.
-            raise NotImplementedError(f"it has a {node.target.name()}")
+            # Such as torch.utils.checkpoint.
+            raise TypeError(f"{node.target.name()} is for compilers, and does not run as recorded")
     rewrite(module)
     return module.forward
 
