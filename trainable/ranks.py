@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -24,6 +24,16 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     if world_size() > 1:
         dist.all_reduce(tensor, op=dist.ReduceOp.SUM)
     return tensor
+
+
+def begin_sum_over_ranks(tensors: Sequence[Tensor]) -> dist.Work:
+    """In place, in one exchange beside what the device does next, until it is to wait for the sums.
+
+    The tensors are of one type, and each is dense in memory, in the same order on every rank.
+    """
+    group = dist.group.WORLD
+    assert group is not None
+    return group.allreduce_coalesced([t.as_strided((t.numel(),), (1,)) for t in tensors])
 
 
 def max_over_ranks(tensor: Tensor) -> Tensor:

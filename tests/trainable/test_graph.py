@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from tests.trainable.trials import MakeConfig, numbers, train, untrained_teacher
-from trainable.engine import loop
+from trainable.engine import graph, loop
 from trainable.engine.failures import Progress
 from trainable.engine.graph import Graphs
 from trainable.engine.updater import Updater
@@ -43,6 +43,11 @@ class Cuda:
         ):
             monkeypatch.setattr(torch.cuda, name, getattr(self, name))
         monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: Graph(self))
+        self.filling: int | None = None
+        """The pool whose capture the allocator takes to go on."""
+        monkeypatch.setattr(graph, "_END_ALLOCATING", self.end_allocating)
+        monkeypatch.setattr(graph, "_RELEASE", lambda _, pool: self.released.append(pool))
+        self.released: list[int] = []
 
     def current_stream(self) -> str:
         return self.stream
@@ -57,16 +62,22 @@ class Cuda:
         self.pools += 1
         return self.pools
 
+    def end_allocating(self, _: int | None, pool: int) -> None:
+        if self.filling != pool:
+            raise RuntimeError("not currently recording")
+        self.filling = None
+
     @contextmanager
-    def graph(self, graph: Graph, **_: Any) -> Iterator[None]:
-        self.capturing = True
+    def graph(self, _: Graph, *, pool: int, **__: Any) -> Iterator[None]:
+        self.capturing, self.filling = True, pool
         try:
             yield
         finally:
             self.capturing = False
-        if self.breaks:
-            self.stream = "the capture's"
-            raise RuntimeError("operation failed")
+            if self.breaks:
+                self.stream = "the capture's"
+                raise RuntimeError("operation failed")
+            self.filling = None
 
 
 class Graph:
@@ -168,7 +179,22 @@ def test_a_capture_that_breaks_off_is_said_once_and_forgotten(
         graphs.call("a", calls, ONES)
     assert calls.log == ["eager", "eager", "captured", "eager", "eager", "eager"]
     assert (abandoned, cuda.stream) == ([True], "own")
+    assert (cuda.filling, cuda.released) == (None, [1])
     assert refusals(caplog) == ["operation failed"]
+
+
+def test_a_function_that_fails_is_captured_to_the_end_and_its_pool_is_not_released_twice(
+    cuda: Cuda, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails() -> None:
+        if cuda.capturing:
+            raise RuntimeError("of the function")
+
+    graphs, calls = Graphs(abandon=lambda: None), Calls(cuda, fails)
+    for _ in range(3):
+        graphs.call("a", calls, ONES)
+    assert (cuda.filling, cuda.released) == (None, [])
+    assert refusals(caplog) == ["of the function"]
 
 
 class Replayed(Updater):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -41,17 +41,16 @@ NOISE = {"gradient_noise": 0.1, "clip": 0.2, "seed": 3}
 
 @contextmanager
 def exchanged() -> Iterator[list[None]]:
-    """Grows by one with every bucket of gradients that ranks exchange: nothing else goes on beside the rest."""
+    """Grows by one with every bucket of gradients that ranks exchange."""
     found: list[None] = []
-    all_reduce = dist.all_reduce
+    begin = ranks.begin_sum_over_ranks
 
-    def counting(*inputs: Any, async_op: bool = False, **named: Any) -> Any:
-        if async_op:
-            found.append(None)
-        return all_reduce(*inputs, async_op=async_op, **named)
+    def counting(tensors: Sequence[Tensor]) -> Any:
+        found.append(None)
+        return begin(tensors)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dist, "all_reduce", counting)
+        patch.setattr(ranks, "begin_sum_over_ranks", counting)
         yield found
 
 

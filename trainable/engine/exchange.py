@@ -12,7 +12,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from trainable import ranks
-from trainable.statistics import foreach
 
 # Not torch's DistributedDataParallel: a CUDA graph can hold its backward pass only after eleven that are eager,
 # each of which waits for the device to tell of its times, and if it was made in the stream of the capture. Its
@@ -24,8 +23,6 @@ _BUCKET_BYTES = 25 * 2**20
 that there had better be few sends, at the links' full rate."""
 _LAST_BYTES = 2**20
 """At most so many are sent when the backward pass is over: the first parameters', behind which nothing hides."""
-_ALIGNED = 8
-"""Elements: fused kernels read tensors that begin at multiples of 16 bytes faster."""
 
 
 class Exchange:
@@ -88,49 +85,37 @@ class Exchange:
 
     def _send(self) -> None:
         bucket = self._buckets[len(self._sent)]
-        bucket.fill()
-        work = dist.all_reduce(bucket.memory, async_op=True)
-        assert work is not None
-        self._sent.append(work)
+        self._sent.append(ranks.begin_sum_over_ranks(bucket.gradients()))
 
 
 class _Bucket:
-    """The gradients of some parameters, one after the other in memory."""
+    """Parameters whose gradients are summed together, each where its backward pass left it."""
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
         self.parameters = parameters
         self._streams: set[torch.cuda.Stream] = set()
         """Other ones than that of the last gradient may have made the rest (`branches`)."""
-        sizes = [-(-p.numel() // _ALIGNED) * _ALIGNED for p in parameters]
-        self.memory = parameters[0].new_zeros(sum(sizes))
-        self._places = [
-            # Laid out as its parameter is, like any gradient: fused optimizers read both element by element.
-            piece[: p.numel()].as_strided(p.shape, torch.empty_like(p).stride())
-            for piece, p in zip(self.memory.split(sizes), parameters, strict=True)
-        ]
 
     def note_stream(self) -> None:
         """A gradient has been made in the current stream."""
-        if self.memory.is_cuda:
+        if self.parameters[0].is_cuda:
             self._streams.add(torch.cuda.current_stream())
 
     def forget(self) -> None:
         """What gradients there are were not made after all."""
         self._streams.clear()
 
-    def fill(self) -> None:
-        """Bring the parameters' gradients here."""
+    def gradients(self) -> list[Tensor]:
+        """One of each parameter, for the current stream."""
         gradients = [p.grad for p in self.parameters if p.grad is not None]
-        if self.memory.is_cuda:
+        if self._streams:
             current = torch.cuda.current_stream()
             for stream in self._streams - {current}:
                 current.wait_stream(stream)
             for gradient in gradients:
                 gradient.record_stream(current)  # their own streams must not write there yet
         self._streams.clear()
-        foreach.copy_(self._places, gradients)
-        for parameter, place in zip(self.parameters, self._places, strict=True):
-            parameter.grad = place
+        return gradients
 
 
 def _shared_out(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:

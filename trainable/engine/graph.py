@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Generator, Hashable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -25,6 +25,8 @@ _log = logging.getLogger(__name__)
 _EAGER = 2
 """Calls that run kernel by kernel first: in the first, cuDNN chooses its algorithms, and tensors that stay get their
 place in memory; the second is watched."""
+_END_ALLOCATING = torch._C._cuda_endAllocateToPool  # pyright: ignore[reportPrivateUsage]
+_RELEASE = torch._C._cuda_releasePool  # pyright: ignore[reportPrivateUsage]
 _WAITS, _PROTOTYPE = "called a synchronizing CUDA operation", "Synchronization debug mode is"
 """In torch's warnings: of a wait, and of the mode that finds it."""
 
@@ -85,7 +87,8 @@ class Graphs:
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 function(self._inputs)
         except RuntimeError as error:
-            torch.cuda.set_stream(stream)  # a capture that cannot even be ended leaves its own
+            torch.cuda.set_stream(stream)
+            _end(self._pool, inputs[0].device)
             broke = [str(error.__context__ or error)]
         if self._refuse(broke, inputs[0].device):
             self.forget()
@@ -100,6 +103,16 @@ class Graphs:
         self._refusal = [*reasons, "another rank cannot be captured"][0].partition("\n")[0]
         _log.warning("updates run kernel by kernel, not as CUDA graphs: %s", self._refusal)
         return True
+
+
+def _end(pool: Any, device: torch.device) -> None:
+    """What torch leaves undone where a capture cannot be ended.
+
+    Its allocator would take it to go on for ever: it then refuses to give memory back, and so to look for some.
+    """
+    with suppress(RuntimeError):  # this one was ended
+        _END_ALLOCATING(device.index, pool)
+        _RELEASE(device.index, pool)
 
 
 @contextmanager
