@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.trainable.stepping import (
     PLAIN_SGD,
@@ -65,6 +65,31 @@ def test_an_update_weighs_every_sample_alike(
     losses = [step.losses.flush() for step in steps]
     assert losses[1][SAMPLES] == 16
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+class Halves(nn.Module):
+    """A layer whose two parameters autograd gives one gradient, in one place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Parameter(torch.zeros(30)), nn.Parameter(torch.zeros(30))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.mean((2, 3)) @ (self.one.view(3, 10) + self.two.view(3, 10))
+
+
+@pytest.mark.parametrize("parts", [[16], [8, 8]], ids=str)
+def test_gradients_in_one_place_are_changed_once_each(
+    parts: list[int], make_config: MakeConfig
+) -> None:
+    """By another micro-batch, and by clipping."""
+    config, batch = make_config(distill=METHODS["kd"], train={"clip": 1e-3}), noise(0)
+    student = BlockNetwork(nn.Sequential(Halves(), nn.Identity()), ("0",))
+    step = step_of(student, config)
+    used = gradients_at_step(step)
+    update(step, FrozenTeacher(plain_network(1)), batch, parts, 0.1)
+    for gradient in used[0]:
+        torch.testing.assert_close(gradient.norm(), torch.tensor(1e-3 / 2**0.5), rtol=1e-4, atol=0)
 
 
 def test_every_micro_batch_counts_in_batchnorm_and_every_update_once_in_the_rest(

@@ -296,6 +296,83 @@ def test_sums_lie_as_their_parameters_do() -> None:
             parameter.grad = None
 
 
+class Offset(nn.Module):
+    """Of one picture, the offset's gradient is the very one that flows on to the layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.offset = nn.Linear(3, 4), nn.ParameterList([torch.randn(4)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) + self.offset[0].unsqueeze(0)
+
+
+class Halves(nn.Module):
+    """Both have their gradient in one place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = (nn.Parameter(torch.randn(12)) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ (self.one.view(3, 4) + self.two.view(3, 4))
+
+
+class Scaled(nn.Module):
+    """The gradients of both are rows of one matrix, as BatchNorm's are in own kernels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 4)
+        self.rows = nn.ParameterList(nn.Parameter(torch.randn(4)) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale, shift = torch.stack(list(self.rows)).unbind()
+        return self.layer(x) * scale + shift
+
+
+@pytest.mark.usefixtures("doubled")
+@pytest.mark.parametrize("last_bytes", [0, 64, 2**20])
+@pytest.mark.parametrize("kind", [Offset, Halves, Scaled])
+def test_a_sum_changes_no_other_gradient(
+    kind: type[nn.Module], last_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However the parameters are shared out; at 64 bytes, an offset is sent before its layer has its gradient."""
+    monkeypatch.setattr(exchange, "_LAST_BYTES", last_bytes)
+    torch.manual_seed(0)
+    network, x = kind(), torch.randn(1, 3)
+    parameters = list(network.parameters())
+    expected = torch.autograd.grad(network(x).sin().sum(), parameters)
+    found = Exchange(parameters)
+    with found.at_work():
+        network(x).sin().sum().backward()
+    found.finish()
+    for parameter, own in zip(parameters, expected, strict=True):
+        assert parameter.grad is not None
+        torch.testing.assert_close(parameter.grad, 2 * own)
+
+
+def test_what_nothing_else_holds_is_summed_where_it_lies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of one matrix, too, which the others of its bucket hold."""
+    sent: list[int] = []
+
+    def begin(tensors: Sequence[Tensor]) -> Done:
+        sent.extend(tensor.data_ptr() for tensor in tensors)
+        return Done()
+
+    monkeypatch.setattr(ranks, "world_size", lambda: 2)
+    monkeypatch.setattr(ranks, "begin_sum_over_ranks", begin)
+    network = Scaled()
+    parameters, made = list(network.parameters()), list[int]()
+    for parameter in parameters:
+        parameter.register_post_accumulate_grad_hook(lambda p: made.append(p.grad.data_ptr()))
+    found = Exchange(parameters)
+    with found.at_work():
+        network(torch.randn(2, 3)).sum().backward()
+    found.finish()
+    assert sorted(sent) == sorted(made)
+
+
 @pytest.mark.usefixtures("doubled")
 def test_a_bucket_is_not_sent_before_all_of_a_gradient_is_there() -> None:
     """Reentrant checkpointing runs a backward pass within the other, and gives a shared layer two gradients."""

@@ -45,9 +45,16 @@ class Cuda:
         monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: Graph(self))
         self.filling: int | None = None
         """The pool whose capture the allocator takes to go on."""
+        self.released: list[int] = []
+        self.states: list[str] = []
+        """That the generator was given."""
+        generator = SimpleNamespace(
+            clone_state=lambda: "fresh", graphsafe_set_state=self.states.append
+        )
+        monkeypatch.setattr(torch.cuda, "default_generators", {None: generator})
+        monkeypatch.setattr(graph, "_IS_TIDY", False)
         monkeypatch.setattr(graph, "_END_ALLOCATING", self.end_allocating)
         monkeypatch.setattr(graph, "_RELEASE", lambda _, pool: self.released.append(pool))
-        self.released: list[int] = []
 
     def current_stream(self) -> str:
         return self.stream
@@ -179,7 +186,7 @@ def test_a_capture_that_breaks_off_is_said_once_and_forgotten(
         graphs.call("a", calls, ONES)
     assert calls.log == ["eager", "eager", "captured", "eager", "eager", "eager"]
     assert (abandoned, cuda.stream) == ([True], "own")
-    assert (cuda.filling, cuda.released) == (None, [1])
+    assert (cuda.filling, cuda.released, cuda.states) == (None, [1], ["fresh"])
     assert refusals(caplog) == ["operation failed"]
 
 
@@ -193,8 +200,32 @@ def test_a_function_that_fails_is_captured_to_the_end_and_its_pool_is_not_releas
     graphs, calls = Graphs(abandon=lambda: None), Calls(cuda, fails)
     for _ in range(3):
         graphs.call("a", calls, ONES)
-    assert (cuda.filling, cuda.released) == (None, [])
+    assert (cuda.filling, cuda.released, cuda.states) == (None, [], [])
     assert refusals(caplog) == ["of the function"]
+
+
+def test_where_memory_is_wanting_before_a_capture_the_log_says_so_and_calls_go_on(
+    cuda: Cuda, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Wanting(Tensor):
+        def clone(self, **_: Any) -> Tensor:
+            raise torch.OutOfMemoryError("no memory")
+
+    graphs, calls = Graphs(abandon=lambda: None), Calls(cuda)
+    for _ in range(4):
+        graphs.call("a", calls, [torch.ones(3).as_subclass(Wanting)])
+    assert calls.log == ["eager"] * 4
+    assert (cuda.pools, cuda.released) == (0, [])
+    assert refusals(caplog) == ["no memory"]
+
+
+def test_python_looks_for_no_cycles_while_a_call_is_captured(cuda: Cuda) -> None:
+    found: list[bool] = []
+    graphs, calls = Graphs(abandon=lambda: None), Calls(cuda, lambda: found.append(gc.isenabled()))
+    for _ in range(3):
+        graphs.call("a", calls, ONES)
+    assert found == [True, True, False]
+    assert gc.isenabled()
 
 
 class Replayed(Updater):

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from trainable import ranks
+from trainable.engine.apart import take_away
 
 # Not torch's DistributedDataParallel: a CUDA graph can hold its backward pass only after eleven that are eager,
 # each of which waits for the device to tell of its times, and if it was made in the stream of the capture. Its
@@ -89,7 +90,7 @@ class Exchange:
 
 
 class _Bucket:
-    """Parameters whose gradients are summed together, each where its backward pass left it."""
+    """Parameters whose gradients are summed together, each where its backward pass left it, or in a copy."""
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
         self.parameters = parameters
@@ -106,16 +107,20 @@ class _Bucket:
         self._streams.clear()
 
     def gradients(self) -> list[Tensor]:
-        """One of each parameter, for the current stream."""
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        """One of each parameter, in memory that nothing else holds, for the current stream."""
         if self._streams:
             current = torch.cuda.current_stream()
             for stream in self._streams - {current}:
                 current.wait_stream(stream)
-            for gradient in gradients:
+            for gradient in _gradients(self.parameters):
                 gradient.record_stream(current)  # their own streams must not write there yet
         self._streams.clear()
-        return gradients
+        take_away(self.parameters)
+        return _gradients(self.parameters)
+
+
+def _gradients(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+    return [p.grad for p in parameters if p.grad is not None]
 
 
 def _shared_out(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:

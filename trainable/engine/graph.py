@@ -7,6 +7,7 @@ place of thousands of kernels.
 
 from __future__ import annotations
 
+import gc
 import logging
 import warnings
 from collections.abc import Callable, Generator, Hashable, Sequence
@@ -25,6 +26,8 @@ _log = logging.getLogger(__name__)
 _EAGER = 2
 """Calls that run kernel by kernel first: in the first, cuDNN chooses its algorithms, and tensors that stay get their
 place in memory; the second is watched."""
+_IS_TIDY = torch.__version__ >= "2.13"  # by its numbers
+"""torch itself undoes a capture that it cannot end."""
 _END_ALLOCATING = torch._C._cuda_endAllocateToPool  # pyright: ignore[reportPrivateUsage]
 _RELEASE = torch._C._cuda_releasePool  # pyright: ignore[reportPrivateUsage]
 _WAITS, _PROTOTYPE = "called a synchronizing CUDA operation", "Synchronization debug mode is"
@@ -84,7 +87,10 @@ class Graphs:
             self._inputs = self._inputs or [tensor.clone() for tensor in inputs]
             self._pool = self._pool or torch.cuda.graph_pool_handle()
             # Other threads may allocate meanwhile: pictures are pinned by one.
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            with (
+                _no_collection(),
+                torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"),
+            ):
                 function(self._inputs)
         except RuntimeError as error:
             torch.cuda.set_stream(stream)
@@ -106,13 +112,30 @@ class Graphs:
 
 
 def _end(pool: Any, device: torch.device) -> None:
-    """What torch leaves undone where a capture cannot be ended.
+    """What torch before 2.13 leaves undone where a capture that has begun cannot be ended.
 
-    Its allocator would take it to go on for ever: it then refuses to give memory back, and so to look for some.
+    Its allocator would take it to go on for ever: it then refuses to give memory back, and so to look for some. The
+    device's own generator would refuse to draw.
     """
+    if pool is None or _IS_TIDY:
+        return
     with suppress(RuntimeError):  # this one was ended
         _END_ALLOCATING(device.index, pool)
         _RELEASE(device.index, pool)
+        generator = torch.cuda.default_generators[device.index]
+        generator.graphsafe_set_state(generator.clone_state())
+
+
+@contextmanager
+def _no_collection() -> Generator[None]:
+    """Python looks for no cycles: to free what an earlier trial left in one may wait for the device."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 @contextmanager

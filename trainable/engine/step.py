@@ -21,6 +21,7 @@ from trainable.config import TrainConfig
 from trainable.distill.objective import Objective
 from trainable.distill.terms import LOSS, Terms
 from trainable.engine import optimizers
+from trainable.engine.apart import keep_apart
 from trainable.engine.clipping import clip_of
 from trainable.engine.exchange import Exchange
 from trainable.engine.guard import Guard
@@ -137,6 +138,7 @@ class Step:
         factor = self.precision.scale(torch.full_like(terms[LOSS], 1 / update_size))
         with self._exchange.at_work() if last else nullcontext():
             terms[LOSS].backward(factor)
+        keep_apart(self.membership.parameters)
         self._counted()  # it reads the pictures, whose memory is the next micro-batch's from now on
         self._samples += len(labels)
         self._micro_batches += 1
