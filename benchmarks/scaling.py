@@ -12,7 +12,7 @@ Times are medians over rounds, ratios those of the rounds' pairs, with the least
 `weak_scaling` is the time of one rank alone over that of all: 1 is perfect. `sync_batchnorm` is the time with it over
 the time without. `of_a_micro_batch` is the time of one of four micro-batches over that of an update which has but one.
 `exchanges` counts the all-reduces of an update by its number of micro-batches, as it runs kernel by kernel: those of
-the buckets of gradients, and one of whether all is finite. Written to
+the groups of gradients, and one of what is not finite. `of_batchnorm` is the way of SyncBatchNorm's. Written to
 benchmarks/results/scaling-<ranks>x-<device>.json.
 """
 
@@ -39,6 +39,7 @@ from step import Ours, case_of, config_of, parser, seconds
 from trainable.config import BatchNormConfig
 from trainable.engine.settings import apply_settings
 from trainable.networks.norms import with_norms
+from trainable.networks.sync_batchnorm import SyncBatchNorm
 
 ACCUMULATED = 4
 ONE, ONE_EAGER = "one rank", "one rank, kernel by kernel"
@@ -79,20 +80,20 @@ def run_process(number: int, options: argparse.Namespace, folder: Path, turn: An
         store, size = f"file://{folder}/store", options.ranks
         group = {"rank": rank, "world_size": size, "timeout": timedelta(seconds=PATIENCE_S)}
         dist.init_process_group(backend, init_method=store, device_id=device, **group)
-    times = measured(options, own, turn)
+    times, way = measured(options, own, turn)
     exchanges = {}
     if own is TOGETHER:
         case = case_of(options, options.batch)
         exchanges = {str(parts): exchanges_of(case, parts) for parts in (1, ACCUMULATED)}
         dist.destroy_process_group()
-    found = {"times": times, "exchanges": exchanges}
+    found = {"times": times, "exchanges": exchanges, "of_batchnorm": way}
     (folder / f"{number}.json").write_text(json.dumps(found))
 
 
 def measured(
     options: argparse.Namespace, own: Mapping[str, Callable[[Case], Ours]], turn: Any
-) -> dict[str, list[float]]:
-    """Seconds of an update in each round, of the forms that are this process's."""
+) -> tuple[dict[str, list[float]], str]:
+    """Seconds of an update in each round, of the forms that are this process's; and how SyncBatchNorm exchanges."""
     case, device = case_of(options, options.batch), torch.device(options.device)
     updates: dict[str, Ours] = {}
     for warming in (
@@ -111,7 +112,14 @@ def measured(
             if name in updates:
                 times[name].append(seconds(updates[name], options.updates, device))
     turn.wait(PATIENCE_S)
-    return times
+    return times, way_of_batchnorm(updates[SYNCED]) if SYNCED in updates else ""
+
+
+def way_of_batchnorm(update: Ours) -> str:
+    """Of all layers alike."""
+    layers = [m for m in update.student.modules() if isinstance(m, SyncBatchNorm)]
+    is_direct = all(each.exchanges is not None and each.exchanges.forward for each in layers)
+    return "from GPU to GPU" if is_direct else f"by {dist.get_backend()}"
 
 
 def exchanges_of(case: Case, micro_batches: int) -> float:
@@ -181,7 +189,9 @@ def main() -> None:
             f"{key:<30} {value['ratio']:.3f} ({value['ratios'][0]:.3f} to {value['ratios'][1]:.3f})"
         )
     print(f"all-reduces of an update by its micro-batches: {first['exchanges']}")
-    kept = {"forms": figures, "ratios": found, "exchanges": first["exchanges"]}
+    print(f"SyncBatchNorm exchanges {first['of_batchnorm']}")
+    kept = {"forms": figures, "ratios": found}
+    kept |= {name: first[name] for name in ("exchanges", "of_batchnorm")}
     keep(options, f"scaling-{options.ranks}x", **kept)
 
 

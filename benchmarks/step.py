@@ -85,6 +85,7 @@ class Ours:
             shapes = feature_shapes(student, teacher, PICTURES)
         groups = stages(config, len(student))[stage].groups
         method = method_of(config.distill, student, groups, shapes)
+        self.student = student
         objective = Objective(student, method).to(case.device).train()
         frozen = FrozenTeacher(teacher).to(case.device)
         objective.to(memory_format=torch.channels_last)

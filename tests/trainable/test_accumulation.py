@@ -78,18 +78,23 @@ class Halves(nn.Module):
         return images.mean((2, 3)) @ (self.one.view(3, 10) + self.two.view(3, 10))
 
 
-@pytest.mark.parametrize("parts", [[16], [8, 8]], ids=str)
+@pytest.mark.parametrize("clip", [None, 1e-3])
+@pytest.mark.parametrize("parts", [[16], [8, 8], [4] * 4], ids=str)
 def test_gradients_in_one_place_are_changed_once_each(
-    parts: list[int], make_config: MakeConfig
+    parts: list[int], clip: float | None, make_config: MakeConfig
 ) -> None:
     """By another micro-batch, and by clipping."""
-    config, batch = make_config(distill=METHODS["kd"], train={"clip": 1e-3}), noise(0)
+    config, batch = make_config(distill=METHODS["kd"], train={"clip": clip}), noise(0)
     student = BlockNetwork(nn.Sequential(Halves(), nn.Identity()), ("0",))
-    step = step_of(student, config)
+    teacher, step = FrozenTeacher(plain_network(1)), step_of(student, config)
+    terms = method_of(config.distill, student, [])(student, *batch, teacher(batch[0]))
+    expected = torch.autograd.grad(terms[LOSS] / len(batch[1]), list(student.parameters()))
     used = gradients_at_step(step)
-    update(step, FrozenTeacher(plain_network(1)), batch, parts, 0.1)
-    for gradient in used[0]:
-        torch.testing.assert_close(gradient.norm(), torch.tensor(1e-3 / 2**0.5), rtol=1e-4, atol=0)
+    update(step, teacher, batch, parts, 0.1)
+    norm = torch.stack([gradient.norm() for gradient in expected]).norm()
+    factor = 1.0 if clip is None else clip / norm
+    for mine, theirs in zip(used[0], expected, strict=True):
+        torch.testing.assert_close(mine, theirs * factor, rtol=1e-4, atol=1e-7)
 
 
 def test_every_micro_batch_counts_in_batchnorm_and_every_update_once_in_the_rest(

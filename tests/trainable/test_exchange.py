@@ -13,6 +13,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from tests.trainable.shared_gradients import Halves, Offset, Scaled
 from tests.trainable.stepping import PLAIN_SGD, noise, plain_network, weights
 from tests.trainable.trials import CPU
 from trainable import ranks
@@ -294,41 +295,6 @@ def test_sums_lie_as_their_parameters_do() -> None:
             assert torch.equal(parameter.grad, 2 * own)
             assert parameter.grad.stride() == parameter.stride()
             parameter.grad = None
-
-
-class Offset(nn.Module):
-    """Of one picture, the offset's gradient is the very one that flows on to the layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer, self.offset = nn.Linear(3, 4), nn.ParameterList([torch.randn(4)])
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x) + self.offset[0].unsqueeze(0)
-
-
-class Halves(nn.Module):
-    """Both have their gradient in one place."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.one, self.two = (nn.Parameter(torch.randn(12)) for _ in range(2))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x @ (self.one.view(3, 4) + self.two.view(3, 4))
-
-
-class Scaled(nn.Module):
-    """The gradients of both are rows of one matrix, as BatchNorm's are in own kernels."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(3, 4)
-        self.rows = nn.ParameterList(nn.Parameter(torch.randn(4)) for _ in range(2))
-
-    def forward(self, x: Tensor) -> Tensor:
-        scale, shift = torch.stack(list(self.rows)).unbind()
-        return self.layer(x) * scale + shift
 
 
 @pytest.mark.usefixtures("doubled")

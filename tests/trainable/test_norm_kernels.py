@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
@@ -547,3 +549,39 @@ def test_two_ranks_together_are_batchnorm_of_the_joined_batch(
             torch.testing.assert_close(found, exact, rtol=1e-5, atol=1e-5, msg=name)
             if name not in ("y", "x"):
                 assert torch.equal(one[name], two[name]), name
+
+
+@pytest.mark.parametrize(("fails_at", "asked"), [(None, 2), (1, 1), (2, 2)])
+def test_an_exchange_is_tried_once_all_ranks_have_compiled_it(
+    fails_at: int | None, asked: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another rank may be unable to compile it, or see nothing come: all of them then use NCCL."""
+    tries: list[int | None] = []
+    inbox = peers.Inbox(torch.zeros(2), torch.zeros(1), None)
+
+    def ends_well(_: Exchanges, given: int | None, __: torch.device) -> bool:
+        tries.append(given)
+        return True
+
+    monkeypatch.setattr(ranks, "world_size", lambda: 2)
+    monkeypatch.setattr(ranks, "on_any_rank", lambda is_so, _: is_so or len(tries) == fails_at)
+    monkeypatch.setattr(peers, "inboxes", lambda lengths, _: [inbox] * len(lengths))
+    monkeypatch.setattr(sync_batchnorm, "_ends_well", ends_well)
+    layer = SyncBatchNorm(8)
+    take_own_kernels(layer, CPU)
+    assert tries == [None, sync_batchnorm._TRIES][:asked]
+    assert layer.exchanges == (Exchanges(inbox, inbox) if fails_at is None else Exchanges())
+
+
+def test_what_is_compiled_does_not_depend_on_how_often_a_kernel_looks() -> None:
+    """Or it would be compiled again while the others wait."""
+    names = ("norm_statistics_over_peers", "norm_gradient_sums")
+    script = f"""
+from trainable.networks import norm_triton
+for name in {names}:
+    print(*(p.name for p in getattr(norm_triton, name).params if p.do_not_specialize))
+"""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "-c", script]
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["tries", "tries"]

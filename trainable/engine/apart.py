@@ -35,9 +35,7 @@ def take_away(parameters: Sequence[nn.Parameter]) -> None:
     held = Counter(gradient.untyped_storage()._cdata for _, gradient in found)
     for parameter, gradient in found:
         storage = gradient.untyped_storage()
-        here = storage._cdata
-        if _HOLDERS(here) - 1 > held[here]:  # which counts `storage`, too
-            held[here] -= 1
+        if _HOLDERS(storage._cdata) - 1 > held[storage._cdata]:  # which counts `storage`, too
             parameter.grad = gradient.clone()
     keep_apart(parameters)
 

@@ -96,7 +96,7 @@ def norm_moments(
                 tl.store(at + 2 * C, tl.where(rank == own, m * 1.0, 0.0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tries"])
 def norm_statistics_over_peers(
     x,
     parts,
@@ -245,7 +245,7 @@ def norm_output(
     tl.store(y + at, v, mask=is_in)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tries"])
 def norm_gradient_sums(
     x,
     y,
