@@ -29,8 +29,8 @@ def keep_apart(parameters: Sequence[nn.Parameter]) -> None:
             end = start + gradient.numel() * gradient.element_size()
 
 
-def take_away(parameters: Sequence[nn.Parameter]) -> None:
-    """Copy gradients in memory that anything but these holds, as may be in the midst of a backward pass."""
+def take_away(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+    """All gradients, copied where anything but these holds their memory, as may be in the midst of a backward pass."""
     found = _gradients(parameters)
     held = Counter(gradient.untyped_storage()._cdata for _, gradient in found)
     for parameter, gradient in found:
@@ -38,6 +38,7 @@ def take_away(parameters: Sequence[nn.Parameter]) -> None:
         if _HOLDERS(storage._cdata) - 1 > held[storage._cdata]:  # which counts `storage`, too
             parameter.grad = gradient.clone()
     keep_apart(parameters)
+    return [gradient for _, gradient in _gradients(parameters)]
 
 
 def _gradients(parameters: Sequence[nn.Parameter]) -> list[tuple[nn.Parameter, Tensor]]:

@@ -112,15 +112,11 @@ class _Bucket:
             current = torch.cuda.current_stream()
             for stream in self._streams - {current}:
                 current.wait_stream(stream)
-            for gradient in _gradients(self.parameters):
-                gradient.record_stream(current)  # their own streams must not write there yet
+            for parameter in self.parameters:
+                if parameter.grad is not None:
+                    parameter.grad.record_stream(current)  # its own stream must not write there yet
         self._streams.clear()
-        take_away(self.parameters)
-        return _gradients(self.parameters)
-
-
-def _gradients(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
-    return [p.grad for p in parameters if p.grad is not None]
+        return take_away(self.parameters)
 
 
 def _shared_out(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:

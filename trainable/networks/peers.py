@@ -1,7 +1,7 @@
 """Memory in which each rank's GPU has the others' leave numbers, without NCCL: for exchanges as small as BatchNorm's.
 
-NCCL's sum of a few thousand numbers takes some 20 µs, most of it to begin and to agree on; a word that one GPU writes
-into another's memory is there in a few.
+NCCL's sum of a few thousand numbers is a kernel of its own, between two of the layer's; here the layer's kernel writes
+each number into the others' memory, and waits for theirs.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Inbox(NamedTuple):
     memory: object
     """That of the inboxes, held as long as somebody may write there."""
     tries: int = 2**31 - 1
-    """To find what another rank sends: a quarter of an hour or more."""
+    """How often a kernel looks for what another rank sends, before it takes NaN for it."""
 
 
 def inboxes(lengths: Sequence[int], device: torch.device) -> list[Inbox] | None:

@@ -92,7 +92,7 @@ def take_own_kernels(network: nn.Module, device: torch.device) -> None:
 
 
 _TRIED, _TRIES = 32, 2**25
-"""Channels of the exchange that is tried, and how often it looks for what comes: for a minute or less, each way."""
+"""Channels of the exchange that is tried, and how often it looks for what comes, each way, before it gives up."""
 
 
 def _ends_well(tried: Exchanges, tries: int | None, device: torch.device) -> bool:
