@@ -9,14 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainable.networks.onednn import mend
+import trainable.networks.blocks  # noqa: F401
 
 LAST = torch.channels_last
 UNHARMED = """
 import torch
-from trainable.networks.onednn import mend
+import trainable.networks
 
-mend()
 torch.set_num_threads(1)
 x, dy = torch.randn(64, 4, 8, 8), torch.randn(64, 8, 4, 4)
 x, dy = (tensor.to(memory_format=torch.channels_last) for tensor in (x, dy))
@@ -26,11 +25,6 @@ for number in range(300):
     torch.conv2d(x, weight, stride=2).backward(dy)
     kept = [*kept[-50:], torch.empty(64 * (number % 37) + 1), bytes(number * 13 % 6000)]
 """
-
-
-@pytest.fixture(autouse=True)
-def mended() -> None:
-    mend()
 
 
 def gradients(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> tuple[Tensor, ...]:

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from trainable.networks.by_hand import is_by_hand
 from trainable.networks.heads import AMSoftmax
-from trainable.networks.onednn import mend
 from trainable.networks.recompute import apply, recomputed
 from trainable.networks.tracing import split
 
@@ -34,7 +33,6 @@ class BlockNetwork(nn.Module):
         ConfigError in the name of `path` where that cannot be, and of `model_path` where nothing of it can be cut.
         """
         super().__init__()
-        mend()
         for module in network.modules():
             if getattr(module, "inplace", False):
                 module.inplace = False  # type: ignore[assignment]

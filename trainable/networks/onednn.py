@@ -24,7 +24,7 @@ Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 @functools.cache
 def mend() -> None:
-    """Have this process compute such gradients in another way, whatever network they are of."""
+    """Have this process compute such gradients in another way, of networks of the project or not."""
     kernel = torch.library.get_kernel(f"aten::{_OPERATION}", "CPU")
 
     def backward(
