@@ -32,6 +32,7 @@ from trainable.engine.precision import Precision
 from trainable.networks.norm_graph import backend_of, has_kernels
 from trainable.networks.sync_batchnorm import take_own_kernels
 from trainable.networks.teacher import TeacherOutputs
+from trainable.networks.weight_gradients import awaited
 from trainable.statistics.gradients import BlockMembership, BlockNorms, norms_of
 from trainable.statistics.observed import Observed
 from trainable.statistics.totals import Totals
@@ -136,7 +137,7 @@ class Step:
                 self._forward_flags = ranks.max_over_ranks(self._not_finite_in_forward())
         # Backward from loss · scale / update_size, whose value nobody needs.
         factor = self.precision.scale(torch.full_like(terms[LOSS], 1 / update_size))
-        with self._exchange.at_work() if last else nullcontext():
+        with self._exchange.at_work() if last else nullcontext(), awaited():
             terms[LOSS].backward(factor)
         keep_apart(self.membership.parameters)
         self._counted()  # it reads the pictures, whose memory is the next micro-batch's from now on

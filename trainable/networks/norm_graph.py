@@ -19,7 +19,7 @@ from torch.nn.functional import batch_norm, relu
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
 from trainable import ranks
-from trainable.networks import joined_norm
+from trainable.networks import joined_norm, weight_gradients
 
 Backend = Callable[[fx.GraphModule, Sequence[Tensor]], Callable[..., Any]]
 
@@ -52,6 +52,8 @@ def own_kernels(module: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..
         if isinstance(node.target, HigherOrderOperator):
             # Such as torch.utils.checkpoint.
             raise TypeError(f"{node.target.name()} is for compilers, and does not run as recorded")
+        if node.target is torch.conv2d:
+            node.target = weight_gradients.conv2d
     rewrite(module)
     return module.forward
 

@@ -1,0 +1,114 @@
+"""Convolutions whose weight's gradient is computed beside the rest of the backward pass, in an update that is captured.
+
+Nothing of the backward pass depends on it, and BatchNorm's, which comes next, is bound by memory. On one rank alone:
+with several nobody has measured it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from trainable import ranks
+from trainable.branches import Wait, branch, is_inside
+
+_BRANCH = "weights"
+_AT_ONCE = 2
+"""Of so many convolutions the gradients are on their way: what they are made of is kept meanwhile."""
+
+_TYPES = (torch.float32, torch.float16, torch.bfloat16)
+Numbers = int | Sequence[int]
+_kept: deque[tuple[Wait, Tensor, Tensor]] = deque()
+"""What the gradients on their way are made of: a process has one backward pass at a time."""
+
+
+def conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Numbers = 1,
+    padding: Numbers | str = 0,
+    dilation: Numbers = 1,
+    groups: int = 1,
+) -> Tensor:
+    """torch.conv2d."""
+    if isinstance(padding, str) or bias is not None or not _is_beside(x, weight):
+        return torch.conv2d(x, weight, bias, stride, padding, dilation, groups)  # type: ignore[arg-type]
+    if torch.is_autocast_enabled(x.device.type):
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    with branch(_BRANCH) as wait:  # where its gradient arrives, too
+        weight = weight.view_as(weight)
+    wait()
+    shape = (_two(stride), _two(padding), _two(dilation), groups)
+    output: Tensor = _Convolution.apply(x, weight, shape)  # pyright: ignore[reportUnknownMemberType]
+    return output
+
+
+@contextmanager
+def awaited() -> Generator[None]:
+    """Around a backward pass: when it is over all gradients are there, and nothing is kept for them."""
+    try:
+        yield
+        while _kept:
+            _kept.popleft()[0]()
+    finally:
+        _kept.clear()
+
+
+class _Convolution(torch.autograd.Function):
+    """`conv2d` without a bias, in the type of `x`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, shape: tuple[Any, ...]) -> Tensor:
+        ctx.shape, ctx.dtype = shape, weight.dtype
+        weight = weight.to(x.dtype)
+        ctx.save_for_backward(x, weight)
+        stride, padding, dilation, groups = shape
+        return torch.conv2d(x, weight, None, stride, padding, dilation, groups)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor, None]:  # type: ignore[override]
+        x, weight = ctx.saved_tensors
+        of_y, of_x = gradients[0], None
+        if ctx.needs_input_grad[0]:
+            of_x, _ = _gradients(of_y, x, weight, ctx.shape, (True, False))
+        with branch(_BRANCH) as wait:
+            _, of_weight = _gradients(of_y, x, weight, ctx.shape, (False, True))
+            assert of_weight is not None
+            of_weight = of_weight.to(ctx.dtype)
+        _kept.append((wait, x, of_y))
+        if len(_kept) > _AT_ONCE:
+            _kept.popleft()[0]()
+        return of_x, of_weight, None
+
+
+def _gradients(
+    of_y: Tensor, x: Tensor, weight: Tensor, shape: tuple[Any, ...], wanted: tuple[bool, bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Of `x` and `weight`, those that are wanted."""
+    stride, padding, dilation, groups = shape
+    of_x, of_weight, _ = torch.ops.aten.convolution_backward.default(
+        *(of_y, x, weight, None, stride, padding, dilation, False, [0, 0], groups),
+        [*wanted, False],
+    )
+    return of_x, of_weight
+
+
+def _is_beside(x: Tensor, weight: Tensor) -> bool:
+    is_usual = x.dim() == 4 and {x.dtype, weight.dtype} <= {*_TYPES} and weight.requires_grad
+    return is_usual and _is_captured(x) and not is_inside() and ranks.world_size() == 1
+
+
+def _is_captured(x: Tensor) -> bool:
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+def _two(numbers: Numbers) -> list[int]:
+    return [numbers, numbers] if isinstance(numbers, int) else list(numbers)
