@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -10,23 +12,50 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
 from tests.gpu.stepping import CUDA
+from trainable.networks import weight_gradients
 from trainable.networks.norm_graph import own_kernels
 from trainable.networks.weight_gradients import awaited
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("deterministic")]
+CONVOLUTIONS = 9
+LATE = 2_000_000
+"""Cycles of a kernel that does nothing for about a millisecond."""
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture
+def streams(monkeypatch: pytest.MonkeyPatch) -> list[torch.cuda.Stream]:
+    """Those in which weights' gradients were computed, all of them late."""
+    seen: list[torch.cuda.Stream] = []
+    gradients = weight_gradients._gradients
+
+    def late(*args: Any) -> Sequence[Tensor | None]:
+        if args[-1] == (False, True):
+            seen.append(torch.cuda.current_stream())
+            torch.cuda._sleep(LATE)
+        return gradients(*args)
+
+    monkeypatch.setattr(weight_gradients, "_gradients", late)
+    return seen
 
 
 def network() -> nn.Sequential:
     torch.manual_seed(0)
     short = nn.Sequential(nn.Conv2d(64, 128, 1, 2, bias=False), nn.BatchNorm2d(128))
-    blocks = nn.Sequential(BasicBlock(64, 64), BasicBlock(64, 128, 2, short))
+    same = [BasicBlock(64, 64) for _ in range(3)]
+    blocks = nn.Sequential(*same, BasicBlock(64, 128, 2, short))
     return blocks.to(CUDA).to(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("micro_batches", [1, 2])
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
-def test_gradients_of_a_captured_pass_are_those_without(
-    micro_batches: int, half: torch.dtype
+def test_gradients_that_come_late_are_those_of_one_stream(
+    micro_batches: int, half: torch.dtype, streams: list[torch.cuda.Stream]
 ) -> None:
     x = torch.randn(64, 64, 16, 16, device=CUDA).to(memory_format=torch.channels_last)
     one = network()
@@ -42,18 +71,23 @@ def test_gradients_of_a_captured_pass_are_those_without(
 
     for _ in range(3):
         passes(one)
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
+    own = torch.cuda.Stream()
+    own.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(own):
         for _ in range(2):
             passes(other)
-    stream.synchronize()
+    own.synchronize()
+    assert not streams
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
+        capturing = torch.cuda.current_stream()
         passes(other)
     graph.replay()
     torch.cuda.synchronize()
+    assert len(streams) == CONVOLUTIONS * micro_batches
+    assert len(set(streams)) == 1
+    assert capturing not in streams
     for a, b in zip(one.parameters(), other.parameters(), strict=True):
         assert a.grad is not None
         assert b.grad is not None
         torch.testing.assert_close(b.grad, a.grad, rtol=0, atol=0)
-    torch._dynamo.reset()

@@ -63,6 +63,16 @@ def test_only_what_is_wanted_is_computed() -> None:
     assert x.grad.is_contiguous(memory_format=LAST)
 
 
+def test_one_number_is_the_stride_of_both_directions() -> None:
+    x = torch.randn(4, 4, 8, 8).to(memory_format=LAST)
+    weight = torch.randn(8, 4, 1, 1).requires_grad_()
+    found, expected = (
+        torch.autograd.grad(torch.conv2d(x, weight, stride=stride).square().sum(), weight)
+        for stride in ((2,), (2, 2))
+    )
+    torch.testing.assert_close(found, expected)
+
+
 def test_groups_and_one_dimension_are_as_before() -> None:
     x, weight = torch.randn(4, 6, 8, 8), torch.randn(8, 3, 1, 1).requires_grad_()
     row = torch.randn(4, 6, 9)

@@ -39,6 +39,7 @@ SETTINGS: list[dict[str, Any]] = [
     {"groups": 2},
     {"padding": "same"},
     {"bias": torch.ones(8)},
+    {"stride": (2,), "padding": (1,)},
 ]
 
 
@@ -53,7 +54,7 @@ def test_outputs_and_gradients_are_torchs(
         x = pictures(4, 6, 9, 9).requires_grad_(of_x)
         weight = pictures(8, 6 // settings.get("groups", 1), 3, 3, seed=1).requires_grad_()
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            y = function(x, weight, **settings)
+            y = function(input=x, weight=weight, **settings)
         with awaited():
             y.float().square().sum().backward()
         found.append([y, weight.grad, x.grad])
@@ -73,6 +74,14 @@ def test_a_weight_that_is_used_twice_and_in_two_passes_has_the_sum(captured: lis
                 y.square().sum().backward()
     torch.testing.assert_close(weights[1].grad, weights[0].grad)
     assert len(captured) == 4
+
+
+def test_a_weight_that_is_not_trained_is_torchs_own(captured: list[Tensor]) -> None:
+    x, weight = pictures(2, 6, 9, 9).requires_grad_(), pictures(8, 6, 3, 3).requires_grad_()
+    with torch.no_grad():
+        conv2d(x, weight)
+    conv2d(x, weight.detach()).sum().backward()
+    assert not captured
 
 
 def test_nothing_is_kept_after_a_backward_pass_nor_after_one_that_broke_off(

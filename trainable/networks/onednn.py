@@ -51,9 +51,10 @@ def mend() -> None:
         if not (wanted[1] and is_bad):
             return of(x, stride, wanted)
         of_x = of(x, stride, [True, False, False])[0] if wanted[0] else None
+        steps = [*stride] if len(stride) > 1 else [*stride] * (x.dim() - 2)
         # What the weight meets, and no more.
-        met = x[(..., *(slice(None, None, step) for step in stride))].clone()
-        return of_x, *of(met, [1] * len(stride), [False, *wanted[1:]])[1:]
+        met = x[(..., *(slice(None, None, step) for step in steps))].clone()
+        return of_x, *of(met, [1] * len(steps), [False, *wanted[1:]])[1:]
 
     library = torch.library.Library("aten", "IMPL")
     library.impl(_OPERATION, backward, "CPU", with_keyset=True)

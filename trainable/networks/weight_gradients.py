@@ -24,12 +24,12 @@ _AT_ONCE = 2
 
 _TYPES = (torch.float32, torch.float16, torch.bfloat16)
 Numbers = int | Sequence[int]
-_kept: deque[tuple[Wait, Tensor, Tensor]] = deque()
+_kept: deque[tuple[Wait, Tensor, Tensor, Tensor]] = deque()
 """What the gradients on their way are made of: a process has one backward pass at a time."""
 
 
 def conv2d(
-    x: Tensor,
+    input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
     stride: Numbers = 1,
@@ -37,7 +37,8 @@ def conv2d(
     dilation: Numbers = 1,
     groups: int = 1,
 ) -> Tensor:
-    """torch.conv2d."""
+    """torch.conv2d, with its names."""
+    x = input
     if isinstance(padding, str) or bias is not None or not _is_beside(x, weight):
         return torch.conv2d(x, weight, bias, stride, padding, dilation, groups)  # type: ignore[arg-type]
     if torch.is_autocast_enabled(x.device.type):
@@ -56,7 +57,7 @@ def awaited() -> Generator[None]:
     try:
         yield
         while _kept:
-            _kept.popleft()[0]()
+            _wait_for_first()
     finally:
         _kept.clear()
 
@@ -79,14 +80,21 @@ class _Convolution(torch.autograd.Function):
         of_y, of_x = gradients[0], None
         if ctx.needs_input_grad[0]:
             of_x, _ = _gradients(of_y, x, weight, ctx.shape, (True, False))
+        # Autograd takes it to be made in the current stream. What it does with it comes in the branch all the same,
+        # since `conv2d` has the weight there; and it has the weight's type, to which autograd would cast it here.
         with branch(_BRANCH) as wait:
             _, of_weight = _gradients(of_y, x, weight, ctx.shape, (False, True))
             assert of_weight is not None
             of_weight = of_weight.to(ctx.dtype)
-        _kept.append((wait, x, of_y))
+        _kept.append((wait, x, weight, of_y))
         if len(_kept) > _AT_ONCE:
-            _kept.popleft()[0]()
+            _wait_for_first()
         return of_x, of_weight, None
+
+
+def _wait_for_first() -> None:
+    wait, *_ = _kept.popleft()
+    wait()
 
 
 def _gradients(
@@ -102,8 +110,10 @@ def _gradients(
 
 
 def _is_beside(x: Tensor, weight: Tensor) -> bool:
-    is_usual = x.dim() == 4 and {x.dtype, weight.dtype} <= {*_TYPES} and weight.requires_grad
-    return is_usual and _is_captured(x) and not is_inside() and ranks.world_size() == 1
+    is_usual = x.dim() == 4 and {x.dtype, weight.dtype} <= {*_TYPES}
+    is_trained = weight.requires_grad and torch.is_grad_enabled()
+    is_alone = not is_inside() and ranks.world_size() == 1
+    return is_usual and is_trained and is_alone and _is_captured(x)
 
 
 def _is_captured(x: Tensor) -> bool:
