@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import trainable.networks.blocks  # noqa: F401
+import trainable.networks  # noqa: F401
 
 LAST = torch.channels_last
 UNHARMED = """
@@ -49,6 +49,11 @@ def test_gradients_are_those_of_double_precision(
     assert len(found) == len(exact) == 2 + has_bias
     for one, other in zip(found, exact, strict=True):
         assert (one.double() - other).norm() <= 1e-5 * other.norm()
+
+
+def test_it_is_in_place_whatever_the_cpu() -> None:
+    """Where oneDNN has no such fault, values alone would not tell."""
+    assert torch._C._dispatch_has_kernel_for_dispatch_key("aten::convolution_backward", "CPU")
 
 
 def test_only_what_is_wanted_is_computed() -> None:

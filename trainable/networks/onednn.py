@@ -8,24 +8,23 @@ torch 2.11 and 2.14.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
+from torch import Tensor, library
 
 _OPERATION = "convolution_backward"
 _BLOCK = 16
+_KERNELS = library.Library("aten", "IMPL")
+"""What is put there holds as long as this is."""
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 """Of the pictures, the weight and the bias, as far as they are wanted."""
 
 
-@functools.cache
 def mend() -> None:
-    """Have this process compute such gradients in another way, of networks of the project or not."""
-    kernel = torch.library.get_kernel(f"aten::{_OPERATION}", "CPU")
+    """Once: have this process compute such gradients in another way, of networks of the project or not."""
+    kernel = library.get_kernel(f"aten::{_OPERATION}", "CPU")
 
     def backward(
         keys: Any,
@@ -56,10 +55,4 @@ def mend() -> None:
         met = x[(..., *(slice(None, None, step) for step in steps))].clone()
         return of_x, *of(met, [1] * len(steps), [False, *wanted[1:]])[1:]
 
-    library = torch.library.Library("aten", "IMPL")
-    library.impl(_OPERATION, backward, "CPU", with_keyset=True)
-    _KEPT.append(library)
-
-
-_KEPT: list[torch.library.Library] = []
-"""What a library holds is undone when it is freed."""
+    _KERNELS.impl(_OPERATION, backward, "CPU", with_keyset=True)
