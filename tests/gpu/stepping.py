@@ -14,6 +14,7 @@ from trainable.distill.objective import Objective, method_of
 from trainable.engine.graph import Graphs
 from trainable.engine.optimizers import build_optimizer
 from trainable.engine.step import Step
+from trainable.networks import weight_gradients
 from trainable.networks.blocks import BlockNetwork
 from trainable.networks.norms import with_norms
 from trainable.networks.teacher import FrozenTeacher
@@ -29,6 +30,8 @@ CAPTURED = 3
 """Updates after which those of one kind are replayed."""
 TOO_LARGE = 1e6
 """A finite picture times this is beyond fp16, which ends at 65504."""
+LATE = 2_000_000
+"""Cycles of a kernel that does nothing for about a millisecond."""
 
 
 def network(seed: int, name: str = "mini_resnet_10_8", *, sync: bool = False) -> BlockNetwork:
@@ -122,6 +125,21 @@ class Setup:
 def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> Sequence[str]:
     assert before.keys() == after.keys()
     return [name for name, value in before.items() if not torch.equal(value, after[name])]
+
+
+def late_weights(patch: pytest.MonkeyPatch) -> list[torch.cuda.Stream]:
+    """The streams in which weights' gradients are computed in captured updates, from now on all of them late."""
+    seen: list[torch.cuda.Stream] = []
+    gradients = weight_gradients._gradients
+
+    def late(*args: Any) -> Sequence[Tensor | None]:
+        if args[-1] == (False, True):
+            seen.append(torch.cuda.current_stream())
+            torch.cuda._sleep(LATE)
+        return gradients(*args)
+
+    patch.setattr(weight_gradients, "_gradients", late)
+    return seen
 
 
 def kernel_by_kernel(patch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.gpu.stepping import CAPTURED, STABLE, Setup, kernel_by_kernel
+from tests.gpu.stepping import CAPTURED, STABLE, Setup, kernel_by_kernel, late_weights
 from tests.gpu.test_graph import STABLE as STAGES
 from tests.gpu.test_graph import Replays
 from tests.gpu.test_trial import config_of
@@ -33,10 +33,13 @@ pytestmark = [
 ]
 UPDATES, BAD = 14, 9
 """Updates, and that one of them, counted from 0, whose pictures overflow on rank 1."""
+LATE = "weights' gradients late"
+LATE = "weights' gradients late"
 STEPS: dict[str, dict[str, Any]] = {
     "fp16": {"distill": KD, "precision": "fp16"},
     "SyncBatchNorm": {"distill": KD, "precision": "fp16", "sync": True},
     "accumulated": {"distill": KD, "precision": "fp16", "accumulate": 4, "clip": 5.0},
+    LATE: {"distill": KD, "precision": "fp16"},
     "all": {
         "distill": STABLE,
         "precision": "fp16",
@@ -69,29 +72,36 @@ def on_the_host(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def steps(device: torch.device, folder: Path) -> dict[str, Any]:
-    """Each case kernel by kernel and by graphs; then what is said of waits in some replays."""
+    """Each case kernel by kernel and by graphs; and how many weights' gradients came late."""
     del folder
     found: dict[str, Any] = {}
     with deterministic() as launches:
         for name, settings in STEPS.items():
-            forms: dict[str, Any] = {}
-            for graph in (False, True):
-                before = launches.count
-                setup = Setup(**settings, graph=graph, device=device)
-                setup.share = share_of(ranks.rank())
-                setup.prepare()
-                for number in range(UPDATES):
-                    is_bad = number == BAD and ranks.rank() == 1
-                    setup.update(factor=float("inf") if is_bad else 1.0)
-                form = {"skipped": setup.step.health.flush().total, "scale": setup.scale}
-                form["state"] = on_the_host(setup.state())
-                form["launches"] = launches.count - before
-                if setup.graphs is not None:
-                    form["waits"] = said(lambda setup=setup: [setup.update() for _ in range(5)])
-                    torch.cuda.synchronize()
-                    setup.graphs.forget()
-                forms["graph" if graph else "eager"] = form
-            found[name] = forms
+            with pytest.MonkeyPatch.context() as patch:
+                late = late_weights(patch) if name == LATE else []
+                found[name] = {
+                    "eager": form_of(Setup(**settings, device=device), launches),
+                    "graph": form_of(Setup(**settings, device=device, graph=True), launches),
+                    "late": len(late),
+                }
+    return found
+
+
+def form_of(setup: Setup, launches: Replays) -> dict[str, Any]:
+    """Where some updates end; then what is said of waits in some replays."""
+    before = launches.count
+    setup.share = share_of(ranks.rank())
+    setup.prepare()
+    for number in range(UPDATES):
+        is_bad = number == BAD and ranks.rank() == 1
+        setup.update(factor=float("inf") if is_bad else 1.0)
+    found = {"skipped": setup.step.health.flush().total, "scale": setup.scale}
+    found["state"] = on_the_host(setup.state())
+    found["launches"] = launches.count - before
+    if setup.graphs is not None:
+        found["waits"] = said(lambda: [setup.update() for _ in range(5)])
+        torch.cuda.synchronize()
+        setup.graphs.forget()
     return found
 
 
@@ -120,6 +130,7 @@ def test_updates_by_graph_end_in_the_bits_of_those_without(name: str, stepped: l
         assert graph["skipped"] >= 1
         assert eager["launches"] == 0
         assert graph["launches"] == UPDATES - CAPTURED + 1
+        assert (results[name]["late"] > 0) == (name == LATE)
 
 
 @pytest.mark.parametrize("name", STEPS)

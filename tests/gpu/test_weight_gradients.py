@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
-from tests.gpu.stepping import CUDA
-from trainable.networks import weight_gradients
+from tests.gpu.stepping import CUDA, late_weights
 from trainable.networks.norm_graph import own_kernels
 from trainable.networks.weight_gradients import awaited
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("deterministic")]
 CONVOLUTIONS = 9
-LATE = 2_000_000
-"""Cycles of a kernel that does nothing for about a millisecond."""
 
 
 @pytest.fixture(autouse=True)
@@ -31,17 +27,7 @@ def fresh() -> Iterator[None]:
 @pytest.fixture
 def streams(monkeypatch: pytest.MonkeyPatch) -> list[torch.cuda.Stream]:
     """Those in which weights' gradients were computed, all of them late."""
-    seen: list[torch.cuda.Stream] = []
-    gradients = weight_gradients._gradients
-
-    def late(*args: Any) -> Sequence[Tensor | None]:
-        if args[-1] == (False, True):
-            seen.append(torch.cuda.current_stream())
-            torch.cuda._sleep(LATE)
-        return gradients(*args)
-
-    monkeypatch.setattr(weight_gradients, "_gradients", late)
-    return seen
+    return late_weights(monkeypatch)
 
 
 def network() -> nn.Sequential:

@@ -1,7 +1,6 @@
 """Convolutions whose weight's gradient is computed beside the rest of the backward pass, in an update that is captured.
 
-Nothing of the backward pass depends on it, and BatchNorm's, which comes next, is bound by memory. On one rank alone:
-with several nobody has measured it.
+Nothing of the backward pass depends on it, and BatchNorm's, which comes next, is bound by memory.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from trainable import ranks
 from trainable.branches import Wait, branch, is_inside
 
 _BRANCH = "weights"
@@ -112,8 +110,7 @@ def _gradients(
 def _is_beside(x: Tensor, weight: Tensor) -> bool:
     is_usual = x.dim() == 4 and {x.dtype, weight.dtype} <= {*_TYPES}
     is_trained = weight.requires_grad and torch.is_grad_enabled()
-    is_alone = not is_inside() and ranks.world_size() == 1
-    return is_usual and is_trained and is_alone and _is_captured(x)
+    return is_usual and is_trained and not is_inside() and _is_captured(x)
 
 
 def _is_captured(x: Tensor) -> bool:
