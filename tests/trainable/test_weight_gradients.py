@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from torchvision.models.resnet import BasicBlock
 from trainable.branches import branch
 from trainable.networks import weight_gradients
 from trainable.networks.norm_graph import own_kernels
-from trainable.networks.weight_gradients import awaited, conv2d
+from trainable.networks.weight_gradients import Beside, awaited, conv2d
 
 
 @pytest.fixture
@@ -112,6 +113,22 @@ def test_the_block_that_has_own_kernels_has_them(captured: list[Tensor]) -> None
     torch.compile(block, backend=own_kernels)(pictures(2, 16, 8, 8))
     torch._dynamo.reset()
     assert len(captured) == 2
+
+
+def test_layers_that_run_as_they_are_written_have_them_too(captured: list[Tensor]) -> None:
+    found: list[list[Tensor | None]] = []
+    for mode in (nullcontext(), Beside()):
+        torch.manual_seed(0)
+        block = BasicBlock(16, 16)
+        x = pictures(2, 16, 8, 8).requires_grad_()
+        with mode:
+            y = block(x)
+        assert len(captured) == (2 if isinstance(mode, Beside) else 0)
+        with awaited():
+            y.square().sum().backward()
+        found.append([y, x.grad, *(parameter.grad for parameter in block.parameters())])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_in_a_branch_it_is_torchs_own(captured: list[Tensor]) -> None:

@@ -32,7 +32,7 @@ from trainable.engine.precision import Precision
 from trainable.networks.norm_graph import backend_of, has_kernels
 from trainable.networks.sync_batchnorm import take_own_kernels
 from trainable.networks.teacher import TeacherOutputs
-from trainable.networks.weight_gradients import awaited
+from trainable.networks.weight_gradients import Beside, awaited
 from trainable.statistics.gradients import BlockMembership, BlockNorms, norms_of
 from trainable.statistics.observed import Observed
 from trainable.statistics.totals import Totals
@@ -75,6 +75,7 @@ class Step:
         self._layers: Backend | None = None
         self._formulas: Backend | None = None
         self._compiler: Compiler | None = None
+        self._convolutions: AbstractContextManager[Any] = nullcontext()
         self._counted: Wait = nothing
         self._forward_flags = torch.zeros(0, device=device)
         self._terms: Terms = {}
@@ -101,6 +102,7 @@ class Step:
         self._formulas = "inductor" if compiles else None
         if own and self._layers is None:
             take_own_kernels(student, self._one.device)
+            self._convolutions = Beside()
 
     def compile_for(self, size: int) -> None:
         """From now on compute micro-batches of this size in the kernels that were chosen."""
@@ -127,7 +129,7 @@ class Step:
         with branch(_COUNTS) as self._counted:
             self.inputs.look(images, labels, self._micro_batches)
         labels = self.inputs.in_range(labels)
-        with self.precision.forward(), self._compiling(len(images)):
+        with self.precision.forward(), self._convolutions, self._compiling(len(images)):
             terms = self._objective(images, labels, teacher)
         for name, term in terms.items():
             before = self._terms.get(name)

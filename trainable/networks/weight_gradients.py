@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.overrides import TorchFunctionMode
 
 from trainable.branches import Wait, branch, is_inside
 
@@ -47,6 +48,16 @@ def conv2d(
     shape = (_two(stride), _two(padding), _two(dilation), groups)
     output: Tensor = _Convolution.apply(x, weight, shape)  # pyright: ignore[reportUnknownMemberType]
     return output
+
+
+class Beside(TorchFunctionMode):
+    """Inside, convolutions are `conv2d`s: those of layers that run as they are written."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        del types
+        return (conv2d if func is torch.conv2d else func)(*args, **(kwargs or {}))
 
 
 @contextmanager
