@@ -34,7 +34,6 @@ pytestmark = [
 UPDATES, BAD = 14, 9
 """Updates, and that one of them, counted from 0, whose pictures overflow on rank 1."""
 LATE = "weights' gradients late"
-LATE = "weights' gradients late"
 STEPS: dict[str, dict[str, Any]] = {
     "fp16": {"distill": KD, "precision": "fp16"},
     "SyncBatchNorm": {"distill": KD, "precision": "fp16", "sync": True},
