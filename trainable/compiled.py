@@ -22,6 +22,8 @@ every block and feature, for every batch size, and for every dropout and BatchNo
 
 Backend = str | Callable[..., Any]
 """Of torch.compile."""
+OWN = "own"
+"""In place of one, for formulas: no compiler, but the project's kernels wherever there are some."""
 
 
 class Compiler:
@@ -62,13 +64,15 @@ class Compiler:
 _at_work: ContextVar[Compiler | None] = ContextVar("compiler", default=None)
 
 
-def compilable(function: Callable[Inputs, Tensor]) -> Callable[Inputs, Tensor]:
-    """Marks a formula of tensors, whose first dimension is the micro-batch's.
+def compilable(
+    function: Callable[Inputs, Tensor], own: Callable[Inputs, Tensor] | None = None
+) -> Callable[Inputs, Tensor]:
+    """Marks a formula of tensors, whose first dimension is the micro-batch's; `own` has it in the project's kernels.
 
     What is compiled serves the whole process: every stage, and every later trial. So that it does, the function
     must not take numbers which a study searches often.
     """
-    return _compiled_by(lambda compiler: compiler.formulas, function)
+    return _compiled_by(lambda compiler: compiler.formulas, function, own)
 
 
 def compilable_layers(function: Callable[Inputs, Tensor]) -> Callable[Inputs, Tensor]:
@@ -77,12 +81,16 @@ def compilable_layers(function: Callable[Inputs, Tensor]) -> Callable[Inputs, Te
 
 
 def _compiled_by(
-    backend_of: Callable[[Compiler], Backend | None], function: Callable[Inputs, Tensor]
+    backend_of: Callable[[Compiler], Backend | None],
+    function: Callable[Inputs, Tensor],
+    own: Callable[Inputs, Tensor] | None = None,
 ) -> Callable[Inputs, Tensor]:
     @functools.wraps(function)
     def run(*args: Inputs.args, **kwargs: Inputs.kwargs) -> Tensor:
         compiler = _at_work.get()
         backend = None if compiler is None or compiler.is_refused else backend_of(compiler)
+        if backend == OWN:
+            return (own or function)(*args, **kwargs)
         if compiler is not None and backend is not None:
             try:
                 return _compiled(function, backend)(*args, **kwargs)

@@ -7,6 +7,7 @@ micro-batches and ranks weigh every sample alike. Inputs of any float type are c
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -51,7 +52,17 @@ def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
     return F.kl_div(log_student, log_teacher, reduction="sum", log_target=True)
 
 
-@compilable
+def _own_feature_error(student: Tensor, teacher: Tensor) -> Tensor:
+    from trainable.distill import (
+        error_kernels,
+    )  # needs Triton, which is there where kernels are asked for
+
+    if error_kernels.takes(student, teacher):
+        return error_kernels.squared_error(student, teacher)
+    return squared_error(student, teacher)
+
+
+@partial(compilable, own=_own_feature_error)
 def feature_error(student: Tensor, teacher: Tensor) -> Tensor:
     """Σ over samples of the mean squared difference of a sample's features (StableKD, eq. 6 and 7).
 

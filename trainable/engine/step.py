@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from trainable import ranks
 from trainable.branches import Wait, branch, nothing
-from trainable.compiled import Backend, Compiler
+from trainable.compiled import OWN, Backend, Compiler
 from trainable.config import TrainConfig
 from trainable.distill.objective import Objective
 from trainable.distill.terms import LOSS, Terms
@@ -99,7 +99,7 @@ class Step:
         student = self._objective.student
         own = own_norms and has_kernels(student, self._one.device)
         self._layers = backend_of(student, compiles=compiles, own=own)
-        self._formulas = "inductor" if compiles else None
+        self._formulas = "inductor" if compiles else OWN if own else None
         if own and self._layers is None:
             take_own_kernels(student, self._one.device)
             self._convolutions = Beside()

@@ -47,7 +47,7 @@ def statistics(
     parts = torch.empty(2, shape.parts, channels, dtype=torch.float32, device=x.device)
     found = torch.empty(5, channels, dtype=torch.float32, device=x.device)
     _kernels.norm_statistics[shape.grid](
-        *(x, parts, _arrivals(x.device), found, weight, bias, running_mean, running_var, tracked),
+        *(x, parts, arrivals(x.device), found, weight, bias, running_mean, running_var, tracked),
         *(m, shape.rows, shape.parts, eps, momentum),
         TRACKED=tracked is not None,
         **shape.constants(channels),
@@ -74,7 +74,7 @@ def statistics_over_ranks(
     if inbox is not None:
         found = torch.empty(5, channels, dtype=torch.float32, device=x.device)
         _kernels.norm_statistics_over_peers[shape.grid](
-            *(x, parts, _arrivals(x.device), found, weight, bias, running_mean, running_var),
+            *(x, parts, arrivals(x.device), found, weight, bias, running_mean, running_var),
             *(inbox.addresses, inbox.numbers, inbox.tries, ranks.rank(), ranks.world_size()),
             *(m, shape.rows, shape.parts, eps, momentum),
             **shape.constants(channels),
@@ -82,7 +82,7 @@ def statistics_over_ranks(
         return found
     rows = torch.empty(ranks.world_size(), 2 * channels + 1, device=x.device)
     _kernels.norm_moments[shape.grid](
-        *(x, parts, _arrivals(x.device), rows, ranks.rank(), len(rows), m, shape.rows, shape.parts),
+        *(x, parts, arrivals(x.device), rows, ranks.rank(), len(rows), m, shape.rows, shape.parts),
         **shape.constants(channels),
     )
     # A sum with zeros, which changes nothing: gathering has another name in each torch and backend.
@@ -128,7 +128,7 @@ def gradients(
     joined = torch.empty_like(of_channels) if over_ranks else None
     passed = (norm_triton.BY_OUTPUT if added else norm_triton.BY_INPUT).value if relu else 0
     _kernels.norm_gradient_sums[shape.grid](
-        *(x, y, dy, parts, _arrivals(x.device), found, of_channels, joined),
+        *(x, y, dy, parts, arrivals(x.device), found, of_channels, joined),
         *((inbox.addresses, inbox.numbers, inbox.tries) if inbox is not None else (None, None, 0)),
         *(ranks.rank(), ranks.world_size(), m, shape.rows, shape.parts),
         PASSED=passed,
@@ -170,7 +170,7 @@ def _parts_of(whole: int, size: int) -> int:
 def _tiles(x: Tensor) -> tuple[int, int, _Shape]:
     channels = x.shape[1]
     m = x.numel() // channels
-    return m, channels, _Shape(m, channels, 2 * _multiprocessors(x.device))
+    return m, channels, _Shape(m, channels, 2 * multiprocessors(x.device))
 
 
 def _pass_grid(m: int, channels: int, shape: _Shape) -> tuple[int, int]:
@@ -178,7 +178,8 @@ def _pass_grid(m: int, channels: int, shape: _Shape) -> tuple[int, int]:
 
 
 @functools.cache
-def _multiprocessors(device: torch.device) -> int:
+def multiprocessors(device: torch.device) -> int:
+    """Of a GPU; as many programs as run at once are a few times these."""
     if device.type != "cuda":
         return 2  # Triton's interpreter
     return torch.cuda.get_device_properties(device).multi_processor_count
@@ -203,7 +204,7 @@ def _slot(device: torch.device, stream: int) -> int:
 _given: dict[torch.device, int] = {}
 
 
-def _arrivals(device: torch.device) -> Tensor:
+def arrivals(device: torch.device) -> Tensor:
     """How many programs of a column have ended: 0 between kernels, of which one at a time runs on a stream."""
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
     return _counts(device)[_slot(device, stream)]

@@ -54,7 +54,11 @@ class Beside(TorchFunctionMode):
     """Inside, convolutions are `conv2d`s: those of layers that run as they are written."""
 
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         del types
         return (conv2d if func is torch.conv2d else func)(*args, **(kwargs or {}))
