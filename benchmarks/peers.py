@@ -4,7 +4,8 @@
     python benchmarks/peers.py --device cpu              on CPUs, WRN-40-2 → WRN-16-2, nothing compiled
 
 The update of benchmarks/step.py, as far as each library has it. `timm` is timm's LogitDistillationTask in the loop of
-its train.py, with its own scaler and clipping: in the usual layout, in channels_last, and that compiled in the modes of
+its train.py, with its own scaler and clipping, which reads the loss of every update: in the usual layout, with
+--channels-last, which lays the student and the pictures so and not the teacher, and that compiled in the modes of
 torch.compile which its task takes. `torchdistill` is its DistillationBox with KDLoss; it knows no GradScaler, and
 goes without in fp16. Their losses are the product's, none of them looks at what is not finite or measures gradients.
 Libraries that are not installed are left out: pip install timm torchdistill.
@@ -37,15 +38,15 @@ NORMALIZED = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
 
 
 def timm(case: Case, *, channels_last: bool = True, mode: str | None = None) -> Update:
-    """timm's task in its loop, compiled in a mode of torch.compile."""
+    """timm's task in its loop, compiled in a mode of torch.compile; the loop is train.py's of timm 1.0.29."""
     from timm.task import DistillationTeacher, LogitDistillationTask
     from timm.utils import NativeScaler, dispatch_clip_grad
 
     layout = torch.channels_last if channels_last else torch.contiguous_format
     student, teacher = (
-        copy.deepcopy(network).to(case.device).to(memory_format=layout)
-        for network in (case.student, case.teacher)
+        copy.deepcopy(network).to(case.device) for network in (case.student, case.teacher)
     )
+    student.to(memory_format=layout)
     student.pretrained_cfg = teacher.pretrained_cfg = NORMALIZED
     task = LogitDistillationTask(
         student,
@@ -74,6 +75,7 @@ def timm(case: Case, *, channels_last: bool = True, mode: str | None = None) -> 
             loss.backward()
             dispatch_clip_grad(task.get_clip_parameters(), CLIP)
             optimizer.step()
+        loss.item()
         optimizer.zero_grad()
 
     return update

@@ -126,22 +126,25 @@ def gradients(
     parts = torch.empty(2, shape.parts, channels, dtype=torch.float32, device=x.device)
     of_channels = torch.empty(2, channels, dtype=torch.float32, device=x.device)
     joined = torch.empty_like(of_channels) if over_ranks else None
+    of_shortcut = torch.empty_like(x) if added else x.new_empty(0)
     passed = (norm_triton.BY_OUTPUT if added else norm_triton.BY_INPUT).value if relu else 0
     _kernels.norm_gradient_sums[shape.grid](
-        *(x, y, dy, parts, arrivals(x.device), found, of_channels, joined),
+        *(x, y, dy, of_shortcut, parts, arrivals(x.device), found, of_channels, joined),
         *((inbox.addresses, inbox.numbers, inbox.tries) if inbox is not None else (None, None, 0)),
         *(ranks.rank(), ranks.world_size(), m, shape.rows, shape.parts),
+        ADDED=added,
         PASSED=passed,
         **shape.constants(channels),
     )
     sums = of_channels if joined is None else joined
     if joined is not None and inbox is None:
         ranks.sum_over_ranks(joined)
+    if added:
+        dy, passed = of_shortcut, 0
     dx = torch.empty_like(x)
-    of_shortcut = torch.empty_like(x) if added else x.new_empty(0)
     _kernels.norm_gradients[_pass_grid(m, channels, shape)](
-        *(x, y, dy, dx, of_shortcut, sums, found, m),
-        *(channels, added, passed, _PASS_ROWS, shape.width),
+        *(x, dy, dx, sums, found, m),
+        *(channels, passed, _PASS_ROWS, shape.width),
         num_warps=4,
     )
     return dx, of_shortcut, of_channels

@@ -250,6 +250,7 @@ def norm_gradient_sums(
     x,
     y,
     dy,
+    of_shortcut,
     parts,
     arrivals,
     found,
@@ -263,6 +264,7 @@ def norm_gradient_sums(
     m,
     rows_of_part,
     count,
+    ADDED: tl.constexpr,
     PASSED: tl.constexpr,
     C,
     ROWS: tl.constexpr,
@@ -270,6 +272,7 @@ def norm_gradient_sums(
 ):
     """Of γ and of β: Σ g·(x − mean)/√(variance + ε) and Σ g, where g is what ReLU lets pass of dy.
 
+    The gradient of the shortcut, if there is one, is g, which `norm_gradients` reads there in place of dy.
     `joined`, if there is any, gets the same for all ranks to sum, or where there are `inboxes` the ranks' sums.
     """
     c = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
@@ -287,6 +290,8 @@ def norm_gradient_sums(
         at = r[:, None].to(tl.int64) * C + c[None, :]
         v = tl.load(x + at, mask=is_in, other=0.0).to(tl.float32)
         g = _passed(dy, y, v, at, is_in, factor[None, :], shift[None, :], PASSED)
+        if ADDED:
+            tl.store(of_shortcut + at, g, mask=is_in)
         one += g
         two += tl.where(is_in, g * (v - mean[None, :]), 0.0)
     if _is_last(parts, arrivals, tl.sum(one, 0), tl.sum(two, 0), c, is_channel, count, C):
@@ -322,20 +327,17 @@ def norm_gradient_sums(
 @triton.jit
 def norm_gradients(
     x,
-    y,
     dy,
     dx,
-    of_shortcut,
     of_channels,
     found,
     m,
     C,
-    ADDED: tl.constexpr,
     PASSED: tl.constexpr,
     ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    """Of x, factor·(g − Σ g/M − x̂·Σ g·x̂/M) with x̂ = (x − mean)/√(variance + ε), and of the shortcut, g."""
+    """Of x, factor·(g − Σ g/M − x̂·Σ g·x̂/M) with x̂ = (x − mean)/√(variance + ε), and g what passed of dy."""
     at, is_in, c, is_channel = _place(m, C, ROWS, WIDTH)
     mean = tl.load(found + c, mask=is_channel, other=0.0)
     invstd = tl.load(found + C + c, mask=is_channel, other=0.0)
@@ -345,10 +347,8 @@ def norm_gradients(
     slope = -over * invstd * tl.load(of_channels + c, mask=is_channel, other=0.0)
     level = -over * tl.load(of_channels + C + c, mask=is_channel, other=0.0) - slope * mean
     v = tl.load(x + at, mask=is_in, other=0.0).to(tl.float32)
-    g = _passed(dy, y, v, at, is_in, factor[None, :], shift[None, :], PASSED)
+    g = _passed(dy, None, v, at, is_in, factor[None, :], shift[None, :], PASSED)
     tl.store(dx + at, g * factor[None, :] + v * slope[None, :] + level[None, :], mask=is_in)
-    if ADDED:
-        tl.store(of_shortcut + at, g, mask=is_in)
 
 
 @triton.jit
