@@ -33,13 +33,18 @@ pytestmark = [
 ]
 UPDATES, BAD = 14, 9
 """Updates, and that one of them, counted from 0, whose pictures overflow on rank 1."""
-LATE = ("weights' gradients late", "SyncBatchNorm, weights' gradients late")
+LATE = (
+    "weights' gradients late",
+    "SyncBatchNorm, weights' gradients late",
+    "StableKD's groups, weights' gradients late",
+)
 STEPS: dict[str, dict[str, Any]] = {
     "fp16": {"distill": KD, "precision": "fp16"},
     "SyncBatchNorm": {"distill": KD, "precision": "fp16", "sync": True},
     "accumulated": {"distill": KD, "precision": "fp16", "accumulate": 4, "clip": 5.0},
     LATE[0]: {"distill": KD, "precision": "fp16"},
     LATE[1]: {"distill": KD, "precision": "fp16", "sync": True},
+    LATE[2]: {"distill": STABLE, "precision": "fp16"},
     "all": {
         "distill": STABLE,
         "precision": "fp16",

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
 from tests.gpu.stepping import CUDA, late_weights
+from trainable.branches import branch
 from trainable.networks.norm_graph import own_kernels
 from trainable.networks.weight_gradients import awaited
 
@@ -38,22 +39,32 @@ def network() -> nn.Sequential:
     return blocks.to(CUDA).to(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("micro_batches", [1, 2])
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
 def test_gradients_that_come_late_are_those_of_one_stream(
-    micro_batches: int, half: torch.dtype, streams: list[torch.cuda.Stream]
+    groups: int, micro_batches: int, half: torch.dtype, streams: list[torch.cuda.Stream]
 ) -> None:
+    """Of one group of blocks, and of two beside each other."""
     x = torch.randn(64, 64, 16, 16, device=CUDA).to(memory_format=torch.channels_last)
-    one = network()
+    one = nn.ModuleList(network() for _ in range(groups))
     other = copy.deepcopy(one)
 
-    def passes(blocks: nn.Sequential) -> None:
+    def error(blocks: nn.Module) -> Tensor:
         forward = torch.compile(blocks, backend=own_kernels, dynamic=False)
+        with torch.autocast("cuda", half):
+            y: Tensor = forward(x)
+        return y.float().square().mean()
+
+    def passes(blocks: nn.ModuleList) -> None:
+        *others, last = blocks
         for _ in range(micro_batches):
-            with torch.autocast("cuda", half):
-                y: Tensor = forward(x)
+            with branch("another group") as wait:
+                errors = [error(group) for group in others]
+            errors.append(error(last))
+            wait()
             with awaited():
-                y.float().square().mean().backward()
+                torch.stack(errors).sum().backward()
 
     for _ in range(3):
         passes(one)
@@ -70,8 +81,8 @@ def test_gradients_that_come_late_are_those_of_one_stream(
         passes(other)
     graph.replay()
     torch.cuda.synchronize()
-    assert len(streams) == CONVOLUTIONS * micro_batches
-    assert len(set(streams)) == 1
+    assert len(streams) == CONVOLUTIONS * micro_batches * groups
+    assert len(set(streams)) == groups
     assert capturing not in streams
     for a, b in zip(one.parameters(), other.parameters(), strict=True):
         assert a.grad is not None

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torchvision.models.resnet import BasicBlock
 
-from trainable.branches import branch
 from trainable.networks import weight_gradients
 from trainable.networks.norm_graph import own_kernels
 from trainable.networks.weight_gradients import Beside, awaited, conv2d
@@ -129,15 +128,3 @@ def test_layers_that_run_as_they_are_written_have_them_too(captured: list[Tensor
         found.append([y, x.grad, *(parameter.grad for parameter in block.parameters())])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other)
-
-
-def test_in_a_branch_it_is_torchs_own(captured: list[Tensor]) -> None:
-    x, weight = pictures(2, 6, 9, 9), pictures(8, 6, 3, 3).requires_grad_()
-
-    def is_torchs() -> bool:
-        return "_Convolution" not in type(conv2d(x, weight).grad_fn).__name__
-
-    assert not is_torchs()
-    with branch("one") as wait:
-        assert is_torchs()
-    wait()

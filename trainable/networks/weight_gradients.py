@@ -1,11 +1,12 @@
 """Convolutions whose weight's gradient is computed beside the rest of the backward pass, in an update that is captured.
 
-Nothing of the backward pass depends on it, and BatchNorm's, which comes next, is bound by memory.
+Nothing of the backward pass depends on it, and BatchNorm's, which comes next, is bound by memory. Each branch of an
+update has such a branch of its own.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,16 +16,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
-from trainable.branches import Wait, branch, is_inside
+from trainable.branches import Wait, branch
 
-_BRANCH = "weights"
 _AT_ONCE = 2
-"""Of so many convolutions the gradients are on their way: what they are made of is kept meanwhile."""
+"""In a branch so many convolutions' gradients are on their way: what they are made of is kept meanwhile."""
 
 _TYPES = (torch.float32, torch.float16, torch.bfloat16)
 Numbers = int | Sequence[int]
-_kept: deque[tuple[Wait, Tensor, Tensor, Tensor]] = deque()
-"""What the gradients on their way are made of: a process has one backward pass at a time."""
+_kept: defaultdict[str, deque[tuple[Wait, Tensor, Tensor, Tensor]]] = defaultdict(deque)
+"""What the gradients on their way are made of, by branch: a process has one backward pass at a time."""
 
 
 def conv2d(
@@ -42,7 +42,7 @@ def conv2d(
         return torch.conv2d(x, weight, bias, stride, padding, dilation, groups)  # type: ignore[arg-type]
     if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
-    with branch(_BRANCH) as wait:  # where its gradient arrives, too
+    with branch(_branch()) as wait:  # where its gradient arrives, too
         weight = weight.view_as(weight)
     wait()
     shape = (_two(stride), _two(padding), _two(dilation), groups)
@@ -69,8 +69,9 @@ def awaited() -> Generator[None]:
     """Around a backward pass: when it is over all gradients are there, and nothing is kept for them."""
     try:
         yield
-        while _kept:
-            _wait_for_first()
+        for kept in _kept.values():
+            for wait, *_ in kept:
+                wait()
     finally:
         _kept.clear()
 
@@ -95,19 +96,23 @@ class _Convolution(torch.autograd.Function):
             of_x, _ = _gradients(of_y, x, weight, ctx.shape, (True, False))
         # Autograd takes it to be made in the current stream. What it does with it comes in the branch all the same,
         # since `conv2d` has the weight there; and it has the weight's type, to which autograd would cast it here.
-        with branch(_BRANCH) as wait:
+        name = _branch()
+        with branch(name) as wait:
             _, of_weight = _gradients(of_y, x, weight, ctx.shape, (False, True))
             assert of_weight is not None
             of_weight = of_weight.to(ctx.dtype)
-        _kept.append((wait, x, weight, of_y))
-        if len(_kept) > _AT_ONCE:
-            _wait_for_first()
+        kept = _kept[name]
+        kept.append((wait, x, weight, of_y))
+        if len(kept) > _AT_ONCE:
+            wait, *_ = kept.popleft()
+            wait()
         return of_x, of_weight, None
 
 
-def _wait_for_first() -> None:
-    wait, *_ = _kept.popleft()
-    wait()
+def _branch() -> str:
+    """Beside the current stream."""
+    stream = torch.cuda.current_stream().cuda_stream if torch.cuda.is_available() else 0
+    return f"weights of {stream}"
 
 
 def _gradients(
@@ -125,7 +130,7 @@ def _gradients(
 def _is_beside(x: Tensor, weight: Tensor) -> bool:
     is_usual = x.dim() == 4 and {x.dtype, weight.dtype} <= {*_TYPES}
     is_trained = weight.requires_grad and torch.is_grad_enabled()
-    return is_usual and is_trained and not is_inside() and _is_captured(x)
+    return is_usual and is_trained and _is_captured(x)
 
 
 def _is_captured(x: Tensor) -> bool:
