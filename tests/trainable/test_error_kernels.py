@@ -1,4 +1,4 @@
-"""The squared error's own CUDA kernels, interpreted on the CPU."""
+"""Own CUDA kernels of the errors between features, interpreted on the CPU."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from torch import Tensor
 from tests.trainable.stepping import step_of
 from tests.trainable.trials import MakeConfig
 from trainable.compiled import OWN, Compiler
+from trainable.distill.at import attention_error
 from trainable.distill.terms import feature_error, squared_error
 from trainable.engine import step as step_module
 from trainable.networks.blocks import BlockNetwork
 from trainable.networks.zoo import Pictures, build
 
 pytest.importorskip("triton")
-from trainable.distill import error_kernels
+from trainable.distill import attention_kernels, error_kernels
 from trainable.networks import norm_kernels
 
 if os.environ.get("TRITON_INTERPRET") != "1":
@@ -132,3 +133,86 @@ def test_formulas_have_own_kernels_where_norms_have(
     step.compile_for(4)
     assert step._compiler is not None
     assert step._compiler.formulas == formulas
+
+
+def own_attention(student: Tensor, teacher: Tensor) -> Tensor:
+    with Compiler(len(student), formulas=OWN).at_work(len(student)):
+        return attention_error(student, teacher)
+
+
+@pytest.fixture
+def attended(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Features whose attention maps the kernels compared."""
+    seen: list[Any] = []
+    function = attention_kernels.attention_error
+
+    def noted(*pair: Tensor) -> Tensor:
+        seen.append(pair)
+        return function(*pair)
+
+    monkeypatch.setattr(attention_kernels, "attention_error", noted)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("size", "channels", "dtype"),
+    [
+        *((size, (100, 3), torch.float32) for size in [(9, 7), (1, 1)]),
+        *(((9, 7), (8, 24), dtype) for dtype in (torch.float16, torch.bfloat16)),
+        ((34, 34), (3, 5), torch.float32),  # more positions than are read at once
+    ],
+)
+def test_attention_is_compared_as_in_double_precision(
+    size: tuple[int, int], channels: tuple[int, int], dtype: torch.dtype, attended: list[Any]
+) -> None:
+    """As ReLUs leave the features, and with a sample that is dark in each."""
+    mine, theirs = channels
+    student = maps(4, mine, *size, seed=0, dtype=dtype).relu()
+    teacher = maps(4, theirs, *size, seed=1, dtype=dtype).relu()
+    student[1], teacher[2] = 0, 0
+    student.requires_grad_()
+    error = own_attention(student, teacher)
+    (error * 300).backward()
+    wide = student.detach().double().requires_grad_()
+    maps_of = [x.square().sum(1).flatten(1) for x in (wide, teacher.double())]
+    one, two = (q / q.norm(dim=1, keepdim=True).clamp_min(1e-12) for q in maps_of)
+    exact = (one - two).square().mean(1).sum()
+    (exact * 300).backward()
+    assert len(attended) == 1
+    assert float(error.detach()) == pytest.approx(float(exact.detach()), rel=1e-5)
+    assert student.grad is not None
+    assert student.grad.stride() == student.stride()
+    assert wide.grad is not None
+    eps, largest = torch.finfo(dtype).eps, float(wide.grad.abs().amax())
+    off = (student.grad.double() - wide.grad).abs()
+    assert float((off - 2 * eps * wide.grad.abs()).amax()) <= 2e-6 * largest + 1e-7
+
+
+def test_a_dark_sample_has_no_gradient_and_a_bad_one_is_seen() -> None:
+    student, teacher = (maps(3, 8, 4, 4, seed=seed) for seed in (0, 1))
+    student[1] = 0
+    student[2, 0, 0, 0] = float("nan")
+    student.requires_grad_()
+    error = own_attention(student, teacher)
+    error.backward()
+    assert error.isnan()
+    assert student.grad is not None
+    assert not student.grad[1].any()
+    assert student.grad[2].isnan().any()
+    assert student.grad[0].isfinite().all()
+
+
+def test_attention_of_other_features_is_torchs(attended: list[Any]) -> None:
+    student, teacher = maps(4, 8, 6, 6, seed=0), maps(4, 16, 6, 6, seed=1)
+    others = [
+        (student, teacher.contiguous()),
+        (student[:, :, ::2], teacher[:, :, ::2]),
+        (student.double(), teacher.double()),
+        (student, teacher.clone().requires_grad_()),
+    ]
+    for pair in others:
+        found, expected = (
+            function(*pair).detach() for function in (own_attention, attention_error)
+        )
+        torch.testing.assert_close(found, expected)
+    assert not attended

@@ -25,9 +25,8 @@ from tests.trainable.methods import (
     noise,
     transformer,
 )
-from trainable.compiled import OWN, Compiler
 from trainable.config import DistillConfig, TrialConfig
-from trainable.distill.at import attention, attention_error
+from trainable.distill.at import attention
 from trainable.distill.dkd import decoupled
 from trainable.distill.maps import FeatureShapes, feature_shapes
 from trainable.distill.nst import squared_mmd
@@ -112,24 +111,6 @@ def test_at_is_equation_2_over_networks_of_other_widths(batch: Batch) -> None:
         for a, b in zip(mine, theirs, strict=True):
             expected += (plain_attention(a) - plain_attention(b)).square().mean().item()
     added(found, batch, expected)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_at_without_copies_in_fp32_is_the_same(dtype: torch.dtype) -> None:
-    teacher = maps(1, 6).to(dtype)
-    found: list[tuple[Tensor, Tensor | None]] = []
-    for formulas in (None, OWN):
-        student = maps(0, 4).to(dtype).requires_grad_()
-        with Compiler(5, formulas=formulas).at_work(5):
-            error = attention_error(student, teacher)
-        (error * 100).backward()
-        found.append((error.detach(), student.grad))
-    (expected, gradient), (own, own_gradient) = found
-    assert gradient is not None
-    assert gradient.abs().sum() > 0
-    torch.testing.assert_close(own, expected, rtol=1e-5, atol=0)
-    eps = torch.finfo(dtype).eps
-    torch.testing.assert_close(own_gradient, gradient, rtol=max(2 * eps, 1e-5), atol=1e-6)
 
 
 # ------------------------------------------------------------------------------------------ nst

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
-import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from trainable.compiled import compilable
@@ -28,8 +25,12 @@ class AttentionTransfer(ComparedMaps):
 
 
 def _own_attention_error(student: Tensor, teacher: Tensor) -> Tensor:
-    energies: list[Tensor] = [_Energy.apply(x) for x in (student, teacher)]  # pyright: ignore[reportUnknownMemberType]
-    return squared_error(*map(_of_length_1, energies))
+    # They need Triton, which is there where kernels are asked for.
+    from trainable.distill import attention_kernels
+
+    if attention_kernels.takes(student, teacher):
+        return attention_kernels.attention_error(student, teacher)
+    return squared_error(attention(student), attention(teacher))
 
 
 @partial(compilable, own=_own_attention_error)
@@ -40,23 +41,4 @@ def attention_error(student: Tensor, teacher: Tensor) -> Tensor:
 
 def attention(feature: Tensor) -> Tensor:
     """Q/‖Q‖₂, of (batch, channels, height, width) → (batch, height·width), in fp32."""
-    return _of_length_1(feature.float().square().sum(1))
-
-
-def _of_length_1(energy: Tensor) -> Tensor:
-    return F.normalize(energy.flatten(1), dim=1)
-
-
-class _Energy(torch.autograd.Function):
-    """Σ_c A_c² in fp32, (batch, channels, …) → (batch, …), each way in one kernel that makes no copy in fp32."""
-
-    @staticmethod
-    def forward(ctx: Any, feature: Tensor) -> Tensor:
-        ctx.save_for_backward(feature)
-        return torch.linalg.vector_norm(feature, dim=1, dtype=torch.float32).square()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:  # type: ignore[override]
-        (feature,) = ctx.saved_tensors
-        return torch.mul(feature, 2 * gradients[0].unsqueeze(1), out=torch.empty_like(feature))
+    return F.normalize(feature.float().square().sum(1).flatten(1), dim=1)

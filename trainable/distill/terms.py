@@ -53,9 +53,8 @@ def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def _own_feature_error(student: Tensor, teacher: Tensor) -> Tensor:
-    from trainable.distill import (
-        error_kernels,
-    )  # needs Triton, which is there where kernels are asked for
+    # They need Triton, which is there where kernels are asked for.
+    from trainable.distill import error_kernels
 
     if error_kernels.takes(student, teacher):
         return error_kernels.squared_error(student, teacher)
