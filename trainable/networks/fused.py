@@ -26,8 +26,8 @@ _log = logging.getLogger(__name__)
 BOUND, ROUNDING = 1.5, 1e-4
 """A fused forward may be as many times as far from fp32 as the recorded one is, or this far where that is fp32."""
 
-_LANES = 8
-"""Channels come in multiples of these in the convolutions that cuDNN fuses well."""
+_LANES, _NARROW = 8, 4
+"""Channels come in multiples of these in the convolutions that cuDNN fuses well; as few as a picture's it may, too."""
 
 
 def kind_of(x: Tensor) -> Hashable:
@@ -144,9 +144,25 @@ def _joinable(record: Record, node: fx.Node) -> Convolution | None:
         is_fit = _takes(weight.dtype)
     else:
         is_half = weight.dtype in (torch.float16, torch.bfloat16)
-        has_lanes = not weight.shape[0] % _LANES and not weight.shape[1] % _LANES
-        is_fit = is_half and has_lanes and found.groups == 1
+        is_fit = is_half and found.groups == 1 and not weight.shape[0] % _LANES
+        if is_fit and weight.shape[1] % _LANES:
+            is_fit = weight.shape[1] <= _NARROW and _is_fused(found, weight)
     return found if is_fit else None
+
+
+def _is_fused(narrow: Convolution, weight: Tensor) -> bool:
+    """Whether cuDNN has such a convolution together with ReLU, which is tried."""
+    shape = narrow.x.meta["tensor_meta"].shape
+    last = torch.channels_last
+    x = torch.zeros(shape, dtype=weight.dtype, device=weight.device).to(memory_format=last)
+    settings = (narrow.stride, narrow.padding, narrow.dilation, narrow.groups)
+    try:
+        aten.cudnn_convolution_relu.default(x, weight, weight.new_zeros(len(weight)), *settings)
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        return False
+    return True
 
 
 def _takes(dtype: torch.dtype) -> bool:

@@ -11,7 +11,7 @@ cuDNN's own kernels for this wait until a whole GPU is free, and know of no addi
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,8 +22,20 @@ from trainable.networks.peers import Inbox
 
 _kernels: Any = norm_triton  # Triton's launches, kernel[grid](…), have no types
 
-_ROWS, _CHANNELS = 128, 64
-"""Of the tile that a program sums over at once."""
+
+class _Tile(NamedTuple):
+    """Of the programs that sum: its rows, and how many tiles they ask for at once."""
+
+    rows: int
+    at_once: int
+
+
+_SUMS, _SUMS_AND_SHORTCUT = _Tile(64, 4), _Tile(128, 2)
+"""The fastest on an H100, where one or two maps are read, and where three are and one is written."""
+_CHANNELS = 64
+"""Of a tile."""
+_LEAST = 128
+"""Rows for a program: with fewer it takes longer to add up what all have."""
 _PASS_ROWS = 32
 """Of the tile that a program of the second kernel computes."""
 
@@ -122,7 +134,7 @@ def gradients(
     Those of γ and β stay this rank's, and go into that of `x` summed where statistics were taken `over_ranks`: by the
     `inbox` of 2·channels words that each rank has for it, or without one by NCCL.
     """
-    m, channels, shape = _tiles(x)
+    m, channels, shape = _tiles(x, _SUMS_AND_SHORTCUT if added else _SUMS)
     parts = torch.empty(2, shape.parts, channels, dtype=torch.float32, device=x.device)
     of_channels = torch.empty(2, channels, dtype=torch.float32, device=x.device)
     joined = torch.empty_like(of_channels) if over_ranks else None
@@ -145,7 +157,7 @@ def gradients(
     _kernels.norm_gradients[_pass_grid(m, channels, shape)](
         *(x, dy, dx, sums, found, m),
         *(channels, passed, _PASS_ROWS, shape.width),
-        num_warps=4,
+        num_warps=2,
     )
     return dx, of_shortcut, of_channels
 
@@ -153,16 +165,20 @@ def gradients(
 class _Shape:
     """How a matrix is divided into parts for the programs that sum over it."""
 
-    def __init__(self, m: int, channels: int, programs: int) -> None:
+    def __init__(self, m: int, channels: int, programs: int, tile: _Tile) -> None:
+        self._tile = tile
         self.width = min(_CHANNELS, max(32, 1 << (channels - 1).bit_length()))
         self.columns = _parts_of(channels, self.width)
-        tiles = _parts_of(m, _ROWS)
-        self.rows = _parts_of(tiles, max(1, min(programs // self.columns, tiles))) * _ROWS
+        tiles = _parts_of(m, tile.rows)
+        each = max(_parts_of(tiles, max(1, programs // self.columns)), _LEAST // tile.rows)
+        self.rows = each * tile.rows
         self.parts = _parts_of(m, self.rows)
         self.grid = (self.parts, self.columns)
 
     def constants(self, channels: int) -> dict[str, int]:
-        return {"C": channels, "ROWS": _ROWS, "WIDTH": self.width, "num_warps": 8}
+        rows, at_once = self._tile
+        sizes = {"C": channels, "ROWS": rows, "AT_ONCE": at_once, "WIDTH": self.width}
+        return {**sizes, "num_warps": 8}
 
 
 def _parts_of(whole: int, size: int) -> int:
@@ -170,10 +186,10 @@ def _parts_of(whole: int, size: int) -> int:
     return -(-whole // size)
 
 
-def _tiles(x: Tensor) -> tuple[int, int, _Shape]:
+def _tiles(x: Tensor, tile: _Tile = _SUMS) -> tuple[int, int, _Shape]:
     channels = x.shape[1]
     m = x.numel() // channels
-    return m, channels, _Shape(m, channels, 2 * multiprocessors(x.device))
+    return m, channels, _Shape(m, channels, 2 * multiprocessors(x.device), tile)
 
 
 def _pass_grid(m: int, channels: int, shape: _Shape) -> tuple[int, int]:

@@ -1,9 +1,11 @@
 # pyright: reportMissingParameterType=false, reportUnknownParameterType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportUnknownMemberType=false, reportMissingTypeStubs=false
 # pyright: reportOperatorIssue=false, reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false
+# pyright: reportGeneralTypeIssues=false
 """The CUDA kernels that `norm_kernels` launches, in Triton's language.
 
-A tile has ROWS rows and WIDTH channels of the (m, C) matrix x. Sums over the rows are made in `count` parts.
+A tile has ROWS rows and WIDTH channels of the (m, C) matrix x. Sums over the rows are made in `count` parts, each by a
+program that asks for AT_ONCE tiles before it needs the first.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ BY_OUTPUT, BY_INPUT = tl.constexpr(1), tl.constexpr(2)
 """How the backward pass knows where ReLU let pass: by its output, or from x, where nothing was added in between."""
 _SAMPLED = tl.constexpr(32)
 """Rows whose mean a channel's sums are made about."""
-_PARTS = tl.constexpr(32)
+_PARTS = tl.constexpr(64)
 """Read at once by the program that adds them up."""
 
 
@@ -38,13 +40,14 @@ def norm_statistics(
     TRACKED: tl.constexpr,
     C,
     ROWS: tl.constexpr,
+    AT_ONCE: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
     """The numbers of each channel (`_settle`) from all rows of x."""
     c = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
     is_channel = c < C
     about = _about(x, m, c, is_channel, C)
-    one, two = _sums_about(x, about, m, rows_of_part, c, is_channel, C, ROWS, WIDTH)
+    one, two = _sums_about(x, about, m, rows_of_part, c, is_channel, C, ROWS, AT_ONCE, WIDTH)
     if _is_last(parts, arrivals, one, two, c, is_channel, count, C):
         mean, variance = _moments(parts, about, m, c, is_channel, count, C, WIDTH)
         _settle(
@@ -79,13 +82,14 @@ def norm_moments(
     count,
     C,
     ROWS: tl.constexpr,
+    AT_ONCE: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
     """(ranks, 2·C + 1): mean and variance of each channel over the rows of x, and their number; zeros of others."""
     c = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
     is_channel = c < C
     about = _about(x, m, c, is_channel, C)
-    one, two = _sums_about(x, about, m, rows_of_part, c, is_channel, C, ROWS, WIDTH)
+    one, two = _sums_about(x, about, m, rows_of_part, c, is_channel, C, ROWS, AT_ONCE, WIDTH)
     if _is_last(parts, arrivals, one, two, c, is_channel, count, C):
         mean, variance = _moments(parts, about, m, c, is_channel, count, C, WIDTH)
         for rank in range(ranks):
@@ -118,6 +122,7 @@ def norm_statistics_over_peers(
     momentum,
     C,
     ROWS: tl.constexpr,
+    AT_ONCE: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
     """The numbers of each channel (`_settle`) from the rows of all ranks, which each sends the others itself.
@@ -127,7 +132,7 @@ def norm_statistics_over_peers(
     c = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
     is_channel = c < C
     about = _about(x, m, c, is_channel, C)
-    one, two = _sums_about(x, about, m, rows_of_part, c, is_channel, C, ROWS, WIDTH)
+    one, two = _sums_about(x, about, m, rows_of_part, c, is_channel, C, ROWS, AT_ONCE, WIDTH)
     if _is_last(parts, arrivals, one, two, c, is_channel, count, C):
         mean, variance = _moments(parts, about, m, c, is_channel, count, C, WIDTH)
         number = tl.load(numbers + tl.program_id(1)) + 1
@@ -268,6 +273,7 @@ def norm_gradient_sums(
     PASSED: tl.constexpr,
     C,
     ROWS: tl.constexpr,
+    AT_ONCE: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
     """Of γ and of β: Σ g·(x − mean)/√(variance + ε) and Σ g, where g is what ReLU lets pass of dy.
@@ -284,7 +290,7 @@ def norm_gradient_sums(
     last = tl.minimum(first + rows_of_part, m)
     one = tl.zeros([ROWS, WIDTH], tl.float32)
     two = tl.zeros([ROWS, WIDTH], tl.float32)
-    for row in range(first, last, ROWS):
+    for row in tl.range(first, last, ROWS, loop_unroll_factor=AT_ONCE):
         r = row + tl.arange(0, ROWS)
         is_in = (r < last)[:, None] & is_channel[None, :]
         at = r[:, None].to(tl.int64) * C + c[None, :]
@@ -450,6 +456,7 @@ def _sums_about(
     is_channel,
     C,
     ROWS: tl.constexpr,
+    AT_ONCE: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
     """Of this program's rows: Σ d and Σ d², with d what a value is off one of its channel.
@@ -460,7 +467,7 @@ def _sums_about(
     last = tl.minimum(first + rows_of_part, m)
     one = tl.zeros([ROWS, WIDTH], tl.float32)
     two = tl.zeros([ROWS, WIDTH], tl.float32)
-    for row in range(first, last, ROWS):
+    for row in tl.range(first, last, ROWS, loop_unroll_factor=AT_ONCE):
         r = row + tl.arange(0, ROWS)
         is_in = (r < last)[:, None] & is_channel[None, :]
         v = tl.load(x + r[:, None].to(tl.int64) * C + c[None, :], mask=is_in, other=0.0)
