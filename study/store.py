@@ -36,7 +36,7 @@ from trainable.errors import ConfigError, ExportError, input_error
 _REASON_CHARACTERS = 500
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 _SERVERS = ("http", "https", "databricks")
-_PATIENCE_S = 4
+_PATIENCE_S = 10
 
 
 @dataclass(frozen=True)

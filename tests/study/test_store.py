@@ -77,7 +77,7 @@ def test_server_that_never_answers_is_told_soon() -> None:
         started = time.monotonic()
         with pytest.raises(ConfigError, match=r"^tracking\.uri: "):
             open_store(f"http://127.0.0.1:{silent.getsockname()[1]}", "e", None)
-        assert time.monotonic() - started < 12
+        assert time.monotonic() - started < 30
     assert os.environ.get("MLFLOW_HTTP_REQUEST_TIMEOUT") == patience
 
 
