@@ -3,7 +3,8 @@
 
 VENV ?= .venv
 BIN := $(VENV)/bin
-PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Python compiles what it imports, a small part of what is installed, when it does.
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 CONFIG ?= configs/quickstart.yaml
 # The first interpreter that is new enough; looked up only when .venv has to be made.
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
