@@ -38,7 +38,7 @@ KINDS = {
     "convolutions, gradient of the weights": ("wgrad", "cutlass", "init_device_workspace"),
     "BatchNorm, ReLU, casts, losses": (
         *("triton", "batch_norm", "batchnorm", "bn_", "softmax"),
-        *("norm_statistics", "norm_output", "norm_gradient", "squared_error"),
+        *("norm_statistics", "norm_output", "norm_gradient", "squared_error", "attention_"),
     ),
     "optimizer, unscaling, norms, clipping": ("multi_tensor", "lpnorm", "amp_"),
 }

@@ -1,4 +1,4 @@
-"""Functions in other kernels than torch's own, through torch.compile, where a step asks for it."""
+"""Functions in other kernels than torch's own, through torch.compile or the project's, where a step asks for it."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ every block and feature, for every batch size, and for every dropout and BatchNo
 
 
 Backend = str | Callable[..., Any]
-"""Of torch.compile."""
+"""Of torch.compile, or OWN."""
 OWN = "own"
 """In place of one, for formulas: no compiler, but the project's kernels wherever there are some."""
 
 
 class Compiler:
-    """While it is at work, what is `compilable` runs compiled, on micro-batches of one size.
+    """While it is at work, what is `compilable` runs in other kernels, on micro-batches of one size.
 
     Others, such as an epoch's short last one, run as they are written. Where something cannot be compiled all does
     from then on, and a line in the log says why.

@@ -63,7 +63,7 @@ class _AttentionError(torch.autograd.Function):
         student, energies, lengths = ctx.saved_tensors
         samples, channels, height, width = student.shape
         positions, of_student = height * width, torch.empty_like(student)
-        _kernels.attention_gradient[(-(-positions // _BACKWARD["ROWS"]), samples)](
+        _kernels.attention_gradient[(samples, -(-positions // _BACKWARD["ROWS"]))](
             *(student, energies, lengths, gradients[0].float().contiguous(), of_student),
             *(positions, channels, _FLOOR),
             **_BACKWARD,

@@ -61,7 +61,7 @@ def attention_gradient(
     BLOCK: tl.constexpr,
 ):
     """2·x·∂/∂q, with ∂/∂q = 2·of_error/(P·n)·((u_S − u_T) − u_S·Σ u_S·(u_S − u_T)), for some rows of a sample."""
-    sample, samples = tl.program_id(1), tl.num_programs(1)
+    sample, samples = tl.program_id(0), tl.num_programs(0)
     mine = energies + sample.to(tl.int64) * P
     theirs = mine + samples.to(tl.int64) * P
     own, others = tl.load(lengths + sample), tl.load(lengths + samples + sample)
@@ -71,9 +71,9 @@ def attention_gradient(
         along += u * off
     # Shorter than `floor`, a map is divided by that, which does not change with it.
     total = tl.where(own == floor, 0.0, tl.sum(along, 0))
-    u, off = _difference(mine, theirs, own, others, tl.program_id(0) * ROWS, P, ROWS)
+    u, off = _difference(mine, theirs, own, others, tl.program_id(1) * ROWS, P, ROWS)
     slope = 4.0 * tl.load(of_error) / P * (off - u * total) / own
-    r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    r = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     for first in range(0, C, WIDTH):
         c = first + tl.arange(0, WIDTH)
         is_in = (r < P)[:, None] & (c < C)[None, :]

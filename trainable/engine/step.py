@@ -94,7 +94,8 @@ class Step:
         """Those of micro-batches of the size that `compile_for` says, where they are to be others than torch's own.
 
         BatchNorm has the project's where it is to have `own_norms` and there are; if it `compiles`, all else has
-        Inductor's. All ranks are to ask, and alike: SyncBatchNorm has them in micro-batches of any size.
+        Inductor's, and if not, so have errors between features, and convolutions a backward pass of their own. All
+        ranks are to ask, and alike: SyncBatchNorm has them in micro-batches of any size.
         """
         student = self._objective.student
         own = own_norms and has_kernels(student, self._one.device)

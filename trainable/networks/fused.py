@@ -130,12 +130,13 @@ def _before(record: Record, node: fx.Node) -> tuple[Convolution | None, fx.Node 
     one, other = (source.meta["tensor_meta"] for source in inputs)
     if one.shape != other.shape or one.dtype != other.dtype:
         return None, None
-    found = [_joinable(record, source) for source in inputs]
+    found = [_joinable(record, source, narrow=False) for source in inputs]
     place = 0 if found[0] is not None else 1
     return found[place], inputs[1 - place]
 
 
-def _joinable(record: Record, node: fx.Node) -> Convolution | None:
+def _joinable(record: Record, node: fx.Node, *, narrow: bool = True) -> Convolution | None:
+    """A convolution that a kernel can have together with ReLU, if `narrow` is true one of a picture's channels, too."""
     found = convolution_of(node)
     if found is None or not found.is_taken_once or len(found.stride) != 2:
         return None
@@ -146,18 +147,19 @@ def _joinable(record: Record, node: fx.Node) -> Convolution | None:
         is_half = weight.dtype in (torch.float16, torch.bfloat16)
         is_fit = is_half and found.groups == 1 and not weight.shape[0] % _LANES
         if is_fit and weight.shape[1] % _LANES:
-            is_fit = weight.shape[1] <= _NARROW and _is_fused(found, weight)
+            is_fit = narrow and weight.shape[1] <= _NARROW and _is_fused(found, weight)
     return found if is_fit else None
 
 
 def _is_fused(narrow: Convolution, weight: Tensor) -> bool:
     """Whether cuDNN has such a convolution together with ReLU, which is tried."""
-    shape = narrow.x.meta["tensor_meta"].shape
-    last = torch.channels_last
-    x = torch.zeros(shape, dtype=weight.dtype, device=weight.device).to(memory_format=last)
+    of_x = narrow.x.meta["tensor_meta"]
+    x = torch.empty_strided(of_x.shape, of_x.stride, dtype=weight.dtype, device=weight.device)
     settings = (narrow.stride, narrow.padding, narrow.dilation, narrow.groups)
     try:
-        aten.cudnn_convolution_relu.default(x, weight, weight.new_zeros(len(weight)), *settings)
+        aten.cudnn_convolution_relu.default(
+            x.zero_(), weight, weight.new_zeros(len(weight)), *settings
+        )
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise

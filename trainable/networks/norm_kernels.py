@@ -31,7 +31,7 @@ class _Tile(NamedTuple):
 
 
 _SUMS, _SUMS_AND_SHORTCUT = _Tile(64, 4), _Tile(128, 2)
-"""The fastest on an H100, where one or two maps are read, and where three are and one is written."""
+"""The fastest on an H100: where one or two maps are read, and where a shortcut's gradient is written too."""
 _CHANNELS = 64
 """Of a tile."""
 _LEAST = 128

@@ -51,7 +51,7 @@ def conv2d(
 
 
 class Beside(TorchFunctionMode):
-    """Inside, convolutions are `conv2d`s: those of layers that run as they are written."""
+    """Inside, convolutions of layers that run as they are written are `conv2d`s, as far as those go."""
 
     def __torch_function__(
         self,
