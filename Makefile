@@ -3,8 +3,7 @@
 
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Python compiles what it imports, a small part of what is installed, when it does.
-PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 CONFIG ?= configs/quickstart.yaml
 # The first interpreter that is new enough; looked up only when .venv has to be made.
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
