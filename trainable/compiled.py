@@ -23,7 +23,7 @@ every block and feature, for every batch size, and for every dropout and BatchNo
 Backend = str | Callable[..., Any]
 """Of torch.compile, or OWN."""
 OWN = "own"
-"""In place of one, for formulas: no compiler, but the project's kernels wherever there are some."""
+"""Of formulas: no compiler, but the project's kernels wherever there are some."""
 
 
 class Compiler:

@@ -38,18 +38,23 @@ def own(student: Tensor, teacher: Tensor) -> Tensor:
         return feature_error(student, teacher)
 
 
-@pytest.fixture
-def launched(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Maps that the kernels were given."""
+def calls_of(patch: pytest.MonkeyPatch, module: Any, name: str) -> list[Any]:
+    """What a function will have been given."""
     seen: list[Any] = []
-    function = error_kernels.squared_error
+    function = getattr(module, name)
 
     def noted(*pair: Tensor) -> Tensor:
         seen.append(pair)
         return function(*pair)
 
-    monkeypatch.setattr(error_kernels, "squared_error", noted)
+    patch.setattr(module, name, noted)
     return seen
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Maps that the kernels were given."""
+    return calls_of(monkeypatch, error_kernels, "squared_error")
 
 
 @pytest.mark.parametrize("shape", [(4, 64, 9, 7), (3, 5), (2, 1, 1, 1), (5, 24, 48, 48), (2, 7, 6)])
@@ -143,15 +148,7 @@ def own_attention(student: Tensor, teacher: Tensor) -> Tensor:
 @pytest.fixture
 def attended(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Features whose attention maps the kernels compared."""
-    seen: list[Any] = []
-    function = attention_kernels.attention_error
-
-    def noted(*pair: Tensor) -> Tensor:
-        seen.append(pair)
-        return function(*pair)
-
-    monkeypatch.setattr(attention_kernels, "attention_error", noted)
-    return seen
+    return calls_of(monkeypatch, attention_kernels, "attention_error")
 
 
 @pytest.mark.parametrize(

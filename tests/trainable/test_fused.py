@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -19,7 +20,8 @@ from tests.trainable.trials import MakeConfig, train, untrained_teacher
 from trainable.networks import fused as fused_module
 from trainable.networks.blocks import BlockNetwork
 from trainable.networks.build import Pictures, load_teacher
-from trainable.networks.fused import distance, fused
+from trainable.networks.folding import convolution_of
+from trainable.networks.fused import _is_fused, distance, fused
 from trainable.networks.record import Record
 from trainable.networks.teacher import FrozenTeacher
 from trainable.networks.zoo import build
@@ -429,3 +431,12 @@ def test_a_process_keeps_its_last_teacher(make_config: MakeConfig, tmp_path: Pat
     assert torch.equal(*states)
     path.write_bytes(path.read_bytes())  # written again: it could be another one
     assert load_teacher(config, PICTURES, path) is not found[0]
+
+
+def test_a_stem_that_cudnn_does_not_fuse_is_left_as_it_is() -> None:
+    """As on a CPU, which has none of cuDNN's kernels."""
+    stem = nn.Conv2d(3, 8, 3, padding=1)
+    record = Record(lambda x: (stem(x).relu(),), pictures())
+    ShapeProp(record.module).propagate(pictures())
+    (found,) = (c for node in record.nodes() if (c := convolution_of(node)) is not None)
+    assert not _is_fused(found, record.value(found.weight))

@@ -25,7 +25,7 @@ class AttentionTransfer(ComparedMaps):
 
 
 def _own_attention_error(student: Tensor, teacher: Tensor) -> Tensor:
-    # They need Triton, which is there where kernels are asked for.
+    # The kernels need Triton, which is there where they are asked for.
     from trainable.distill import attention_kernels
 
     if attention_kernels.takes(student, teacher):

@@ -19,7 +19,7 @@ _TYPES = (torch.float16, torch.bfloat16, torch.float32)
 _FLOOR = 1e-12
 """As in torch.nn.functional.normalize."""
 _FORWARD = {"ROWS": 256, "WIDTH": 64, "BLOCK": 1024, "num_warps": 16}
-_BACKWARD = {"ROWS": 64, "WIDTH": 64, "BLOCK": 1024, "num_warps": 8}
+_BACKWARD = {"ROWS": 64, "WIDTH": 64, "num_warps": 8}
 """Of the tiles of a map that programs read at once."""
 
 
@@ -47,25 +47,26 @@ class _AttentionError(torch.autograd.Function):
     def forward(ctx: Any, student: Tensor, teacher: Tensor) -> Tensor:
         samples, channels, height, width = student.shape
         positions = height * width
-        found = student.new_empty(2 * samples * positions + 3 * samples, dtype=torch.float32)
-        energies, lengths, errors = found.split((2 * samples * positions, 2 * samples, samples))
+        energies = student.new_empty(2, samples, positions, dtype=torch.float32)
+        numbers = student.new_empty(3, samples, dtype=torch.float32)
+        errors = student.new_empty(samples, dtype=torch.float32)
         _kernels.attention_error[(samples,)](
-            *(student, teacher, energies, lengths, errors),
+            *(student, teacher, energies, numbers, errors),
             *(positions, channels, teacher.shape[1], _FLOOR),
             **_FORWARD,
         )
-        ctx.save_for_backward(student, energies, lengths)
+        ctx.save_for_backward(student, energies, numbers)
         return errors.sum()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        student, energies, lengths = ctx.saved_tensors
+        student, energies, numbers = ctx.saved_tensors
         samples, channels, height, width = student.shape
         positions, of_student = height * width, torch.empty_like(student)
         _kernels.attention_gradient[(samples, -(-positions // _BACKWARD["ROWS"]))](
-            *(student, energies, lengths, gradients[0].float().contiguous(), of_student),
-            *(positions, channels, _FLOOR),
+            *(student, energies, numbers, gradients[0].float().contiguous(), of_student),
+            *(positions, channels),
             **_BACKWARD,
         )
         return of_student, None

@@ -17,7 +17,7 @@ def attention_error(
     student,
     teacher,
     energies,
-    lengths,
+    numbers,
     errors,
     P,
     CS,
@@ -29,7 +29,8 @@ def attention_error(
 ):
     """errors, (samples,), of which this program makes one: mean (u_S − u_T)².
 
-    energies, (2, samples, P), are q of both; lengths, (2, samples), n, at least `floor`.
+    energies, (2, samples, P), are q of both; numbers, (3, samples), n of both, at least `floor`, and how far n_S moves
+    the error: Σ u_S·(u_S − u_T).
     """
     sample, samples = tl.program_id(0), tl.num_programs(0)
     mine = energies + sample.to(tl.int64) * P
@@ -38,39 +39,36 @@ def attention_error(
     others = _energies(teacher + sample.to(tl.int64) * P * CT, theirs, P, CT, floor, ROWS, WIDTH)
     tl.debug_barrier()  # all of the program's threads have stored theirs
     squares = tl.zeros([BLOCK], tl.float32)
+    along = tl.zeros([BLOCK], tl.float32)
     for start in range(0, P, BLOCK):
-        _, off = _difference(mine, theirs, own, others, start, P, BLOCK)
+        u, off = _difference(mine, theirs, own, others, start, P, BLOCK)
         squares += off * off
+        along += u * off
     tl.store(errors + sample, tl.sum(squares, 0) / P)
-    tl.store(lengths + sample, own)
-    tl.store(lengths + samples + sample, others)
+    tl.store(numbers + sample, own)
+    tl.store(numbers + samples + sample, others)
+    # Shorter than `floor`, a map is divided by that, which does not change with it.
+    tl.store(numbers + 2 * samples + sample, tl.where(own == floor, 0.0, tl.sum(along, 0)))
 
 
 @triton.jit
 def attention_gradient(
     student,
     energies,
-    lengths,
+    numbers,
     of_error,
     of_student,
     P,
     C,
-    floor,
     ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
-    BLOCK: tl.constexpr,
 ):
     """2·x·∂/∂q, with ∂/∂q = 2·of_error/(P·n)·((u_S − u_T) − u_S·Σ u_S·(u_S − u_T)), for some rows of a sample."""
     sample, samples = tl.program_id(0), tl.num_programs(0)
     mine = energies + sample.to(tl.int64) * P
     theirs = mine + samples.to(tl.int64) * P
-    own, others = tl.load(lengths + sample), tl.load(lengths + samples + sample)
-    along = tl.zeros([BLOCK], tl.float32)
-    for start in range(0, P, BLOCK):
-        u, off = _difference(mine, theirs, own, others, start, P, BLOCK)
-        along += u * off
-    # Shorter than `floor`, a map is divided by that, which does not change with it.
-    total = tl.where(own == floor, 0.0, tl.sum(along, 0))
+    own, others = tl.load(numbers + sample), tl.load(numbers + samples + sample)
+    total = tl.load(numbers + 2 * samples + sample)
     u, off = _difference(mine, theirs, own, others, tl.program_id(1) * ROWS, P, ROWS)
     slope = 4.0 * tl.load(of_error) / P * (off - u * total) / own
     r = tl.program_id(1) * ROWS + tl.arange(0, ROWS)

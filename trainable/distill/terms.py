@@ -53,7 +53,7 @@ def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def _own_feature_error(student: Tensor, teacher: Tensor) -> Tensor:
-    # They need Triton, which is there where kernels are asked for.
+    # The kernels need Triton, which is there where they are asked for.
     from trainable.distill import error_kernels
 
     if error_kernels.takes(student, teacher):
