@@ -45,15 +45,15 @@ from trainable.networks import norm_kernels
 CPU = torch.device("cpu")
 
 
-def skip_on_gpus() -> None:
+def skip_unless_interpreted() -> None:
     if os.environ.get("TRITON_INTERPRET") != "1":
-        pytest.skip("on a machine with a GPU tests/gpu has them")
+        pytest.skip("Triton interprets nothing here; tests/gpu has them")
 
 
 @pytest.fixture
 def kernels(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The launchers of kernels that Triton interprets."""
-    skip_on_gpus()
+    skip_unless_interpreted()
     monkeypatch.setattr(joined_norm, "_DEVICES", "cpu")
     joined_norm._is_tried.cache_clear()
     return norm_kernels
@@ -527,7 +527,7 @@ def trained(way: str, share: slice, memory: list[Tensor]) -> Iterator[dict[str, 
 @pytest.fixture(scope="module")
 def on_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """One spawn for all ways."""
-    skip_on_gpus()
+    skip_unless_interpreted()
     folder = tmp_path_factory.mktemp("ranks")
     memory = [
         torch.zeros(2 * 2 * 5 * (24 + 32), dtype=torch.int64).share_memory_() for _ in range(2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import logging
+import warnings
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -90,7 +91,8 @@ def write_onnx(program: ExportedProgram, path: Path) -> None:
     """As an ONNX model: input `images`, output `logits`."""
     for noisy in ("torch.onnx", "onnxscript", "onnx_ir"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
-    with refused("onnx", "leave onnx out of --formats"):
+    with refused("onnx", "leave onnx out of --formats"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch 2.11's, of its own exporter
         model: Any = torch.onnx.export(
             program,
             dynamo=True,
@@ -109,7 +111,9 @@ def run_of(form: Format, folder: Path) -> Run:
         case "safetensors":
             return load_student(folder)
         case "program":
-            return torch.export.load(path).module()
+            with warnings.catch_warnings():  # torch 2.11's, of the bytes that it read itself
+                warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
+                return torch.export.load(path).module()
         case "onnx":
             return _onnx_run(path)
 
