@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from tests.trainable.on_ranks import run_on_ranks
 from tests.trainable.stepping import noise, step_of, update
 from trainable.compiled import Compiler
 from trainable.config import DistillConfig, TrialConfig
@@ -218,7 +218,7 @@ def _rank(rank: int, folder: str) -> None:
 
 
 def test_ten_updates_on_two_ranks_give_the_same_bits(tmp_path: Path) -> None:
-    mp.spawn(_rank, (str(tmp_path),), nprocs=2)
+    run_on_ranks(_rank, str(tmp_path), ranks=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     for accumulate in (1, 2):
         for found in (first[accumulate], second[accumulate]):

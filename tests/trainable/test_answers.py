@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 
+from tests.trainable.on_ranks import run_on_ranks
 from tests.trainable.trials import (
     CPU,
     MakeConfig,
@@ -448,7 +448,7 @@ def test_two_ranks_that_ask_at_once_ask_once_and_each_gathers_its_own(
         distill=STABLE,
         train={"epochs": 3, "workers": RANKS, "accumulate": 2},
     )
-    mp.spawn(_rank, (str(tmp_path), config), nprocs=RANKS)
+    run_on_ranks(_rank, str(tmp_path), config, ranks=RANKS)
     assert len(list(tmp_path.glob("asked-by-*"))) == 1
     told = [
         torch.load(tmp_path / f"{on}-{rank}.pt", weights_only=True)

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from tests.trainable.on_ranks import run_on_ranks
 from tests.trainable.shared_gradients import Halves, Offset, Scaled
 from tests.trainable.stepping import PLAIN_SGD, noise, plain_network, weights
 from tests.trainable.trials import CPU
@@ -204,7 +204,7 @@ def _rank(rank: int, folder: str) -> None:
 def on_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """One spawn for all tests."""
     folder: Path = tmp_path_factory.mktemp("exchange")
-    mp.spawn(_rank, (str(folder),), nprocs=RANKS)
+    run_on_ranks(_rank, str(folder), ranks=RANKS)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]
 
 

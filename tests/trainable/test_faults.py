@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 
+from tests.trainable.on_ranks import run_on_ranks
 from tests.trainable.stepping import (
     Batch,
     Breakable,
@@ -260,7 +260,7 @@ def digests(state: dict[str, bytes]) -> dict[str, str]:
 def on_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """One spawn for all; by rank, method and fault."""
     folder = tmp_path_factory.mktemp("faults")
-    mp.spawn(_rank, (str(folder),), nprocs=2)
+    run_on_ranks(_rank, str(folder), ranks=2)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 

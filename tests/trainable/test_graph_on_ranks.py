@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 
+from tests.trainable.on_ranks import run_on_ranks
 from tests.trainable.test_graph import Cuda, Graph, Replayed
 from tests.trainable.trials import CPU, numbers, untrained_teacher
 from trainable import ranks
@@ -122,7 +122,7 @@ def _rank(rank: int, folder: str, acts: dict[str, Callable[[], Any]]) -> None:
 
 
 def on_two_ranks(folder: Path, **acts: Callable[[], Any]) -> list[dict[str, Any]]:
-    mp.spawn(_rank, (str(folder), acts), nprocs=RANKS)
+    run_on_ranks(_rank, str(folder), acts, ranks=RANKS)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
+from tests.trainable.on_ranks import run_on_ranks
 from tests.trainable.trials import CPU, numbers, student_with_dropout, untrained_teacher
 from trainable import ranks, records
 from trainable.config import TrialConfig
@@ -80,7 +80,7 @@ def trained(
     folder: Path, config: TrialConfig, name: str, *, stops: bool = False
 ) -> list[list[dict[str, float]]]:
     """The metrics of every epoch, by rank."""
-    mp.spawn(_rank, (str(folder), config, name, stops), nprocs=RANKS)
+    run_on_ranks(_rank, str(folder), config, name, stops, ranks=RANKS)
     return [torch.load(folder / f"{name}-{r}.pt", weights_only=True) for r in range(RANKS)]
 
 

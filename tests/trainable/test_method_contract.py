@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -26,6 +25,7 @@ from tests.trainable.methods import (
     directions_of_logits,
     noise,
 )
+from tests.trainable.on_ranks import run_on_ranks
 from tests.trainable.stepping import gradients_at_step
 from tests.trainable.trials import CPU, train, untrained_teacher
 from trainable import ranks, records
@@ -294,7 +294,7 @@ def _rank(rank: int, folder: str) -> None:
 def on_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, list[Tensor]]]:
     """One spawn for all methods."""
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(_rank, (str(folder),), nprocs=2)
+    run_on_ranks(_rank, str(folder), ranks=2)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from tests.trainable.on_ranks import run_on_ranks
 from tests.trainable.stepping import step_of
 from tests.trainable.trials import MakeConfig
 from trainable import ranks
@@ -532,7 +532,7 @@ def on_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     memory = [
         torch.zeros(2 * 2 * 5 * (24 + 32), dtype=torch.int64).share_memory_() for _ in range(2)
     ]
-    mp.spawn(_rank, (str(folder), memory), nprocs=2)
+    run_on_ranks(_rank, str(folder), memory, ranks=2)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 

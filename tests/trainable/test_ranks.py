@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 
+from tests.trainable.on_ranks import run_on_ranks
 from tests.trainable.stepping import gradients_at_step, noise, plain_network
 from tests.trainable.trials import CPU
 from trainable import ranks, records
@@ -173,7 +173,7 @@ def _rank(rank: int, folder: str) -> None:
 def on_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """One spawn for all tests; by rank and what was done."""
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(_rank, (str(folder),), nprocs=2)
+    run_on_ranks(_rank, str(folder), ranks=2)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from safetensors.torch import load_file
 from torch import Tensor
 
 from study.problems import all_paths
 from study.tree import with_values
+from tests.trainable.on_ranks import run_on_ranks
 from tests.trainable.trials import CPU, untrained_teacher
 from trainable.config import TrialConfig
 from trainable.engine.checkpoint import BEST
@@ -199,7 +199,7 @@ def test_statistics_over_all_workers_train_another_student(tmp_path: Path) -> No
         assert is_read(trial, "train.batchnorm.sync")
         folder = tmp_path / str(sync)
         folder.mkdir()
-        mp.spawn(_rank, (str(folder), trial), nprocs=2)
+        run_on_ranks(_rank, str(folder), trial, ranks=2)
         students.append(load_file(folder / BEST))
     one, other = students
     assert not torch.equal(one["conv1.weight"], other["conv1.weight"])

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from tests.trainable.norm_layers import (
@@ -25,6 +24,7 @@ from tests.trainable.norm_layers import (
     results_of,
     sync,
 )
+from tests.trainable.on_ranks import run_on_ranks
 from tests.trainable.stepping import gradients_at_step, noise
 from tests.trainable.trials import CPU
 from trainable import ranks
@@ -169,7 +169,7 @@ def _rank(rank: int, folder: str) -> None:
 def on_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
     """One spawn for all tests; by world and rank."""
     folder = tmp_path_factory.mktemp("sync")
-    mp.spawn(_rank, (str(folder),), nprocs=max(WORLDS))
+    run_on_ranks(_rank, str(folder), ranks=max(WORLDS))
     return {world: [read(folder / f"{world}-{r}.pt") for r in range(world)] for world in WORLDS}
 
 
