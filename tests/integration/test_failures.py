@@ -90,6 +90,7 @@ def test_killed_trial_without_retries_fails_and_the_study_goes_on(
     assert "died" in run.data.tags["kd.error"], run.data.tags["kd.error"]
 
 
+@pytest.mark.slow
 def test_study_without_a_usable_trial_exits_1_and_says_why(
     tmp_path: Path, configure: Any, ray_cluster: str, left_by: Any
 ) -> None:
