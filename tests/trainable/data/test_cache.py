@@ -137,8 +137,6 @@ from pathlib import Path
 from trainable.config import DataConfig
 from trainable.data import opened
 from trainable.data.store import open_dataset
-from trainable.places import cache_folder
-from trainable.places import cache_folder
 
 def decode_slowly(pictures, rows, *, keep, decode_rows=opened.decode_rows):
     print("decoding", flush=True)
