@@ -133,7 +133,6 @@ def train_alone(left: Any, storage: Path, **values: Any) -> Any:
     return parse_config({**tree, "search": {}})
 
 
-@pytest.mark.slow
 def test_train_in_a_fresh_process_gives_the_same_numbers(
     studies: list[Any], tmp_path: Path, ray_cluster: str, left_by: Any
 ) -> None:

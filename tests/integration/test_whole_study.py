@@ -306,7 +306,6 @@ def test_a_database_with_anothers_study_of_that_name_is_refused_before_anything_
     assert not (config.folder / LEDGER).exists()
 
 
-@pytest.mark.slow
 def test_second_study_finds_the_teacher_and_stops_when_its_time_is_up(
     whole: Any, configure: Any, conduct: Any, make_spy: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
